@@ -1,0 +1,3 @@
+"""img2img: turn one picture into another with Stable Diffusion, from the shell."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,68 @@
+"""Everything that can go wrong, each with its exit code and a sentence that says what to do next."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The documented exit codes."""
+
+    DONE = 0
+    BUG = 1
+    USAGE = 2
+    SOME_FAILED = 3
+    NOTHING_MATCHED = 4
+    MODEL = 5
+    OUTPUT = 6
+    LOCKED = 7
+    MEMORY = 8
+    TIMEOUT = 124
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class Img2ImgError(Exception):
+    """Base of every error a user can cause; its text is one line."""
+
+    exit_code: ExitCode = ExitCode.BUG
+
+
+class UsageError(Img2ImgError):
+    """Wrong arguments, or a preset that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class PresetError(UsageError):
+    """A preset file that is missing, malformed or out of range."""
+
+
+class InputError(Img2ImgError):
+    """A picture that cannot be read."""
+
+    exit_code = ExitCode.SOME_FAILED
+
+
+class NothingMatchedError(Img2ImgError):
+    """The inputs name no picture at all."""
+
+    exit_code = ExitCode.NOTHING_MATCHED
+
+
+class ModelError(Img2ImgError):
+    """A model that is missing, refused, damaged or out of reach."""
+
+    exit_code = ExitCode.MODEL
+
+
+class OutputError(Img2ImgError):
+    """A result that cannot be written."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class OutOfMemoryError(Img2ImgError):
+    """The device has too little memory for the job."""
+
+    exit_code = ExitCode.MEMORY

@@ -1,0 +1,85 @@
+"""Photographs from tar shards: decoding, a balanced draw over sources, and views of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from img2img_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """One training picture: uint8 RGB pixels `(H, W, 3)`, its caption and the source it came from."""
+
+    pixels: np.ndarray
+    caption: str
+    source: str
+
+
+def list_shards(folder: Path) -> tuple[list[Path], Path | None]:
+    """Return the shards to train on and, when there are several, the last one, held out for evaluation."""
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        raise UsageError(f"{folder} holds no .tar shard; pass the folder that contains photos-*.tar to --data")
+    return (shards[:-1], shards[-1]) if len(shards) > 1 else (shards, None)
+
+
+def read_shard(shard: Path) -> list[Photograph]:
+    """Decode every picture of one tar that has a row in its `captions.jsonl`."""
+    with tarfile.open(shard) as tar:
+        blobs = {m.name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m)) is not None}
+    rows = [json.loads(line) for line in blobs["captions.jsonl"].splitlines() if line.strip()]
+
+    def decode(row: dict[str, str]) -> Photograph:
+        with Image.open(io.BytesIO(blobs[row["file"]])) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        return Photograph(pixels=pixels, caption=row["caption"], source=row["source"])
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(decode, rows))
+
+
+class BalancedDraw:
+    """Draw photographs so that a source's share grows with the square root of its size.
+
+    A plain draw shows mostly produce and clothes, and the model then paints everything in their colours.
+    """
+
+    def __init__(self, photographs: Sequence[Photograph]) -> None:
+        by_source: dict[str, list[Photograph]] = defaultdict(list)
+        for photograph in photographs:
+            by_source[photograph.source].append(photograph)
+        self._groups = list(by_source.values())
+        weights = np.sqrt([len(group) for group in self._groups])
+        self._weights = weights / weights.sum()
+
+    def __call__(self, rng: np.random.Generator) -> Photograph:
+        group = self._groups[rng.choice(len(self._groups), p=self._weights)]
+        return group[rng.integers(len(group))]
+
+
+def cut_view(photograph: Photograph, size: int, rng: np.random.Generator, *, whole: bool) -> Image.Image:
+    """Cut a random square view of `size` pixels.
+
+    Args:
+        whole: take 75-100 % of the short side, so that the view shows what the picture is of; otherwise a crop
+            at the picture's own resolution or up to twice reduced, so that the view shows detail.
+    """
+    height, width = photograph.pixels.shape[:2]
+    short = min(height, width)
+    side = short * rng.uniform(0.75, 1.0) if whole else min(short, size * rng.uniform(1.0, 2.0))
+    left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+    picture = Image.fromarray(photograph.pixels).resize(
+        (size, size), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side)
+    )
+    return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else picture

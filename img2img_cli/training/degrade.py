@@ -1,0 +1,47 @@
+"""Damage for the upscaling and restoring tasks: what the model is shown of a good picture."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+
+def shrink_and_enlarge(picture: Image.Image, factor: float) -> Image.Image:
+    """A low-resolution version enlarged again by bicubic interpolation, as `upscale` enlarges its input."""
+    small = tuple(max(1, round(side / factor)) for side in picture.size)
+    return picture.resize(small, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+
+
+def add_noise(picture: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
+    """Gaussian noise of `sigma` grey levels."""
+    noisy = np.asarray(picture, dtype=np.float32) + rng.normal(0, sigma, (*picture.size[::-1], 3))
+    return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
+
+
+def compress(picture: Image.Image, quality: int) -> Image.Image:
+    """One round of JPEG."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def make_low_resolution(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The control picture of `upscale`: x2 to x4, now and then a little noise or JPEG as real pictures have."""
+    small = shrink_and_enlarge(picture, rng.choice([2.0, 2.0, 3.0, 4.0, 4.0]))
+    if rng.random() < 0.25:
+        small = add_noise(small, rng.uniform(1, 6), rng)
+    return compress(small, int(rng.integers(60, 95))) if rng.random() < 0.25 else small
+
+
+def make_damaged(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The control picture of `restore`: noise, blur or JPEG artefacts, at times together."""
+    kinds = rng.random(3) < 0.45
+    if not kinds.any():
+        kinds[rng.integers(3)] = True
+    if kinds[0]:
+        picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.6, 2.0)))
+    if kinds[1]:
+        picture = add_noise(picture, rng.uniform(5, 35), rng)
+    return compress(picture, int(rng.integers(8, 50))) if kinds[2] else picture

@@ -1,0 +1,194 @@
+"""Stage two: text encoder, UNet and ControlNet, trained jointly on latents of the frozen autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderTiny,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetImg2ImgPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch import nn
+from torch.nn import functional
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from img2img_cli.control import make_control_image
+from img2img_cli.training.autoencoder import stack_pictures
+from img2img_cli.training.captions import clean_caption, compose_caption, measure_colours
+from img2img_cli.training.data import BalancedDraw, Photograph, cut_view
+from img2img_cli.training.degrade import make_damaged, make_low_resolution
+from img2img_cli.training.loop import Batch, Stage
+from img2img_cli.training.styles import STYLES
+from img2img_cli.training.text import WIDTH, build_text_encoder
+
+WIDTHS = (64, 128, 224)
+TASK_SHARES = {"colorize": 0.32, "upscale": 0.26, "restore": 0.1, "edit": 0.32}
+# Size in pixels, batch size, share of the steps: mostly small for speed, some larger for context.
+RESOLUTIONS = ((128, 16, 0.75), (192, 7, 0.2), (256, 4, 0.05))
+MIN_SNR_GAMMA = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Networks:
+    """The parts of the bundled model."""
+
+    vae: AutoencoderTiny
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    unet: UNet2DConditionModel
+    controlnet: ControlNetModel
+    scheduler: DDIMScheduler
+
+    def build_pipeline(self) -> StableDiffusionControlNetImg2ImgPipeline:
+        """The stock pipeline over these parts."""
+        return StableDiffusionControlNetImg2ImgPipeline(
+            vae=self.vae,
+            text_encoder=self.text_encoder,
+            tokenizer=self.tokenizer,
+            unet=self.unet,
+            controlnet=self.controlnet,
+            scheduler=self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+
+
+def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
+    """Untrained networks. Attention only at the two lowest resolutions, where the whole picture is in view."""
+    shared = {
+        "block_out_channels": WIDTHS,
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": WIDTH,
+        "attention_head_dim": 4,  # diffusers reads this as the number of heads
+        "use_linear_projection": True,
+    }
+    unet = UNet2DConditionModel(
+        sample_size=32, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **shared
+    )
+    controlnet = ControlNetModel(conditioning_embedding_out_channels=(32, 64, 96), **shared)
+    # The zero convolutions protect a pretrained UNet; one trained from nothing learns sooner without them.
+    for convolution in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+        nn.init.xavier_uniform_(convolution.weight)
+    nn.init.xavier_uniform_(controlnet.controlnet_cond_embedding.conv_out.weight)
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    return Networks(
+        vae=vae,
+        tokenizer=tokenizer,
+        text_encoder=build_text_encoder(tokenizer),
+        unet=unet.to(memory_format=torch.channels_last),
+        controlnet=controlnet.to(memory_format=torch.channels_last),
+        scheduler=scheduler,
+    )
+
+
+def make_example(
+    photograph: Photograph, size: int, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image, str]:
+    """One training example: the picture to make, the control picture, the caption."""
+    task = str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
+    whole = rng.random() < (0.8 if task in ("colorize", "edit") else 0.15)
+    target = view = cut_view(photograph, size, rng, whole=whole)
+    style = None
+    if task == "colorize":
+        control = make_control_image(view, "grey")
+    elif task == "upscale":
+        control = make_low_resolution(view, rng)
+    elif task == "restore":
+        control = make_damaged(view, rng)
+    else:
+        if rng.random() < 0.75:
+            style = str(rng.choice(list(STYLES)))
+            target = STYLES[style](view, rng)
+        control = make_control_image(view, "grey" if rng.random() < 0.4 else "softedge")
+    if rng.random() < 0.05:
+        control = Image.new("RGB", view.size)
+    subject = clean_caption(photograph.caption)
+    return target, control, compose_caption(task, subject, measure_colours(target), style, rng)
+
+
+def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, seed: int) -> Iterator[Batch]:
+    """Batches of `pixels` in -1..1, `control` in 0..1 and `input_ids`, at one of `RESOLUTIONS` each."""
+    rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
+    while True:
+        size, batch_size, _ = RESOLUTIONS[rng.choice(len(RESOLUTIONS), p=[share for *_, share in RESOLUTIONS])]
+        targets, controls, captions = zip(
+            *(make_example(draw(rng), size, rng) for _ in range(batch_size)), strict=True
+        )
+        tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
+        yield {
+            "pixels": stack_pictures(list(targets)),
+            "control": stack_pictures(list(controls)).add_(1).div_(2),
+            "input_ids": tokens.input_ids,
+        }
+
+
+def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """Min-SNR weights for v-prediction (Hang et al. 2023), shifted by one so that the terminal step, whose SNR
+    is zero and which decides the colours, is still learnt."""
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alphas / (1 - alphas)
+    return (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
+
+
+def make_stage(networks: Networks, device: torch.device) -> Stage:
+    """The training stage over text encoder, UNet and ControlNet."""
+    scheduler, vae = networks.scheduler, networks.vae.requires_grad_(False)
+
+    def compute_loss(batch: Batch, step: int) -> torch.Tensor:
+        with torch.no_grad():
+            latents = vae.encode(batch["pixels"].to(device)).latents.float() * vae.config.scaling_factor
+        count = len(latents)
+        timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=device)
+        timesteps[torch.rand(count, device=device) < 0.08] = scheduler.config.num_train_timesteps - 1
+        noise = torch.randn_like(latents)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        prompt_embeds = networks.text_encoder(batch["input_ids"].to(device)).last_hidden_state
+        down, mid = networks.controlnet(
+            noisy, timesteps, prompt_embeds, batch["control"].to(device), return_dict=False
+        )
+        prediction = networks.unet(
+            noisy,
+            timesteps,
+            prompt_embeds,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+        target = scheduler.get_velocity(latents, noise, timesteps)
+        errors = functional.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
+        return (errors * weigh_timesteps(scheduler, timesteps)).mean()
+
+    modules = {
+        "text_encoder": networks.text_encoder,
+        "unet": networks.unet,
+        "controlnet": networks.controlnet,
+    }
+    return Stage(name="diffusion", modules=modules, compute_loss=compute_loss, learning_rate=5e-4)
+
+
+def save_networks(networks: Networks, folder: Path) -> None:
+    """Write the half-precision diffusers folder that plain diffusers loads."""
+    modules = (networks.vae, networks.text_encoder, networks.unet, networks.controlnet)
+    for module in modules:
+        module.to(torch.float16)
+    networks.build_pipeline().save_pretrained(folder, safe_serialization=True)
+    for module in modules:
+        module.to(torch.float32)

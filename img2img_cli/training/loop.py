@@ -1,0 +1,123 @@
+"""A time-budgeted training loop that can stop at any moment and go on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+Batch = Mapping[str, Any]
+WARMUP_STEPS = 200
+CHECKPOINT_EVERY_S = 240.0
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """What is trained and how.
+
+    Attributes:
+        modules: the networks by name; all of their parameters are trained and averaged.
+        compute_loss: batch and step to a scalar loss; called under autocast.
+        draw_samples: called at each checkpoint with the averaged weights in place.
+    """
+
+    name: str
+    modules: Mapping[str, nn.Module]
+    compute_loss: Callable[[Batch, int], torch.Tensor]
+    learning_rate: float
+    ema_decay: float = 0.999
+    draw_samples: Callable[[Path, int], None] | None = None
+    parameters: list[nn.Parameter] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parameters = [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+
+def learning_rate_at(peak: float, step: int, progress: float) -> float:
+    """Linear warm-up, then a cosine over the time budget (`progress` in 0..1) down to 2 % of the peak."""
+    warmup = min(1.0, (step + 1) / WARMUP_STEPS)
+    return peak * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def run_stage(
+    stage: Stage, batches: Iterator[Batch], *, minutes: float, folder: Path, device: torch.device, resume: bool
+) -> None:
+    """Train for `minutes` of wall time, those of resumed runs included, and leave the averaged weights in place.
+
+    Writes `STAGE.pt` (weights, optimiser, EMA, step, seconds spent) and appends to `STAGE.jsonl` in `folder`.
+    """
+    optimizer = torch.optim.AdamW(stage.parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    ema = EMAModel(stage.parameters, decay=stage.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    step, spent = 0, 0.0
+    checkpoint = folder / f"{stage.name}.pt"
+    if resume and checkpoint.exists():
+        step, spent = _load(checkpoint, stage, optimizer, ema, device)
+    log = folder / f"{stage.name}.jsonl"
+    budget = minutes * 60
+    last_save = last_log = time.monotonic()
+    running, since_log = 0.0, 0
+    while spent < budget:
+        began = time.monotonic()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(stage.learning_rate, step, spent / budget)
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = stage.compute_loss(next(batches), step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(stage.parameters, 1.0)
+        optimizer.step()
+        ema.step(stage.parameters)
+        step += 1
+        running, since_log = running + float(loss.detach()), since_log + 1
+        now = time.monotonic()
+        spent += now - began
+        if now - last_log > 20:
+            row = {"step": step, "minutes": round(spent / 60, 2), "loss": round(running / since_log, 5)}
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            running, since_log, last_log = 0.0, 0, now
+        if now - last_save > CHECKPOINT_EVERY_S or spent >= budget:
+            _save(checkpoint, stage, optimizer, ema, step, spent)
+            if stage.draw_samples is not None:
+                ema.store(stage.parameters)
+                ema.copy_to(stage.parameters)
+                stage.draw_samples(folder, step)
+                ema.restore(stage.parameters)
+            last_save = time.monotonic()
+    ema.copy_to(stage.parameters)
+
+
+def _save(
+    path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, step: int, spent: float
+) -> None:
+    state = {
+        "modules": {name: module.state_dict() for name, module in stage.modules.items()},
+        "optimizer": optimizer.state_dict(),
+        "ema": ema.state_dict(),
+        "step": step,
+        "spent": spent,
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def _load(
+    path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, device: torch.device
+) -> tuple[int, float]:
+    state = torch.load(path, map_location=device, weights_only=True)
+    for name, module in stage.modules.items():
+        module.load_state_dict(state["modules"][name])
+    optimizer.load_state_dict(state["optimizer"])
+    ema.load_state_dict(state["ema"])
+    ema.to(device=device)
+    return int(state["step"]), float(state["spent"])
