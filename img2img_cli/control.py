@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from PIL import Image, ImageFilter
 
-ControlKind = Literal["grey", "softedge", "canny", "picture"]
-"""`grey`: luminance. `softedge`: smooth edge strength. `canny`: thin white edges. `picture`: the input itself."""
+from img2img_cli.parameters import ControlKind
 
 SOFTEDGE_GAIN = 6.0
 
 
 def make_control_image(image: Image.Image, kind: ControlKind) -> Image.Image:
-    """Turn an RGB picture into the RGB control picture of the same size."""
+    """Turn an RGB picture into the RGB control picture of the same size.
+
+    Args:
+        kind: `grey` is luminance, `softedge` smooth edge strength, `canny` thin white edges on black, `picture`
+            the input itself.
+    """
     if kind == "picture":
         return image.convert("RGB")
     grey = image.convert("L")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ def stack_pictures(pictures: list[Image.Image]) -> torch.Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def draw_crops(photographs: list[Photograph], *, size: int, batch_size: int, seed: int) -> Iterator[Batch]:
+def draw_crops(photographs: Sequence[Photograph], *, size: int, batch_size: int, seed: int) -> Iterator[Batch]:
     """Batches of detail crops (three in four) and whole views."""
     rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
     while True:
@@ -91,10 +90,3 @@ def measure_latents(autoencoder: AutoencoderTiny, batches: Iterator[Batch], coun
         latents.append(encoded.float().cpu())
         errors.append((autoencoder.decode(encoded).sample.clamp(-1, 1) - pixels).square().mean().item() / 4)
     return float(torch.cat(latents).std()), float(-10 * np.log10(np.mean(errors)))
-
-
-def save_autoencoder(autoencoder: AutoencoderTiny, scaling_factor: float, folder: Path) -> None:
-    """Write the half-precision diffusers folder; pipelines multiply latents by `scaling_factor`."""
-    autoencoder.register_to_config(scaling_factor=round(scaling_factor, 5))
-    autoencoder.to(torch.float16).save_pretrained(folder)
-    autoencoder.to(torch.float32)

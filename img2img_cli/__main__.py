@@ -1,0 +1,5 @@
+"""`python -m img2img_cli`."""
+
+from img2img_cli.cli.app import main
+
+main()

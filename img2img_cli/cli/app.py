@@ -1,0 +1,95 @@
+"""The command's entry point, and the only place where an exception becomes an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+
+from img2img_cli import __version__
+from img2img_cli.cli.colorize import colorize
+from img2img_cli.cli.doctor import doctor
+from img2img_cli.cli.edit import edit
+from img2img_cli.cli.info import info
+from img2img_cli.cli.presets import presets
+from img2img_cli.cli.train import train
+from img2img_cli.cli.upscale import upscale
+from img2img_cli.errors import ExitCode, Img2ImgError
+
+app = typer.Typer(
+    name="img2img",
+    help="Turn one picture into another with Stable Diffusion, offline from the first minute.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (edit, colorize, upscale, info, doctor):
+    app.command()(command)
+app.add_typer(presets, name="presets")
+app.add_typer(train, name="train")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"img2img {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised where the program stands so that temporary files are removed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+def main() -> NoReturn:
+    """Run the command and leave with its documented exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or ExitCode.DONE)
+    except Img2ImgError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(error.format_message(), ExitCode.USAGE)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", ExitCode.INTERRUPTED)
+    except _Terminated:
+        return _fail("terminated", ExitCode.TERMINATED)
+    except MemoryError:
+        return _fail("out of memory; use a smaller picture or --set image_size", ExitCode.MEMORY)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("stdout: the reader has left", ExitCode.OUTPUT)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    from img2img_cli.job import printable
+
+    print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
+    return int(code)

@@ -1,0 +1,167 @@
+"""From the arguments of `edit`, `colorize` and `upscale` to results on the disk or on stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, get_args
+
+from img2img_cli.cli.shared import SharedOptions
+from img2img_cli.errors import UsageError
+from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
+from img2img_cli.modelref import locate_model
+from img2img_cli.parameters import Parameters, Task
+from img2img_cli.preset import Resolved, load_preset, resolve, suggest
+from img2img_cli.yamlio import parse_scalar
+
+if TYPE_CHECKING:
+    from img2img_cli.runner import Result
+
+BUNDLED = "bundled"
+
+
+def run_picture_command(
+    task: Task,
+    source: str,
+    output: str | None,
+    own: Mapping[str, Any],
+    shared: SharedOptions,
+    *,
+    mask: str | None = None,
+    variations: int = 1,
+) -> None:
+    """Resolve, plan, check, and only then load torch and run.
+
+    Args:
+        own: the command's own options by parameter name; None means not given.
+    """
+    resolved = resolve_parameters(task, own, shared)
+    jobs = make_jobs(resolved, source, output, shared, mask=mask, variations=variations)
+    locate_model(resolved.parameters.model)
+    if resolved.parameters.controlnet:
+        locate_model(resolved.parameters.controlnet, index="config.json")
+    if shared.dry_run:
+        print_jobs(jobs)
+        return
+    from img2img_cli.device import choose_placement
+    from img2img_cli.pipeline import build_pipeline
+    from img2img_cli.runner import run_jobs
+
+    placement = choose_placement(shared.device, resolved.parameters.dtype)
+    pipeline = build_pipeline(resolved.parameters, placement)
+    with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
+        results = list(run_jobs(jobs, pipeline, progress))
+    for result in results:
+        report(result, shared)
+
+
+def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions) -> Resolved:
+    """Defaults < preset < command line, checked to be a preset of this task."""
+    overrides = {key: value for key, value in own.items() if value is not None}
+    overrides |= {
+        key: value
+        for key, value in (("model", shared.model), ("size", shared.size), ("dtype", shared.dtype))
+        if value is not None
+    }
+    overrides |= dict(parse_assignment(text) for text in shared.set_)
+    model = overrides.get("model", BUNDLED)
+    # The bundled presets are tuned for a small model; a real checkpoint starts from Stable Diffusion's.
+    name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
+    if model != BUNDLED and "model" in overrides:
+        overrides = {"revision": None, "variant": None} | overrides
+    resolved = resolve(load_preset(name), overrides)
+    if resolved.parameters.task != task:
+        other = resolved.parameters.task
+        raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
+    return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """`key=value`, the value read as the parameter's type needs."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals:
+        raise UsageError(f"--set {text}: must be KEY=VALUE, such as --set strength=0.5")
+    field = Parameters.model_fields.get(key)
+    if field is None:
+        raise UsageError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
+    kinds = get_args(field.annotation) or (field.annotation,)
+    if type(None) in kinds and value in ("null", "none", ""):
+        return key, None
+    is_text = str in kinds or all(isinstance(kind, str) for kind in kinds)
+    return key, value if is_text or field.annotation not in (int, float) and key in _TEXT else parse_scalar(value)
+
+
+_TEXT = ("control",)
+
+
+def make_jobs(
+    resolved: Resolved, source: str, output: str | None, shared: SharedOptions, *, mask: str | None, variations: int
+) -> list[Job]:
+    """The planned and checked jobs of one command."""
+    formats = get_args(Format)
+    if shared.format not in formats:
+        raise UsageError(f"--format {shared.format}: must be one of {', '.join(formats)}{suggest(shared.format, formats)}")
+    if shared.json and (output == STDIO or (output is None and source == STDIO)):
+        raise UsageError("--json and a picture cannot both go to stdout; name an OUTPUT file")
+    template = Job(
+        input=source,
+        output=STDIO,
+        preset=resolved.name,
+        parameters=resolved.parameters,
+        seed=choose_seed() if shared.seed is None else shared.seed,
+        mask=mask,
+        format=shared.format,  # type: ignore[arg-type]
+        quality=shared.quality,
+        force=shared.force,
+        in_place=shared.in_place,
+        metadata=not shared.no_metadata,
+    )
+    jobs = plan_jobs(template, output, variations=variations)
+    check_collisions(jobs)
+    return jobs
+
+
+def print_jobs(jobs: Sequence[Job]) -> None:
+    """The resolved jobs as YAML documents on stdout."""
+    import yaml
+
+    yaml.safe_dump_all([job.model_dump() for job in jobs], sys.stdout, sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def show_progress(task: str, *, enabled: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr, or nothing."""
+    if not enabled:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task(task, total=None)
+        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+
+def report(result: Result, shared: SharedOptions) -> None:
+    """Say what was made: JSON on stdout, or a line on stderr."""
+    job = result.job
+    if shared.json:
+        row = {
+            "input": job.input,
+            "output": job.output,
+            "width": result.size[0],
+            "height": result.size[1],
+            "format": result.format,
+            "seed": job.seed,
+            "preset": job.preset,
+            "seconds": round(result.seconds, 3),
+            "parameters": job.parameters.model_dump(exclude={"description", "license"}),
+        }
+        print(json.dumps(row, ensure_ascii=False))
+    elif not shared.quiet:
+        name = "stdout" if job.output == STDIO else job.output
+        width, height = result.size
+        print(f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s", file=sys.stderr)

@@ -1,0 +1,98 @@
+"""Options that the picture commands share, declared once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Optional, get_type_hints
+
+import typer
+
+_PRESET, _OUTPUT, _RUN = "Preset and model", "Output", "Run"
+
+InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="Picture to read; - is stdin.", show_default=False)]
+OutputArgument = Annotated[
+    Optional[str],
+    typer.Argument(metavar="OUTPUT", help="File or folder to write; - is stdout. Left out: beside INPUT.", show_default=False),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions:
+    """What every picture command takes besides its own options."""
+
+    preset: Annotated[
+        Optional[str], typer.Option(help="Preset name or YAML file.", rich_help_panel=_PRESET, show_default=False)
+    ] = None
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            help="bundled, a hub id, a diffusers folder or a .safetensors file.", rich_help_panel=_PRESET, show_default=False
+        ),
+    ] = None
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
+    ] = dataclasses.field(default_factory=list)
+    size: Annotated[
+        Optional[str], typer.Option(help="original, model or WxH.", rich_help_panel=_OUTPUT, show_default=False)
+    ] = None
+    format: Annotated[
+        str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)
+    ] = "keep"
+    quality: Annotated[
+        Optional[int],
+        typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace an existing OUTPUT.", rich_help_panel=_OUTPUT)
+    ] = False
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Replace INPUT by the result.", rich_help_panel=_OUTPUT)
+    ] = False
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
+    ] = False
+    seed: Annotated[
+        Optional[int],
+        typer.Option(min=0, max=2**32 - 1, help="Same seed, same picture.", rich_help_panel=_RUN, show_default="random"),
+    ] = None
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)] = "auto"
+    dtype: Annotated[
+        Optional[str],
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved job as YAML and stop.", rich_help_panel=_RUN)
+    ] = False
+    json: Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.", rich_help_panel=_RUN)] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)] = False
+
+
+def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the fields of `SharedOptions` to a command's own parameters; it receives them as `shared`."""
+    hints = get_type_hints(SharedOptions, include_extras=True)
+    own = inspect.signature(command, eval_str=True)
+    parameters = [p for p in own.parameters.values() if p.name != "shared"]
+    for field in dataclasses.fields(SharedOptions):
+        default = [] if field.default is dataclasses.MISSING else field.default
+        parameters.append(
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+            )
+        )
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> None:
+        names = [field.name for field in dataclasses.fields(SharedOptions)]
+        shared = SharedOptions(**{name: arguments.pop(name) for name in names})
+        command(**arguments, shared=shared)
+
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    wrapper.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    return wrapper

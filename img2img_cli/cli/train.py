@@ -1,0 +1,40 @@
+"""`img2img train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+train = typer.Typer(help="Train the model that ships inside.")
+
+
+@train.callback()
+def _group() -> None:
+    """Train the model that ships inside."""
+
+
+@train.command()
+def bundled(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")] = Path("runs/bundled"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
+) -> None:
+    """Train tokenizer, autoencoder (a fifth of the time), text encoder, UNet and ControlNet."""
+    from img2img_cli.device import choose_device
+    from img2img_cli.training.recipe import train_bundled
+
+    train_bundled(
+        data=data,
+        out=out,
+        minutes=minutes,
+        device=choose_device(device),
+        resume=resume,
+        seed=seed,
+        say=lambda text: typer.echo(text, err=True),
+    )

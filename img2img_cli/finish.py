@@ -1,0 +1,119 @@
+"""What happens to pixels after the model: luminance kept, input agreed with, mask pasted, alpha restored."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter
+
+from img2img_cli.lab import Array, lab_to_rgb, rgb_to_lab
+
+Pixels = NDArray[np.uint8]
+GUIDE_RADIUS = 6
+GUIDE_EPSILON = 16.0  # in squared L* units: lightness steps well above 4 are edges
+BAND_PIXELS = 1 << 21
+PROJECTION_STEPS = 12
+
+
+def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation: float) -> Image.Image:
+    """Colour `picture` with the mean chroma of `samples`, keeping its own L* at full resolution.
+
+    a* and b* are brought up along the edges of L* by a guided filter whose coefficients are computed at the
+    samples' size (He & Sun 2015, "Fast guided filter"), so that colour ends where things end.
+
+    Args:
+        picture: 8-bit sRGB at full resolution.
+        samples: 8-bit sRGB results of the model, all of one, usually smaller, size.
+        saturation: factor on a* and b*.
+    """
+    chroma = np.mean([rgb_to_lab(np.asarray(sample))[..., 1:] for sample in samples], axis=0) * saturation
+    guide = rgb_to_lab(np.asarray(picture.resize(samples[0].size, Image.Resampling.LANCZOS)))[..., 0]
+    slopes, offsets = _guided_coefficients(guide, chroma)
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(np.concatenate([slopes, offsets], -1), -1, 0).copy()]
+    full, pixels = np.empty((picture.height, picture.width, 3), np.uint8), np.asarray(picture)
+    rows = max(1, BAND_PIXELS // picture.width)
+    scale = samples[0].height / picture.height
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        box = (0, top * scale, samples[0].width, bottom * scale)
+        size = (picture.width, bottom - top)
+        slope_a, slope_b, offset_a, offset_b = (
+            np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box)) for plane in planes
+        )
+        lightness = rgb_to_lab(pixels[top:bottom])[..., 0]
+        lab = np.stack([lightness, slope_a * lightness + offset_a, slope_b * lightness + offset_b], -1)
+        full[top:bottom] = lab_to_rgb(lab.astype(np.float32))
+    return Image.fromarray(full)
+
+
+def _guided_coefficients(guide: Array, values: Array) -> tuple[Array, Array]:
+    """Local linear models `values = slope * guide + offset`, smoothed; both `(H, W, 2)` float32."""
+    mean_guide = _box_mean(guide)[..., None]
+    mean_values = np.stack([_box_mean(values[..., i]) for i in range(2)], -1)
+    cross = np.stack([_box_mean(guide * values[..., i]) for i in range(2)], -1)
+    variance = _box_mean(guide * guide)[..., None] - mean_guide**2
+    slope = (cross - mean_guide * mean_values) / (variance + GUIDE_EPSILON)
+    offset = mean_values - slope * mean_guide
+    return tuple(np.stack([_box_mean(part[..., i]) for i in range(2)], -1) for part in (slope, offset))  # type: ignore[return-value]
+
+
+def _box_mean(values: Array) -> Array:
+    """Mean over a square of `2 * GUIDE_RADIUS + 1`, the border repeated; `(H, W)` float32."""
+    size = 2 * GUIDE_RADIUS + 1
+    for axis in (0, 1):
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (GUIDE_RADIUS + 1, GUIDE_RADIUS)
+        sums = np.cumsum(np.pad(values.astype(np.float64), pad, mode="edge"), axis=axis)
+        high, low = np.take(sums, range(size, sums.shape[axis]), axis), np.take(sums, range(sums.shape[axis] - size), axis)
+        values = ((high - low) / size).astype(np.float32)
+    return values
+
+
+def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Correct an enlarged result until, scaled down by bicubic interpolation, it gives `source` again.
+
+    Irani & Peleg's iterative back-projection ("Improving resolution by image registration", 1991), one channel
+    at a time in float32 to bound the memory.
+    """
+    channels = []
+    for channel, truth in zip(result.split(), source.split(), strict=True):
+        wanted = np.asarray(truth, dtype=np.float32)
+        estimate = Image.fromarray(np.asarray(channel, dtype=np.float32))
+        for _ in range(PROJECTION_STEPS):
+            seen = np.asarray(estimate.resize(source.size, Image.Resampling.BICUBIC))
+            error = Image.fromarray(wanted - seen).resize(result.size, Image.Resampling.BICUBIC)
+            estimate = Image.fromarray((np.asarray(estimate) + np.asarray(error)).clip(0, 255))
+        channels.append(Image.fromarray(np.asarray(estimate).round().astype(np.uint8)))
+    return Image.merge("RGB", channels)
+
+
+def unpad(image: Image.Image, content: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Cut the padding off and bring the content to `size`."""
+    image = image.crop((0, 0, *content))
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
+    """Fade a mask in from its border inwards over about `pixels`; what was black stays black."""
+    if pixels <= 0:
+        return mask
+    soft = mask.filter(ImageFilter.GaussianBlur(pixels / 2))
+    inner = soft.point([max(0, min(255, round((v - 127.5) * 2))) for v in range(256)])
+    # A region thinner than the feather would fade out entirely; the floor keeps it visible.
+    return ImageChops.darker(ImageChops.lighter(inner, mask.point([v // 4 for v in range(256)])), mask)
+
+
+def paste_masked(result: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
+    """The result where the mask is white, the original's own bytes where it is black."""
+    return Image.composite(result, original, mask)
+
+
+def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """Give an RGB result the input's alpha, resized if need be."""
+    if alpha is None:
+        return result
+    if alpha.size != result.size:
+        alpha = alpha.resize(result.size, Image.Resampling.BICUBIC)
+    merged = result.copy()
+    merged.putalpha(alpha)
+    return merged

@@ -1,0 +1,245 @@
+"""Pictures in: decode under limits, orient, bring to sRGB, fit to the model's size."""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+
+from img2img_cli.errors import InputError
+from img2img_cli.job import STDIO
+
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
+MAX_PIXELS = 200_000_000
+MIN_SIDE, MAX_SIDE = 8, 65_500
+MAX_BYTES = 1 << 30
+ImageFile.LOAD_TRUNCATED_IMAGES = False
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A decoded picture, upright.
+
+    Attributes:
+        rgb: 8-bit sRGB, what models see.
+        native: 8-bit RGB in the file's own colour space; `rgb` itself when that is sRGB.
+        alpha: 8-bit `L` of the same size, or None.
+        icc_profile: the RGB profile that `native` is in, or None for sRGB.
+        exif, xmp, text: metadata to carry over; the orientation is already applied.
+        format: Pillow's name of the file's format.
+    """
+
+    name: str
+    rgb: Image.Image
+    native: Image.Image
+    alpha: Image.Image | None = None
+    icc_profile: bytes | None = None
+    exif: Image.Exif = field(default_factory=Image.Exif)
+    xmp: bytes | None = None
+    text: dict[str, str] = field(default_factory=dict)
+    dpi: tuple[float, float] | None = None
+    format: str = "PNG"
+    frames: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.rgb.size
+
+
+def read_bytes(name: str) -> bytes:
+    """A file's or stdin's content.
+
+    Raises:
+        InputError: it cannot be read, is empty, or is over a gibibyte.
+    """
+    try:
+        if name == STDIO:
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"{label(name)}: cannot be read ({error.strerror}); check the file") from None
+    if not data:
+        raise InputError(f"{label(name)}: is empty; check what was meant to be there")
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{label(name)}: larger than {MAX_BYTES >> 20} MiB; make it smaller first")
+    return data
+
+
+def label(name: str) -> str:
+    """How a file is called in messages."""
+    return "stdin" if name == STDIO else name
+
+
+def load_image(name: str, data: bytes | None = None) -> Picture:
+    """Decode a file, or `data` read before.
+
+    Raises:
+        InputError: not a picture, damaged, or outside the limits. The text names the file and the remedy.
+    """
+    data = read_bytes(name) if data is None else data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+                _check_limits(label(name), file.size)
+                return _normalise(name, file)
+        except UnidentifiedImageError:
+            raise InputError(
+                f"{label(name)}: not a picture in a format that can be read ({', '.join(FORMATS)}); convert it first"
+            ) from None
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+            raise InputError(_too_large(label(name))) from None
+        except (OSError, SyntaxError, ValueError, OverflowError, EOFError, ImageCms.PyCMSError) as error:
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
+
+
+def _too_large(name: str) -> str:
+    return f"{name}: more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller first"
+
+
+def _check_limits(name: str, size: tuple[int, int]) -> None:
+    width, height = size
+    if min(size) < MIN_SIDE:
+        raise InputError(f"{name}: only {width} x {height} pixels; both sides must be at least {MIN_SIDE}")
+    if width * height > MAX_PIXELS:
+        raise InputError(_too_large(name))
+    if max(size) > MAX_SIDE:
+        raise InputError(f"{name}: {width} x {height} pixels; no side may be over {MAX_SIDE}; make it smaller first")
+
+
+def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
+    file.load()
+    format_, frames = file.format or "PNG", getattr(file, "n_frames", 1)
+    dpi, text = file.info.get("dpi"), dict(getattr(file, "text", {}))
+    image = ImageOps.exif_transpose(file)
+    exif = image.getexif()
+    exif.pop(ExifTags.Base.Orientation, None)
+    alpha, flat = _split_alpha(image)
+    profile = image.info.get("icc_profile")
+    native, rgb, kept_profile = _to_srgb(flat, profile)
+    return Picture(
+        name=name,
+        rgb=rgb,
+        native=native,
+        alpha=alpha,
+        icc_profile=kept_profile,
+        exif=exif,
+        xmp=image.info.get("xmp"),
+        text={k: str(v) for k, v in text.items() if k not in ("parameters", "img2img", "XML:com.adobe.xmp")},
+        dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
+        format=format_,
+        frames=frames,
+    )
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
+    """Alpha apart from colour, and colour in one of the modes L, RGB, CMYK, LAB."""
+    if image.mode.startswith(("I", "F")):
+        return None, _to_eight_bits(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return rgba.getchannel("A"), rgba.convert("RGB")
+    if image.mode in ("L", "RGB", "CMYK", "LAB"):
+        return None, image.copy()
+    return None, image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit and float luminance to 8 bits; Pillow's own conversion would clip at 255."""
+    values = np.asarray(image).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("it has pixels that are not numbers")
+    if image.mode == "F":
+        top = 1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
+    else:
+        top = 65535.0
+    return Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Image.Image, bytes | None]:
+    """Return the picture in its own RGB space, in sRGB, and the profile worth keeping."""
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if source.profile.xcolor_space.strip() == {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}[image.mode]:
+                rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+                assert rgb is not None
+                return (image, rgb, profile) if image.mode == "RGB" else (rgb, rgb, None)
+        except (ImageCms.PyCMSError, OSError):
+            pass  # A broken profile says nothing about the pixels; other viewers ignore it too.
+    rgb = image.convert("RGB")
+    return rgb, rgb, None
+
+
+def from_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Bring an sRGB result into the colour space of the input's profile."""
+    if profile is None:
+        return image
+    target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    result = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
+    assert result is not None
+    return result
+
+
+def load_mask(name: str, size: tuple[int, int]) -> Image.Image:
+    """A mask as 8-bit `L`, white where to repaint; transparent parts count as black.
+
+    Raises:
+        InputError: its size is not `size`, or nothing in it is white.
+    """
+    picture = load_image(name)
+    mask = picture.rgb.convert("L")
+    if picture.alpha is not None:
+        mask = Image.composite(mask, Image.new("L", mask.size), picture.alpha)
+    if mask.size != size:
+        raise InputError(
+            f"{name}: the mask is {mask.width} x {mask.height}, the picture {size[0]} x {size[1]}; make them the same"
+        )
+    if mask.getextrema()[1] == 0:
+        raise InputError(f"{name}: the mask is all black, so nothing would be repainted; paint the part to change white")
+    return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How a picture lies on the model's canvas: scaled to `content`, then padded right and below to `canvas`."""
+
+    content: tuple[int, int]
+    canvas: tuple[int, int]
+
+
+def plan_fit(size: tuple[int, int], image_size: int, multiple: int) -> Fit:
+    """Keep the aspect ratio, come near `image_size`² pixels, and pad both sides up to `multiple`."""
+    width, height = size
+    factor = image_size / math.sqrt(width * height)
+    content = max(1, round(width * factor)), max(1, round(height * factor))
+    canvas = tuple(-(-side // multiple) * multiple for side in content)
+    return Fit(content=content, canvas=(canvas[0], canvas[1]))
+
+
+def pad_image(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
+    """Grow to the right and below by repeating the border pixels."""
+    if image.size == canvas:
+        return image
+    right, below = canvas[0] - image.width, canvas[1] - image.height
+    pixels = np.pad(np.asarray(image), ((0, below), (0, right), (0, 0))[: 3 if image.mode != "L" else 2], mode="edge")
+    return Image.fromarray(pixels)
+
+
+def fit_image(image: Image.Image, fit: Fit) -> Image.Image:
+    """Scale and pad a picture onto the model's canvas."""
+    if image.size != fit.content:
+        image = image.resize(fit.content, Image.Resampling.LANCZOS)
+    return pad_image(image, fit.canvas)

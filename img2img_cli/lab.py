@@ -1,0 +1,68 @@
+"""CIE L*a*b* (D65) on NumPy arrays, and the way back that never changes lightness.
+
+Formulas: IEC 61966-2-1 (sRGB) and CIE 15:2004.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+_RGB_TO_XYZ = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]],
+    dtype=np.float32,
+)
+_WHITE = _RGB_TO_XYZ.sum(axis=1)
+_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ)
+_EPSILON, _KAPPA = np.float32(216 / 24389), np.float32(24389 / 27)
+_SEARCH_STEPS = 10
+
+
+def _linear_table() -> Array:
+    codes = np.arange(256, dtype=np.float32) / 255
+    return np.where(codes <= 0.04045, codes / 12.92, ((codes + 0.055) / 1.055) ** 2.4).astype(np.float32)
+
+
+_LINEAR = _linear_table()
+
+
+def rgb_to_lab(rgb: NDArray[np.uint8]) -> Array:
+    """8-bit sRGB `(..., 3)` to float32 L* in 0..100 and a*, b* in about -110..110."""
+    relative = _LINEAR[rgb] @ (_RGB_TO_XYZ / _WHITE[:, None]).T
+    f = np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
+    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
+
+
+def _lab_to_linear(lab: Array) -> Array:
+    fy = (lab[..., 0] + 16) / 116
+    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
+    cubed = f**3
+    relative = np.where(cubed > _EPSILON, cubed, (116 * f - 16) / _KAPPA)
+    return (relative * _WHITE) @ _XYZ_TO_RGB.T.astype(np.float32)
+
+
+def lab_to_rgb(lab: Array) -> NDArray[np.uint8]:
+    """L*a*b* `(..., 3)` to 8-bit sRGB. A colour outside sRGB loses chroma until it fits, never lightness."""
+    linear = _lab_to_linear(lab)
+    outside = ((linear < -1e-4) | (linear > 1 + 1e-4)).any(axis=-1)
+    if outside.any():
+        linear[outside] = _lab_to_linear(_reduce_chroma(lab[outside]))
+    linear = linear.clip(0, 1)
+    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
+    return (encoded * 255).round().astype(np.uint8)
+
+
+def _reduce_chroma(lab: Array) -> Array:
+    """Bisect the largest chroma factor in 0..1 whose colour lies in sRGB, for each row of `(N, 3)`."""
+    low, high = np.zeros(len(lab), np.float32), np.ones(len(lab), np.float32)
+    for _ in range(_SEARCH_STEPS):
+        middle = (low + high) / 2
+        linear = _lab_to_linear(_scale_chroma(lab, middle))
+        fits = ((linear >= 0) & (linear <= 1)).all(axis=-1)
+        low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+    return _scale_chroma(lab, low)
+
+
+def _scale_chroma(lab: Array, factor: Array) -> Array:
+    return np.stack([lab[:, 0], lab[:, 1] * factor, lab[:, 2] * factor], axis=-1)

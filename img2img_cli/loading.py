@@ -1,0 +1,146 @@
+"""Model references to diffusers objects: safetensors only, no remote code, errors as one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from huggingface_hub import errors as hub
+from safetensors import SafetensorError
+from transformers import CLIPTokenizer
+
+from img2img_cli.errors import ModelError, PresetError
+from img2img_cli.modelref import locate_model
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import suggest
+
+_ARCHITECTURES = Path(__file__).parent / "architectures"
+
+
+def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -> Any:
+    """The stock img2img pipeline of the preset's model, on the CPU, with the preset's scheduler.
+
+    Raises:
+        ModelError: missing, refused, damaged or out of reach.
+    """
+    kind, reference = locate_model(parameters.model)
+    with explain_model_errors(parameters.model):
+        if kind == "file":
+            pipe = _load_single_file(reference, dtype, controlnet)
+        else:
+            options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+            if kind == "hub":
+                options |= {"revision": parameters.revision, "variant": parameters.variant}
+            if controlnet is not None:
+                options["controlnet"] = controlnet
+            options |= _leave_out_safety_checker(reference, options.get("revision"))
+            pipe = diffusers.AutoPipelineForImage2Image.from_pretrained(reference, **options)
+    if parameters.scheduler:
+        pipe.scheduler = _scheduler_class(parameters.scheduler).from_config(pipe.scheduler.config)
+    return pipe
+
+
+def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
+    """The preset's separate ControlNet.
+
+    Raises:
+        ModelError: as `load_pipeline`.
+    """
+    assert parameters.controlnet is not None
+    kind, reference = locate_model(parameters.controlnet, index="config.json")
+    with explain_model_errors(parameters.controlnet):
+        if kind == "file":
+            return diffusers.ControlNetModel.from_single_file(reference, torch_dtype=dtype)
+        revision = parameters.controlnet_revision if kind == "hub" else None
+        return diffusers.ControlNetModel.from_pretrained(
+            reference, revision=revision, torch_dtype=dtype, use_safetensors=True
+        )
+
+
+def _leave_out_safety_checker(reference: str, revision: str | None) -> dict[str, Any]:
+    """Pipelines that ask for a safety checker work on whole pictures; ours stop at latents and never call it."""
+    config = diffusers.DiffusionPipeline.load_config(reference, revision=revision)
+    return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
+
+
+def load_clip_tokenizer() -> CLIPTokenizer:
+    """OpenAI CLIP's tokenizer, as Stable Diffusion 1.x uses it, from the merges that are shipped."""
+    lines = (_ARCHITECTURES / "sd15" / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+    alphabet = list(_byte_alphabet())
+    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(line.split()) for line in lines)]
+    vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    merges = [tuple(line.split()) for line in lines]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+
+
+def _byte_alphabet() -> Iterator[str]:
+    """Printable characters that stand for the 256 bytes, in the order of CLIP's vocabulary."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    yield from map(chr, printable)
+    yield from (chr(256 + index) for index in range(256 - len(printable)))
+
+
+def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
+    """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; other families take their config from the hub."""
+    family = infer_diffusers_model_type(load_single_file_checkpoint(path))
+    options: dict[str, Any] = {"torch_dtype": dtype}
+    if controlnet is not None:
+        options["controlnet"] = controlnet
+    if family == "v1":
+        options |= {
+            "config": str(_ARCHITECTURES / "sd15"),
+            "tokenizer": load_clip_tokenizer(),
+            "safety_checker": None,
+            "requires_safety_checker": False,
+        }
+    names = {"v1": "StableDiffusion", "v2": "StableDiffusion", "xl_base": "StableDiffusionXL", "sd3": "StableDiffusion3"}
+    if family not in names:
+        raise ModelError(f"{path}: a checkpoint of kind '{family}', which cannot be loaded from one file; use a diffusers folder")
+    middle = "ControlNet" if controlnet is not None else ""
+    pipeline_class = getattr(diffusers, f"{names[family]}{middle}Img2ImgPipeline")
+    return pipeline_class.from_single_file(path, **options)
+
+
+def _scheduler_class(name: str) -> Any:
+    known = [n for n in dir(diffusers) if n.endswith("Scheduler") and n != "SchedulerMixin"]
+    if name not in known:
+        raise PresetError(f"scheduler: no such class in diffusers: '{name}'{suggest(name, known)}")
+    return getattr(diffusers, name)
+
+
+@contextlib.contextmanager
+def explain_model_errors(reference: str) -> Iterator[None]:
+    """Turn what loading raises into one sentence with a remedy. The reference is named, never a token."""
+    try:
+        yield
+    except hub.GatedRepoError:
+        raise ModelError(
+            f"{reference}: the model is gated; accept its licence on its hub page, then run `hf auth login`"
+        ) from None
+    except hub.RepositoryNotFoundError:
+        raise ModelError(f"{reference}: not on the hub, or private; check the name, or run `hf auth login`") from None
+    except hub.RevisionNotFoundError:
+        raise ModelError(f"{reference}: the hub has no such revision; check --set revision") from None
+    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, ConnectionError, TimeoutError):
+        raise ModelError(_unreachable(reference)) from None
+    except SafetensorError as error:
+        raise ModelError(f"{reference}: a weights file is damaged ({error}); get the model again") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if "offline" in reason.lower() or "connect" in reason.lower():
+            raise ModelError(_unreachable(reference)) from None
+        if isinstance(error, RuntimeError) and "out of memory" in reason.lower():
+            raise
+        raise ModelError(f"{reference}: cannot be loaded ({reason}); check that it is a whole diffusers model") from None
+
+
+def _unreachable(reference: str) -> str:
+    return (
+        f"{reference}: not in the cache and the hub cannot be reached; connect to the internet once, "
+        "or give a folder with --model; `--preset edit`, `colorize` and `upscale` need neither"
+    )

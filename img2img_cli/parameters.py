@@ -1,0 +1,83 @@
+"""The parameters of one run: every preset key, its type, range and default."""
+
+from __future__ import annotations
+
+import math
+from itertools import count
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Task = Literal["edit", "colorize", "upscale"]
+ControlKind = Literal["grey", "softedge", "canny", "picture"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+class Parameters(BaseModel):
+    """A resolved preset. Keys are spelled as diffusers spells them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    task: Task = Field(default="edit", description="What the preset is for.")
+    description: str = Field(default="", description="One line for `presets list`.")
+    license: str = Field(default="", description="Licence of the model's weights.")
+    model: str = Field(
+        default="bundled",
+        description="'bundled', a hub id, a local diffusers folder or a single .safetensors file.",
+        min_length=1,
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
+    variant: str | None = Field(default=None, description="File variant on the hub, such as fp16.")
+    controlnet: str | None = Field(
+        default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
+    )
+    controlnet_revision: str | None = Field(default=None, description="Branch, tag or commit of the ControlNet.")
+    control: ControlKind | None = Field(
+        default=None, description="The control picture made from the input for the ControlNet."
+    )
+    scheduler: str | None = Field(
+        default=None, description="diffusers scheduler class, such as DPMSolverMultistepScheduler.", max_length=80
+    )
+    dtype: Dtype = Field(default="auto", description="Number format of the weights; auto asks the device.")
+    prompt: str = Field(default="", description="What the result should show.")
+    prompt_template: str = Field(
+        default="{prompt}", description="Wraps the prompt; {prompt} stands for it.", pattern=r"\{prompt\}"
+    )
+    negative_prompt: str = Field(default="", description="What the result should not show.")
+    strength: float = Field(default=0.6, gt=0, le=1, description="Share of the noise schedule that is run.")
+    num_inference_steps: int = Field(default=20, ge=1, le=1000, description="Length of the noise schedule.")
+    guidance_scale: float = Field(default=5.0, ge=0, le=50, description="Weight of the prompt; 1 and less is off.")
+    controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=4, description="Weight of the ControlNet.")
+    control_guidance_start: Unit = Field(default=0.0, description="Share of the steps before the ControlNet acts.")
+    control_guidance_end: Unit = Field(default=1.0, description="Share of the steps after which it stops.")
+    image_size: int = Field(
+        default=512, ge=64, le=2048, description="The model works on about image_size x image_size pixels."
+    )
+    size: str = Field(
+        default="original", pattern=SIZE_PATTERN, description="Size of the result: original, model or WxH."
+    )
+    mask_feather: float = Field(
+        default=4.0, ge=0, le=200, description="Pixels over which a mask's inner border fades in."
+    )
+    saturation: float = Field(default=1.0, ge=0, le=4, description="colorize: factor on the model's chroma.")
+    num_samples: int = Field(default=1, ge=1, le=16, description="colorize: samples whose colours are averaged.")
+    scale: float = Field(default=2.0, ge=1, le=8, description="upscale: factor on both sides.")
+    tile_size: int = Field(default=256, ge=64, le=2048, description="upscale: side of a tile in pixels.")
+    tile_overlap: int = Field(default=32, ge=0, le=512, description="upscale: pixels that tiles share.")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Parameters:
+        if int(self.num_inference_steps * self.strength) < 1:
+            steps = next(n for n in count(math.ceil(1 / self.strength)) if int(n * self.strength) >= 1)
+            raise ValueError(
+                f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
+                f"use num_inference_steps {steps} or more, or strength "
+                f"{math.ceil(1000 / self.num_inference_steps) / 1000:g} or more"
+            )
+        if self.tile_overlap * 2 >= self.tile_size:
+            raise ValueError(f"tile_overlap {self.tile_overlap} must be under half of tile_size {self.tile_size}")
+        if self.control_guidance_start >= self.control_guidance_end:
+            raise ValueError("control_guidance_start must be below control_guidance_end")
+        return self

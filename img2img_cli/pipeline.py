@@ -1,0 +1,179 @@
+"""Preset to diffusers pipeline, and its three stages on batches: encode, denoise, decode."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import diffusers
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+
+from img2img_cli.device import Placement, make_generators
+from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
+from img2img_cli.loading import load_controlnet, load_pipeline
+from img2img_cli.parameters import Parameters
+
+Progress = Callable[[int, int], None]
+
+diffusers.utils.logging.set_verbosity_error()
+transformers.utils.logging.set_verbosity_error()
+diffusers.utils.logging.disable_progress_bar()
+transformers.utils.logging.disable_progress_bar()
+
+
+@contextlib.contextmanager
+def explain_memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn the several ways of running out of memory into one error with a remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        raise OutOfMemoryError(
+            f"{device}: out of memory; use a smaller --set image_size or tile_size, fewer variations, or --device cpu"
+        ) from None
+
+
+class ImagePipeline:
+    """A diffusers img2img pipeline, with or without a ControlNet, driven batch by batch.
+
+    Attributes:
+        factor: pixels a latent, usually 8.
+        multiple: both sides of a working picture must be divisible by this.
+    """
+
+    def __init__(self, pipe: Any, placement: Placement) -> None:
+        self.pipe, self.placement = pipe, placement
+        self.factor: int = pipe.vae_scale_factor
+        self.multiple: int = self.factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+        self.has_controlnet = getattr(pipe, "controlnet", None) is not None
+
+    @torch.inference_mode()
+    def encode(self, images: list[Image.Image], generators: list[torch.Generator]) -> torch.Tensor:
+        """RGB pictures of one size to scaled latents `(B, C, H/f, W/f)` in the model's dtype.
+
+        A VAE with a distribution is sampled with each picture's own generator, before the noise is drawn from
+        it, as the stock pipelines do.
+        """
+        vae = self.pipe.vae
+        pixels = self.pipe.image_processor.preprocess(images)
+        with explain_memory_errors(self.placement.device):
+            encoded = vae.encode(pixels.to(self.placement.device, vae.dtype))
+        if hasattr(encoded, "latents"):
+            latents = encoded.latents
+        else:
+            distribution = encoded.latent_dist
+            noise = [torch.randn(m[None].shape, generator=g, dtype=m.dtype) for m, g in zip(distribution.mean, generators, strict=True)]
+            latents = distribution.mean + distribution.std * torch.cat(noise).to(distribution.mean)
+        return latents * vae.config.scaling_factor
+
+    @torch.inference_mode()
+    def denoise(
+        self,
+        latents: torch.Tensor,
+        generators: list[torch.Generator],
+        parameters: Parameters,
+        controls: list[Image.Image] | None,
+        progress: Progress | None = None,
+    ) -> torch.Tensor:
+        """Noise latents by `strength` and denoise them under the prompt; same shape out as in."""
+        count = len(latents)
+        arguments: dict[str, Any] = {
+            "prompt": [parameters.prompt_template.replace("{prompt}", parameters.prompt)] * count,
+            "negative_prompt": [parameters.negative_prompt] * count if parameters.guidance_scale > 1 else None,
+            "image": latents,
+            "strength": parameters.strength,
+            "num_inference_steps": parameters.num_inference_steps,
+            "guidance_scale": parameters.guidance_scale,
+            "generator": generators,
+            "output_type": "latent",
+        }
+        if self.has_controlnet:
+            if controls is None:
+                raise UsageError("this model has a ControlNet; set control to grey, softedge, canny or picture")
+            arguments |= {
+                "control_image": controls,
+                "controlnet_conditioning_scale": parameters.controlnet_conditioning_scale,
+                "control_guidance_start": parameters.control_guidance_start,
+                "control_guidance_end": parameters.control_guidance_end,
+            }
+        if progress is not None:
+            arguments["callback_on_step_end"] = _make_callback(progress)
+        with explain_memory_errors(self.placement.device):
+            result: torch.Tensor = self.pipe(**arguments).images
+        return result
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> list[Image.Image]:
+        """Scaled latents to 8-bit RGB pictures; once more in float32 when 16 bits overflow.
+
+        Raises:
+            ModelError: the result is not finite even in float32.
+        """
+        pixels = self._decode(latents)
+        if not torch.isfinite(pixels).all():
+            self.pipe.vae.to(torch.float32)
+            pixels = self._decode(latents)
+            self.pipe.vae.to(self.placement.dtype)
+            if not torch.isfinite(pixels).all():
+                raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
+        array = pixels.float().div(2).add(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)]
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        vae = self.pipe.vae
+        with explain_memory_errors(self.placement.device):
+            decoded: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+        return decoded
+
+    def transform(
+        self,
+        images: list[Image.Image],
+        controls: list[Image.Image] | None,
+        seeds: list[int],
+        parameters: Parameters,
+        progress: Progress | None = None,
+    ) -> list[Image.Image]:
+        """All three stages on a batch of pictures of one size, a multiple of `multiple`."""
+        generators = make_generators(seeds)
+        latents = self.encode(images, generators)
+        return self.decode(self.denoise(latents, generators, parameters, controls, progress))
+
+
+def _make_callback(progress: Progress) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
+    def callback(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        progress(step + 1, pipe.num_timesteps)
+        return values
+
+    return callback
+
+
+def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipeline:
+    """Load the preset's model onto the device.
+
+    Raises:
+        ModelError: missing, refused, damaged or out of reach.
+        OutOfMemoryError: the device is too small for it.
+    """
+    # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
+    with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
+        controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
+        pipe = load_pipeline(parameters, placement.dtype, controlnet)
+        pipe.to(placement.device)
+    for module in (pipe.unet, pipe.vae, getattr(pipe, "controlnet", None)):
+        if module is not None:
+            module.to(memory_format=torch.channels_last)
+    pipe.set_progress_bar_config(disable=True)
+    return ImagePipeline(pipe, placement)

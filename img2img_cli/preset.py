@@ -1,0 +1,165 @@
+"""Presets: YAML files that name a model and its parameters, with inheritance and a catalogue."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from img2img_cli.errors import PresetError
+from img2img_cli.parameters import Parameters
+from img2img_cli.yamlio import YamlError, parse_yaml
+
+DEFAULT, COMMAND_LINE = "default", "command line"
+_EXTENDS = "extends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a value was written: a file and its line."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The keys a preset sets, its parents' included, each with its source."""
+
+    name: str
+    values: Mapping[str, Any]
+    sources: Mapping[str, Source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Validated parameters and, for each key, where its value came from."""
+
+    name: str
+    parameters: Parameters
+    origin: Mapping[str, str]
+
+
+def configs_dir() -> Path:
+    """The catalogue's folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+@cache
+def list_presets() -> dict[str, Path]:
+    """Names of the shipped presets and their files, sorted."""
+    return {path.stem: path for path in sorted(configs_dir().rglob("*.yaml"), key=lambda p: p.stem)}
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for near misses, else nothing."""
+    near = difflib.get_close_matches(word, list(candidates), n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+
+
+def load_preset(reference: str) -> Preset:
+    """Load a shipped preset by name or any preset by its file.
+
+    Raises:
+        PresetError: no such preset, a cycle of `extends`, or a file that is not a valid preset.
+    """
+    return _load(_find(reference, None), ())
+
+
+def _find(reference: str, beside: Path | None) -> Path:
+    if reference.endswith((".yaml", ".yml")) or "/" in reference:
+        path = (beside.parent if beside else Path()) / Path(reference).expanduser()
+        if not path.is_file():
+            raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
+        return path
+    names = list_presets()
+    if reference not in names:
+        hint = suggest(reference, names) or "; `img2img presets list` shows all"
+        raise PresetError(f"unknown preset '{reference}'{hint}")
+    return names[reference]
+
+
+def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
+    path = path.resolve()
+    if path in seen:
+        raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
+    try:
+        values, lines = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except YamlError as error:
+        raise PresetError(f"{Source(file=str(path), line=error.line)}: {error}") from None
+    except UnicodeDecodeError:
+        raise PresetError(f"{path}: not UTF-8 text; save the preset as UTF-8") from None
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    parent = values.pop(_EXTENDS, None)
+    sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
+    for key in values:
+        if key not in Parameters.model_fields:
+            raise PresetError(f"{sources[key]}: unknown key '{key}'{suggest(key, (*Parameters.model_fields, _EXTENDS))}")
+    if parent is None:
+        return Preset(name=path.stem, values=values, sources=sources)
+    if not isinstance(parent, str):
+        raise PresetError(f"{path}:{lines[(_EXTENDS,)]}: extends must be a preset's name or file, not {parent!r}")
+    base = _load(_find(parent, path), (*seen, path))
+    return Preset(name=path.stem, values={**base.values, **values}, sources={**base.sources, **sources})
+
+
+def resolve(preset: Preset, overrides: Mapping[str, Any]) -> Resolved:
+    """Merge defaults < preset < command line and validate the result.
+
+    Raises:
+        PresetError: naming the file and line, or the command-line key, of each value that is refused.
+    """
+    for key in overrides:
+        if key not in Parameters.model_fields:
+            raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
+    merged = {**preset.values, **overrides}
+    try:
+        parameters = Parameters.model_validate(merged)
+    except ValidationError as error:
+        raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
+    origin = {
+        key: COMMAND_LINE if key in overrides else str(preset.sources[key]) if key in preset.values else DEFAULT
+        for key in Parameters.model_fields
+    }
+    return Resolved(name=preset.name, parameters=parameters, origin=origin)
+
+
+def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not error["loc"]:
+        return message if overrides else f"preset {preset.name}: {message}"
+    key = str(error["loc"][0])
+    where = COMMAND_LINE if key in overrides else str(preset.sources[key])
+    hint = ""
+    expected = error.get("ctx", {}).get("expected")
+    if expected and isinstance(error["input"], str):
+        hint = suggest(error["input"], [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")])
+    return f"{where}: {key}: {message}, not {json.dumps(error['input'], default=str)}{hint}"
+
+
+def preset_schema() -> dict[str, Any]:
+    """The JSON schema of a preset file, for editors."""
+    schema = Parameters.model_json_schema()
+    properties = {
+        _EXTENDS: {"type": "string", "description": "Name or file of the preset whose values are inherited."},
+        **schema["properties"],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "img2img preset",
+        "properties": properties,
+    }

@@ -1,0 +1,123 @@
+"""What a result says of itself: our own JSON and A1111-style text, written and read."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+from pydantic import ValidationError
+
+from img2img_cli import __version__
+from img2img_cli.errors import InputError, PresetError
+from img2img_cli.images import read_bytes
+from img2img_cli.job import STDIO, Job
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import load_preset, resolve
+from img2img_cli.writer import IMAGE_HISTORY
+
+_DESCRIPTIVE = ("description", "license")
+
+
+def make_record(job: Job) -> dict[str, Any]:
+    """The JSON that `info` replays: every parameter, and names of files without their folders."""
+    parameters = job.parameters.model_dump(exclude=set(_DESCRIPTIVE))
+    record = {
+        "version": __version__,
+        "input": job.input if job.input == STDIO else Path(job.input).name,
+        "preset": job.preset,
+        "seed": job.seed,
+        "parameters": parameters,
+    }
+    if job.mask:
+        record["mask"] = Path(job.mask).name
+    return record
+
+
+def format_parameters(job: Job, size: tuple[int, int]) -> str:
+    """Prompt, negative prompt and settings in the text form that A1111 and its readers use."""
+    p = job.parameters
+    lines = [p.prompt_template.replace("{prompt}", p.prompt)]
+    if p.negative_prompt:
+        lines.append(f"Negative prompt: {p.negative_prompt}")
+    settings = {
+        "Steps": p.num_inference_steps,
+        "Sampler": p.scheduler or "model default",
+        "CFG scale": f"{p.guidance_scale:g}",
+        "Seed": job.seed,
+        "Size": f"{size[0]}x{size[1]}",
+        "Model": Path(p.model).stem if p.model.endswith(".safetensors") else Path(p.model).name,
+        "Denoising strength": f"{p.strength:g}",
+        "Version": f"img2img {__version__}",
+    }
+    lines.append(", ".join(f"{key}: {value}" for key, value in settings.items()))
+    return "\n".join(lines)
+
+
+def read_record(name: str) -> dict[str, Any]:
+    """The record inside a picture, or `{"text": ...}` where another tool wrote only A1111-style parameters.
+
+    Raises:
+        InputError: not a picture, or one that does not tell how it was made.
+    """
+    data = read_bytes(name)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            own, text = _read_texts(image)
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        raise InputError(f"{name}: not a picture that can be read; check the file") from None
+    if own:
+        try:
+            record = json.loads(own)
+            Parameters.model_validate(record["parameters"])
+        except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
+            raise InputError(f"{name}: its img2img record is damaged, so the command cannot be told") from None
+        return dict(record)
+    if text:
+        return {"text": text}
+    raise InputError(f"{name}: carries no parameters; it was not made by this tool, or made with --no-metadata")
+
+
+def _read_texts(image: Image.Image) -> tuple[str | None, str | None]:
+    text = getattr(image, "text", {})
+    if "img2img" in text or "parameters" in text:
+        return text.get("img2img"), text.get("parameters")
+    exif = image.getexif()
+    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
+    if isinstance(comment, bytes):
+        comment = comment[8:].decode("utf-16-be" if comment.startswith(b"UNICODE\0") else "utf-8", "replace")
+    history = exif.get(IMAGE_HISTORY)
+    return history if isinstance(history, str) and history.startswith("{") else None, comment or None
+
+
+def replay_command(record: dict[str, Any]) -> str:
+    """The shell command that makes the picture again from its input.
+
+    Only what differs from the preset as it is now is spelled out.
+    """
+    wanted = record["parameters"]
+    preset_name, base = _current_preset(str(record["preset"]), wanted["task"])
+    words = ["img2img", wanted["task"], str(record["input"])]
+    if record["input"] == STDIO:
+        words.append(STDIO)
+    words += ["--preset", preset_name, "--seed", str(record["seed"])]
+    if record.get("mask"):
+        words += ["--mask", str(record["mask"])]
+    for key, value in wanted.items():
+        if base.get(key) != value:
+            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _current_preset(reference: str, task: str) -> tuple[str, dict[str, Any]]:
+    for name in (reference, task):
+        try:
+            parameters = resolve(load_preset(name), {}).parameters
+        except PresetError:
+            continue
+        return name, parameters.model_dump()
+    raise InputError(f"its preset '{reference}' is not here, so the command cannot be told")

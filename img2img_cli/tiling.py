@@ -1,0 +1,73 @@
+"""Overlapping tiles with feathered seams: any size in bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A rectangle in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom, as Pillow's `crop` takes them."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
+
+def _starts(length: int, tile: int, overlap: int) -> list[int]:
+    """Evenly spread starts; neighbours share at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+
+
+def plan_tiles(width: int, height: int, tile: int, overlap: int) -> list[Tile]:
+    """Cover `width` x `height` with tiles of one size, at most `tile` a side, sharing `overlap` or more."""
+    return [
+        Tile(left=left, top=top, width=min(tile, width), height=min(tile, height))
+        for top in _starts(height, tile, overlap)
+        for left in _starts(width, tile, overlap)
+    ]
+
+
+def _ramp(length: int, fade_in: int, fade_out: int) -> NDArray[np.float32]:
+    position = np.arange(length, dtype=np.float32) + 0.5
+    ramp = np.ones(length, np.float32)
+    for fade, distance in ((fade_in, position), (fade_out, length - position)):
+        if fade:
+            ramp *= (0.5 - 0.5 * np.cos(np.pi * (distance / fade).clip(0, 1))).astype(np.float32)
+    return np.maximum(ramp, 1e-3)
+
+
+class Canvas:
+    """Collects tiles into a float32 `(H, W, 3)` picture, each weighted by how far inside it a pixel lies."""
+
+    def __init__(self, width: int, height: int, overlap: int) -> None:
+        self._sum = np.zeros((height, width, 3), np.float32)
+        self._weight = np.zeros((height, width, 1), np.float32)
+        self._overlap = overlap
+
+    def add(self, tile: Tile, pixels: NDArray[np.uint8]) -> None:
+        """Add a tile's `(tile.height, tile.width, 3)` pixels; sides on the picture's border are not faded."""
+        height, width = self._weight.shape[:2]
+        left, top, right, bottom = tile.box
+        across = _ramp(tile.width, self._overlap * (left > 0), self._overlap * (right < width))
+        down = _ramp(tile.height, self._overlap * (top > 0), self._overlap * (bottom < height))
+        weight = (down[:, None] * across[None, :])[..., None]
+        self._sum[top:bottom, left:right] += pixels * weight
+        self._weight[top:bottom, left:right] += weight
+
+    def merge(self) -> NDArray[np.uint8]:
+        """The weighted mean as 8-bit pixels."""
+        self._sum /= self._weight
+        return np.asarray(self._sum.round().clip(0, 255), dtype=np.uint8)

@@ -1,0 +1,103 @@
+"""The recipe of the bundled model: from a folder of tar shards to a diffusers folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPTokenizer
+
+from img2img_cli.training import autoencoder as ae
+from img2img_cli.training import diffusion
+from img2img_cli.training.captions import HUES, TASKS, clean_caption
+from img2img_cli.training.data import Photograph, list_shards, read_shard
+from img2img_cli.training.loop import Batch, run_stage
+from img2img_cli.training.styles import STYLES
+from img2img_cli.training.text import train_tokenizer
+
+AUTOENCODER_SHARE = 0.2
+CROP, BATCH_SIZE = 128, 16
+
+
+class _Stream(IterableDataset[Batch]):
+    """An endless generator in a loader's worker, seeded differently in each."""
+
+    def __init__(self, make: Callable[[int], Iterator[Batch]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._make(torch.initial_seed() % 2**31)
+
+
+def _load(make: Callable[[int], Iterator[Batch]]) -> Iterator[Batch]:
+    workers = max(1, (os.cpu_count() or 1) - 2)
+    return iter(DataLoader(_Stream(make), batch_size=None, num_workers=workers, prefetch_factor=4))
+
+
+def train_bundled(
+    *, data: Path, out: Path, minutes: float, device: torch.device, resume: bool, seed: int, say: Callable[[str], None]
+) -> Path:
+    """Train tokenizer, autoencoder and diffusion networks within `minutes`; return the diffusers folder.
+
+    With `resume`, stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    shards, held_out = list_shards(data)
+    photographs = [photograph for shard in shards for photograph in read_shard(shard)]
+    say(f"{len(photographs)} photographs from {len(shards)} shards on {device}")
+    vae = _train_autoencoder(photographs, held_out, out, minutes * AUTOENCODER_SHARE, device, resume, say)
+    tokenizer = _train_tokenizer(photographs, out, resume)
+    networks = diffusion.build_networks(vae, tokenizer)
+    for module in (networks.text_encoder, networks.unet, networks.controlnet):
+        module.to(device)
+    batches = _load(lambda worker_seed: diffusion.draw_examples(photographs, tokenizer, worker_seed))
+    run_stage(
+        diffusion.make_stage(networks, device),
+        batches,
+        minutes=minutes * (1 - AUTOENCODER_SHARE),
+        folder=out,
+        device=device,
+        resume=resume,
+    )
+    folder = out / "bundled"
+    diffusion.save_networks(networks, folder)
+    say(f"wrote {folder}")
+    return folder
+
+
+def _train_autoencoder(
+    photographs: Sequence[Photograph],
+    held_out: Path | None,
+    out: Path,
+    minutes: float,
+    device: torch.device,
+    resume: bool,
+    say: Callable[[str], None],
+) -> ae.AutoencoderTiny:
+    vae = ae.build_autoencoder().to(device)
+
+    def draw(pictures: Sequence[Photograph], seed: int) -> Iterator[Batch]:
+        return ae.draw_crops(pictures, size=CROP, batch_size=BATCH_SIZE, seed=seed)
+
+    batches = _load(lambda worker_seed: draw(photographs, worker_seed))
+    run_stage(ae.make_stage(vae, device), batches, minutes=minutes, folder=out, device=device, resume=resume)
+    deviation, _ = ae.measure_latents(vae, draw(photographs, 1))
+    vae.register_to_config(scaling_factor=round(1 / deviation, 5))
+    if held_out is not None:
+        _, psnr = ae.measure_latents(vae, draw(read_shard(held_out), 1))
+        say(f"autoencoder: {psnr:.2f} dB on {held_out.name}")
+        (out / "autoencoder.json").write_text(json.dumps({"psnr_db": psnr, "latent_std": deviation}))
+    return vae
+
+
+def _train_tokenizer(photographs: Sequence[Photograph], out: Path, resume: bool) -> CLIPTokenizer:
+    folder = out / "tokenizer"
+    if resume and (folder / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    vocabulary = [", ".join(words) for words in (TASKS, (*HUES, "black and white", "grey", "brown"), STYLES)]
+    return train_tokenizer([clean_caption(p.caption) for p in photographs] + vocabulary * 20, folder)

@@ -1,0 +1,181 @@
+"""Pictures out: encode with metadata, and put in place without ever leaving half a file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from img2img_cli.errors import OutputError
+from img2img_cli.images import Picture
+from img2img_cli.job import EXTENSIONS, STDIO, Job
+
+IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
+QUALITY = {"jpeg": 95, "webp": 92, "avif": 85}
+_THUMBNAIL_IFD = 1
+
+
+def choose_format(job: Job, source_format: str) -> str:
+    """The format of the result: asked for, by the output's extension, or the input's own."""
+    if job.format != "keep":
+        return job.format
+    if job.output != STDIO and (known := EXTENSIONS.get(Path(job.output).suffix.lower())):
+        return known
+    own = {"MPO": "jpeg"}.get(source_format, source_format.lower())
+    return own if own in EXTENSIONS.values() else "png"
+
+
+def encode_image(
+    image: Image.Image, source: Picture, format_: str, *, quality: int | None, record: dict[str, Any] | None, text: str
+) -> bytes:
+    """Encode an RGB or RGBA picture with the source's metadata.
+
+    Args:
+        record: our own JSON, or None to write no metadata at all except the colour profile.
+        text: A1111-style parameters.
+    """
+    if image.mode == "RGBA" and format_ in ("jpeg", "bmp"):
+        image = _flatten(image)
+    options: dict[str, Any] = {}
+    if source.icc_profile and format_ != "bmp":
+        options["icc_profile"] = source.icc_profile
+    if record is not None:
+        if source.dpi:
+            options["dpi"] = source.dpi
+        if format_ == "png":
+            options["pnginfo"] = _png_text(source, record, text)
+            if len(source.exif):
+                options["exif"] = _exif_bytes(source.exif)
+        elif format_ != "bmp":
+            options["exif"] = _record_exif(source.exif, record, text)
+            if source.xmp and format_ in ("jpeg", "webp", "avif"):
+                options["xmp"] = source.xmp
+    options |= _codec_options(format_, quality)
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format_, **options)
+    except (OSError, ValueError) as error:
+        raise OutputError(f"cannot encode {image.width} x {image.height} pixels as {format_} ({error}); use --format png") from None
+    return buffer.getvalue()
+
+
+def _codec_options(format_: str, quality: int | None) -> dict[str, Any]:
+    if format_ == "jpeg":
+        return {"quality": quality or QUALITY["jpeg"], "subsampling": 0, "optimize": True}
+    if format_ == "webp":
+        return {"lossless": True} if quality == 100 else {"quality": quality or QUALITY["webp"], "method": 5}
+    if format_ == "avif":
+        return {"quality": quality or QUALITY["avif"]}
+    return {"compression": "tiff_deflate"} if format_ == "tiff" else {}
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """On white, as viewers show transparency on paper."""
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image).convert("RGB")
+
+
+def _exif_bytes(exif: Image.Exif) -> bytes:
+    return exif.tobytes()
+
+
+def _record_exif(source: Image.Exif, record: dict[str, Any], text: str) -> bytes:
+    exif = Image.Exif()
+    exif.load(source.tobytes())
+    for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+        exif.get_ifd(ifd).update(source.get_ifd(ifd))
+    exif[IMAGE_HISTORY] = json.dumps(record, separators=(",", ":"))
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
+    return exif.tobytes()
+
+
+def _png_text(source: Picture, record: dict[str, Any], text: str) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
+    for key, value in source.text.items():
+        info.add_itxt(key, value)
+    if source.xmp:
+        info.add_itxt("XML:com.adobe.xmp", source.xmp.decode("utf-8", "replace"))
+    info.add_text("parameters", text) if text.isascii() else info.add_itxt("parameters", text)
+    info.add_itxt("img2img", json.dumps(record, separators=(",", ":"), ensure_ascii=False))
+    return info
+
+
+def write_output(data: bytes, output: str, *, replace: bool) -> None:
+    """Put encoded bytes at `output` all at once, or on stdout.
+
+    Raises:
+        OutputError: the disk, the permissions, or a file that is there already and may not be replaced.
+    """
+    if output == STDIO:
+        write_stdout(data)
+        return
+    target = Path(os.path.realpath(output)) if replace else Path(output)
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _verify(temporary)
+        if replace:
+            if target.exists():
+                os.chmod(temporary, target.stat().st_mode & 0o7777)
+            os.replace(temporary, target)
+        else:
+            _place_new(temporary, target)
+        _sync_folder(target.parent)
+    except FileExistsError:
+        raise OutputError(f"{output}: exists already; use --force to replace it, or name another OUTPUT") from None
+    except OSError as error:
+        raise OutputError(f"{output}: cannot be written ({error.strerror or error}); free space or choose another place") from None
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _place_new(temporary: Path, target: Path) -> None:
+    """Rename that fails, instead of replacing, when another process made the target meanwhile."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if os.path.lexists(target):
+            raise FileExistsError(target) from None
+        os.replace(temporary, target)
+
+
+def _verify(path: Path) -> None:
+    """Decode what lies on the disk before it may take the output's name."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (SyntaxError, ValueError) as error:
+        raise OSError(f"the file read back is damaged: {error}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # some file systems refuse to sync a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_stdout(data: bytes) -> None:
+    """All of the bytes, or an error when the reader has left."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        # Python would try to flush again at exit and print a traceback.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"stdout: cannot be written ({error.strerror}); is the reader still there?") from None
