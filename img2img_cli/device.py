@@ -33,7 +33,9 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"--device {name}: not available here; use auto, cpu or a device that `img2img doctor` lists") from None
+        raise UsageError(
+            f"--device {name}: not available here; use auto, cpu or a device that `img2img doctor` lists"
+        ) from None
     return device
 
 

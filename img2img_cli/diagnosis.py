@@ -67,7 +67,11 @@ def _memory(device: torch.device) -> str:
 
 def _cache() -> str:
     folder = Path(HF_HUB_CACHE)
-    size = sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink()) if folder.is_dir() else 0
+    size = (
+        sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
+        if folder.is_dir()
+        else 0
+    )
     return f"{folder} ({size / 2**30:.2f} GiB)"
 
 
@@ -81,7 +85,10 @@ def _self_test() -> str:
         result = rgb_to_lab(np.asarray(colorize_image(Image.fromarray(ramp), parameters, 0, pipeline, None)))
     except Img2ImgError as error:
         raise ModelError(f"self-test failed: {error}") from None
-    drift, chroma = np.abs(result[..., 0] - rgb_to_lab(ramp)[..., 0]).max(), np.hypot(*np.moveaxis(result[..., 1:], -1, 0)).mean()
+    drift, chroma = (
+        np.abs(result[..., 0] - rgb_to_lab(ramp)[..., 0]).max(),
+        np.hypot(*np.moveaxis(result[..., 1:], -1, 0)).mean(),
+    )
     if drift > 2 or chroma == 0:
         raise ModelError("self-test failed: the bundled model's colours are not right; reinstall the package")
     return f"passed in {time.monotonic() - began:.1f} s"

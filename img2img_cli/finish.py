@@ -64,7 +64,10 @@ def _box_mean(values: Array) -> Array:
         pad = [(0, 0), (0, 0)]
         pad[axis] = (GUIDE_RADIUS + 1, GUIDE_RADIUS)
         sums = np.cumsum(np.pad(values.astype(np.float64), pad, mode="edge"), axis=axis)
-        high, low = np.take(sums, range(size, sums.shape[axis]), axis), np.take(sums, range(sums.shape[axis] - size), axis)
+        high, low = (
+            np.take(sums, range(size, sums.shape[axis]), axis),
+            np.take(sums, range(sums.shape[axis] - size), axis),
+        )
         values = ((high - low) / size).astype(np.float32)
     return values
 

@@ -161,10 +161,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are not numbers")
-    if image.mode == "F":
-        top = 1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0
-    else:
-        top = 65535.0
+    top = (1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0) if image.mode == "F" else 65535.0
     return Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
 
 
@@ -208,7 +205,9 @@ def load_mask(name: str, size: tuple[int, int]) -> Image.Image:
             f"{name}: the mask is {mask.width} x {mask.height}, the picture {size[0]} x {size[1]}; make them the same"
         )
     if mask.getextrema()[1] == 0:
-        raise InputError(f"{name}: the mask is all black, so nothing would be repainted; paint the part to change white")
+        raise InputError(
+            f"{name}: the mask is all black, so nothing would be repainted; paint the part to change white"
+        )
     return mask
 
 

@@ -14,7 +14,7 @@ _RGB_TO_XYZ = np.array(
     dtype=np.float32,
 )
 _WHITE = _RGB_TO_XYZ.sum(axis=1)
-_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ)
+_XYZ_TO_RGB = np.linalg.inv(_RGB_TO_XYZ).astype(np.float32)
 _EPSILON, _KAPPA = np.float32(216 / 24389), np.float32(24389 / 27)
 _SEARCH_STEPS = 10
 
@@ -39,7 +39,8 @@ def _lab_to_linear(lab: Array) -> Array:
     f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
     cubed = f**3
     relative = np.where(cubed > _EPSILON, cubed, (116 * f - 16) / _KAPPA)
-    return (relative * _WHITE) @ _XYZ_TO_RGB.T.astype(np.float32)
+    linear: Array = (relative * _WHITE) @ _XYZ_TO_RGB.T
+    return linear
 
 
 def lab_to_rgb(lab: Array) -> NDArray[np.uint8]:
@@ -57,7 +58,7 @@ def _reduce_chroma(lab: Array) -> Array:
     """Bisect the largest chroma factor in 0..1 whose colour lies in sRGB, for each row of `(N, 3)`."""
     low, high = np.zeros(len(lab), np.float32), np.ones(len(lab), np.float32)
     for _ in range(_SEARCH_STEPS):
-        middle = (low + high) / 2
+        middle = (low + high) * np.float32(0.5)
         linear = _lab_to_linear(_scale_chroma(lab, middle))
         fits = ((linear >= 0) & (linear <= 1)).all(axis=-1)
         low, high = np.where(fits, middle, low), np.where(fits, high, middle)

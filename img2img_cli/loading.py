@@ -86,7 +86,7 @@ def _byte_alphabet() -> Iterator[str]:
 
 
 def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
-    """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; other families take their config from the hub."""
+    """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; others take their config from the hub."""
     family = infer_diffusers_model_type(load_single_file_checkpoint(path))
     options: dict[str, Any] = {"torch_dtype": dtype}
     if controlnet is not None:
@@ -98,9 +98,16 @@ def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
             "safety_checker": None,
             "requires_safety_checker": False,
         }
-    names = {"v1": "StableDiffusion", "v2": "StableDiffusion", "xl_base": "StableDiffusionXL", "sd3": "StableDiffusion3"}
+    names = {
+        "v1": "StableDiffusion",
+        "v2": "StableDiffusion",
+        "xl_base": "StableDiffusionXL",
+        "sd3": "StableDiffusion3",
+    }
     if family not in names:
-        raise ModelError(f"{path}: a checkpoint of kind '{family}', which cannot be loaded from one file; use a diffusers folder")
+        raise ModelError(
+            f"{path}: a checkpoint of kind '{family}', which cannot be loaded from one file; use a diffusers folder"
+        )
     middle = "ControlNet" if controlnet is not None else ""
     pipeline_class = getattr(diffusers, f"{names[family]}{middle}Img2ImgPipeline")
     return pipeline_class.from_single_file(path, **options)
@@ -136,7 +143,9 @@ def explain_model_errors(reference: str) -> Iterator[None]:
             raise ModelError(_unreachable(reference)) from None
         if isinstance(error, RuntimeError) and "out of memory" in reason.lower():
             raise
-        raise ModelError(f"{reference}: cannot be loaded ({reason}); check that it is a whole diffusers model") from None
+        raise ModelError(
+            f"{reference}: cannot be loaded ({reason}); check that it is a whole diffusers model"
+        ) from None
 
 
 def _unreachable(reference: str) -> str:

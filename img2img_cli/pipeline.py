@@ -75,9 +75,13 @@ class ImagePipeline:
             latents = encoded.latents
         else:
             distribution = encoded.latent_dist
-            noise = [torch.randn(m[None].shape, generator=g, dtype=m.dtype) for m, g in zip(distribution.mean, generators, strict=True)]
+            noise = [
+                torch.randn(m[None].shape, generator=g, dtype=m.dtype)
+                for m, g in zip(distribution.mean, generators, strict=True)
+            ]
             latents = distribution.mean + distribution.std * torch.cat(noise).to(distribution.mean)
-        return latents * vae.config.scaling_factor
+        scaled: torch.Tensor = latents * vae.config.scaling_factor
+        return scaled
 
     @torch.inference_mode()
     def denoise(
@@ -135,7 +139,9 @@ class ImagePipeline:
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipe.vae
         with explain_memory_errors(self.placement.device):
-            decoded: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
+            decoded: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[
+                0
+            ]
         return decoded
 
     def transform(

@@ -106,7 +106,9 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
     for key in values:
         if key not in Parameters.model_fields:
-            raise PresetError(f"{sources[key]}: unknown key '{key}'{suggest(key, (*Parameters.model_fields, _EXTENDS))}")
+            raise PresetError(
+                f"{sources[key]}: unknown key '{key}'{suggest(key, (*Parameters.model_fields, _EXTENDS))}"
+            )
     if parent is None:
         return Preset(name=path.stem, values=values, sources=sources)
     if not isinstance(parent, str):

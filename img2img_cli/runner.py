@@ -138,7 +138,8 @@ def upscale_image(
         final = output_size(image.size, image.size, parameters)
     if final[0] * final[1] > MAX_PIXELS:
         raise InputError(
-            f"the result would have {final[0]} x {final[1]} pixels, over {MAX_PIXELS // 1_000_000} million; use a smaller --scale"
+            f"the result would have {final[0]} x {final[1]} pixels, "
+            f"over {MAX_PIXELS // 1_000_000} million; use a smaller --scale"
         )
     factor = max(final[0] / width, final[1] / height, 1.0)
     passes = max(1, math.ceil(math.log(factor, MAX_FACTOR_PER_PASS) - 1e-9))
@@ -179,9 +180,7 @@ def _enlarge(
         controls = [_control(piece, parameters, pipeline) for piece in pieces]
         seeds = [derive_seed(seed, start * batch_size + index) for index in range(len(batch))]
         step = None if progress is None else _shift_progress(progress, start, math.ceil(len(tiles) / batch_size))
-        made = pipeline.transform(
-            pieces, [c for c in controls if c is not None] or None, seeds, parameters, step
-        )
+        made = pipeline.transform(pieces, [c for c in controls if c is not None] or None, seeds, parameters, step)
         for tile, result in zip(batch, made, strict=True):
             canvas.add(tile, np.asarray(result))
     return Image.fromarray(canvas.merge()).crop((0, 0, *size))

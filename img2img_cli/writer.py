@@ -62,7 +62,9 @@ def encode_image(
     try:
         image.save(buffer, format_, **options)
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot encode {image.width} x {image.height} pixels as {format_} ({error}); use --format png") from None
+        raise OutputError(
+            f"cannot encode {image.width} x {image.height} pixels as {format_} ({error}); use --format png"
+        ) from None
     return buffer.getvalue()
 
 
@@ -119,7 +121,7 @@ def write_output(data: bytes, output: str, *, replace: bool) -> None:
     target = Path(os.path.realpath(output)) if replace else Path(output)
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -134,7 +136,9 @@ def write_output(data: bytes, output: str, *, replace: bool) -> None:
     except FileExistsError:
         raise OutputError(f"{output}: exists already; use --force to replace it, or name another OUTPUT") from None
     except OSError as error:
-        raise OutputError(f"{output}: cannot be written ({error.strerror or error}); free space or choose another place") from None
+        raise OutputError(
+            f"{output}: cannot be written ({error.strerror or error}); free space or choose another place"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise YamlError("anchors and aliases are not supported; use extends", event.start_mark.line + 1)
+                raise YamlError("anchors and aliases are not supported; use extends", _line(event))
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -46,13 +46,13 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
 
 
 def _construct(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
-    line = node.start_mark.line + 1
+    line = _line(node)
     if len(path) > MAX_DEPTH:
         raise YamlError("nested too deeply", line)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key_line = key_node.start_mark.line + 1
+            key_line = _line(key_node)
             if not isinstance(key_node, yaml.ScalarNode):
                 raise YamlError("a key must be plain text", key_line)
             key = str(key_node.value)
@@ -66,12 +66,16 @@ def _construct(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
     return construct_scalar(node, line)
 
 
+def _line(marked: yaml.Event | yaml.Node) -> int:
+    return marked.start_mark.line + 1 if marked.start_mark else 1
+
+
 def construct_scalar(node: yaml.Node, line: int) -> Any:
     """A plain scalar's value by the rules of YAML 1.1, without tags that build objects."""
     if not node.tag.startswith("tag:yaml.org,2002:"):
         raise YamlError(f"tag {node.tag} is not supported", line)
     try:
-        return yaml.SafeLoader("").construct_object(node)  # type: ignore[no-untyped-call]
+        return yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError):
         raise YamlError(f"'{node.value}' cannot be read", line) from None
 

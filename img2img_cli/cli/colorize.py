@@ -15,10 +15,12 @@ def colorize(
     source: InputArgument,
     output: OutputArgument = None,
     prompt: Annotated[
-        Optional[str], typer.Option("--prompt", "-p", help="What is in the picture, and its colours.", show_default=False)
+        Optional[str],
+        typer.Option("--prompt", "-p", help="What is in the picture, and its colours.", show_default=False),
     ] = None,
     saturation: Annotated[
-        Optional[float], typer.Option(help="Factor on the colours: 0 is grey, 1 as the model made them.", show_default=False)
+        Optional[float],
+        typer.Option(help="Factor on the colours: 0 is grey, 1 as the model made them.", show_default=False),
     ] = None,
     shared: SharedOptions,
 ) -> None:

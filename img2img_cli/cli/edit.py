@@ -15,16 +15,15 @@ def edit(
     source: InputArgument,
     output: OutputArgument = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the result should show.", show_default=False)],
-    negative_prompt: Annotated[
-        Optional[str], typer.Option(help="What it should not show.", show_default=False)
-    ] = None,
+    negative_prompt: Annotated[Optional[str], typer.Option(help="What it should not show.", show_default=False)] = None,
     strength: Annotated[
         Optional[float], typer.Option(help="0.2 is a hint, 0.9 a new picture on the old structure.", show_default=False)
     ] = None,
     steps: Annotated[Optional[int], typer.Option(help="num_inference_steps.", show_default=False)] = None,
     guidance_scale: Annotated[Optional[float], typer.Option(help="Weight of the prompt.", show_default=False)] = None,
     mask: Annotated[
-        Optional[str], typer.Option(help="Picture of the same size; white is repainted, black kept.", show_default=False)
+        Optional[str],
+        typer.Option(help="Picture of the same size; white is repainted, black kept.", show_default=False),
     ] = None,
     mask_feather: Annotated[
         Optional[float], typer.Option(help="Pixels over which the mask fades in.", show_default=False)

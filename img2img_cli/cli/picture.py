@@ -87,14 +87,13 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     field = Parameters.model_fields.get(key)
     if field is None:
         raise UsageError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
-    kinds = get_args(field.annotation) or (field.annotation,)
-    if type(None) in kinds and value in ("null", "none", ""):
+    if value in ("null", "none") and type(None) in get_args(field.annotation):
         return key, None
-    is_text = str in kinds or all(isinstance(kind, str) for kind in kinds)
-    return key, value if is_text or field.annotation not in (int, float) and key in _TEXT else parse_scalar(value)
+    return key, value if _takes_text(field.annotation) else parse_scalar(value)
 
 
-_TEXT = ("control",)
+def _takes_text(annotation: Any) -> bool:
+    return annotation is str or isinstance(annotation, str) or any(map(_takes_text, get_args(annotation)))
 
 
 def make_jobs(
@@ -103,7 +102,9 @@ def make_jobs(
     """The planned and checked jobs of one command."""
     formats = get_args(Format)
     if shared.format not in formats:
-        raise UsageError(f"--format {shared.format}: must be one of {', '.join(formats)}{suggest(shared.format, formats)}")
+        raise UsageError(
+            f"--format {shared.format}: must be one of {', '.join(formats)}{suggest(shared.format, formats)}"
+        )
     if shared.json and (output == STDIO or (output is None and source == STDIO)):
         raise UsageError("--json and a picture cannot both go to stdout; name an OUTPUT file")
     template = Job(

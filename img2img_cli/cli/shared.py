@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ _PRESET, _OUTPUT, _RUN = "Preset and model", "Output", "Run"
 InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="Picture to read; - is stdin.", show_default=False)]
 OutputArgument = Annotated[
     Optional[str],
-    typer.Argument(metavar="OUTPUT", help="File or folder to write; - is stdout. Left out: beside INPUT.", show_default=False),
+    typer.Argument(
+        metavar="OUTPUT", help="File or folder to write; - is stdout. Left out: beside INPUT.", show_default=False
+    ),
 ]
 
 
@@ -30,7 +31,9 @@ class SharedOptions:
     model: Annotated[
         Optional[str],
         typer.Option(
-            help="bundled, a hub id, a diffusers folder or a .safetensors file.", rich_help_panel=_PRESET, show_default=False
+            help="bundled, a hub id, a diffusers folder or a .safetensors file.",
+            rich_help_panel=_PRESET,
+            show_default=False,
         ),
     ] = None
     set_: Annotated[
@@ -40,9 +43,9 @@ class SharedOptions:
     size: Annotated[
         Optional[str], typer.Option(help="original, model or WxH.", rich_help_panel=_OUTPUT, show_default=False)
     ] = None
-    format: Annotated[
-        str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)
-    ] = "keep"
+    format: Annotated[str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)] = (
+        "keep"
+    )
     quality: Annotated[
         Optional[int],
         typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
@@ -58,7 +61,9 @@ class SharedOptions:
     ] = False
     seed: Annotated[
         Optional[int],
-        typer.Option(min=0, max=2**32 - 1, help="Same seed, same picture.", rich_help_panel=_RUN, show_default="random"),
+        typer.Option(
+            min=0, max=2**32 - 1, help="Same seed, same picture.", rich_help_panel=_RUN, show_default="random"
+        ),
     ] = None
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)] = "auto"
     dtype: Annotated[
@@ -68,7 +73,9 @@ class SharedOptions:
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved job as YAML and stop.", rich_help_panel=_RUN)
     ] = False
-    json: Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.", rich_help_panel=_RUN)] = False
+    json: Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.", rich_help_panel=_RUN)] = (
+        False
+    )
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)] = False
 
 
@@ -80,19 +87,17 @@ def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
     for field in dataclasses.fields(SharedOptions):
         default = [] if field.default is dataclasses.MISSING else field.default
         parameters.append(
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-            )
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
         )
 
-    @functools.wraps(command)
     def wrapper(**arguments: Any) -> None:
         names = [field.name for field in dataclasses.fields(SharedOptions)]
         shared = SharedOptions(**{name: arguments.pop(name) for name in names})
         command(**arguments, shared=shared)
 
     keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
-    wrapper.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+    # Typer reads the signature and the annotations, so the function wears the merged ones.
+    vars(wrapper)["__signature__"] = inspect.Signature(keyword_only)
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    del wrapper.__wrapped__  # type: ignore[attr-defined]
+    wrapper.__name__, wrapper.__doc__ = command.__name__, command.__doc__
     return wrapper

@@ -67,7 +67,7 @@ def make_stage(autoencoder: AutoencoderTiny, device: torch.device) -> Stage:
         pixels = batch["pixels"].to(device, non_blocking=True)
         latents = autoencoder.encode(pixels).latents
         noisy = latents + LATENT_NOISE * torch.randn_like(latents)
-        loss = reconstruction_loss(autoencoder.decode(noisy).sample.float(), pixels)
+        loss: torch.Tensor = reconstruction_loss(autoencoder.decode(noisy).sample.float(), pixels)
         flat = latents.float().transpose(0, 1).flatten(1)
         loss = loss + 0.02 * (flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean())
         if step % 4 == 0:

@@ -37,9 +37,7 @@ def measure_colours(picture: Image.Image, count: int = 2) -> list[str]:
     return [name for name in ranked if names.count(name) >= len(names) / 8]
 
 
-def compose_caption(
-    task: str, subject: str, colours: list[str], style: str | None, rng: np.random.Generator
-) -> str:
+def compose_caption(task: str, subject: str, colours: list[str], style: str | None, rng: np.random.Generator) -> str:
     """Join the parts, leaving some out at random so that each works alone; 12 % are empty, for guidance."""
     if rng.random() < 0.12:
         return ""

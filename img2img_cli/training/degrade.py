@@ -10,7 +10,7 @@ from PIL import Image, ImageFilter
 
 def shrink_and_enlarge(picture: Image.Image, factor: float) -> Image.Image:
     """A low-resolution version enlarged again by bicubic interpolation, as `upscale` enlarges its input."""
-    small = tuple(max(1, round(side / factor)) for side in picture.size)
+    small = max(1, round(picture.width / factor)), max(1, round(picture.height / factor))
     return picture.resize(small, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
 

@@ -100,9 +100,7 @@ def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
     )
 
 
-def make_example(
-    photograph: Photograph, size: int, rng: np.random.Generator
-) -> tuple[Image.Image, Image.Image, str]:
+def make_example(photograph: Photograph, size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str]:
     """One training example: the picture to make, the control picture, the caption."""
     task = str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
     whole = rng.random() < (0.8 if task in ("colorize", "edit") else 0.15)
@@ -130,9 +128,7 @@ def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, s
     rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
     while True:
         size, batch_size, _ = RESOLUTIONS[rng.choice(len(RESOLUTIONS), p=[share for *_, share in RESOLUTIONS])]
-        targets, controls, captions = zip(
-            *(make_example(draw(rng), size, rng) for _ in range(batch_size)), strict=True
-        )
+        targets, controls, captions = zip(*(make_example(draw(rng), size, rng) for _ in range(batch_size)), strict=True)
         tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
         yield {
             "pixels": stack_pictures(list(targets)),
@@ -146,7 +142,8 @@ def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.
     is zero and which decides the colours, is still learnt."""
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
-    return (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
+    weights: torch.Tensor = (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
+    return weights
 
 
 def make_stage(networks: Networks, device: torch.device) -> Stage:
@@ -162,9 +159,7 @@ def make_stage(networks: Networks, device: torch.device) -> Stage:
         noise = torch.randn_like(latents)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         prompt_embeds = networks.text_encoder(batch["input_ids"].to(device)).last_hidden_state
-        down, mid = networks.controlnet(
-            noisy, timesteps, prompt_embeds, batch["control"].to(device), return_dict=False
-        )
+        down, mid = networks.controlnet(noisy, timesteps, prompt_embeds, batch["control"].to(device), return_dict=False)
         prediction = networks.unet(
             noisy,
             timesteps,

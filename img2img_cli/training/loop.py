@@ -96,9 +96,7 @@ def run_stage(
     ema.copy_to(stage.parameters)
 
 
-def _save(
-    path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, step: int, spent: float
-) -> None:
+def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, step: int, spent: float) -> None:
     state = {
         "modules": {name: module.state_dict() for name, module in stage.modules.items()},
         "optimizer": optimizer.state_dict(),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
@@ -78,7 +79,7 @@ def _train_autoencoder(
     device: torch.device,
     resume: bool,
     say: Callable[[str], None],
-) -> ae.AutoencoderTiny:
+) -> AutoencoderTiny:
     vae = ae.build_autoencoder().to(device)
 
     def draw(pictures: Sequence[Photograph], seed: int) -> Iterator[Batch]:
