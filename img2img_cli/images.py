@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -14,11 +15,27 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImag
 
 from img2img_cli.errors import InputError
 from img2img_cli.job import STDIO
+from img2img_cli.parameters import MAX_PIXELS
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
-MAX_PIXELS = 200_000_000
+# MPO has no name of its own here: Pillow opens it as JPEG.
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_BYTES = 1 << 30
+MAX_ASPECT = 40
+OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
+# What Pillow's parsers raise on damaged files, besides their own errors.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+)
 ImageFile.LOAD_TRUNCATED_IMAGES = False
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
@@ -52,6 +69,17 @@ class Picture:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.rgb.size
+
+
+DESCRIPTIVE_TAGS = {
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.Software,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+}
 
 
 def read_bytes(name: str) -> bytes:
@@ -100,7 +128,7 @@ def load_image(name: str, data: bytes | None = None) -> Picture:
             ) from None
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise InputError(_too_large(label(name))) from None
-        except (OSError, SyntaxError, ValueError, OverflowError, EOFError, ImageCms.PyCMSError) as error:
+        except (*DAMAGE, ImageCms.PyCMSError) as error:
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
 
@@ -113,6 +141,10 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if min(size) < MIN_SIDE:
         raise InputError(f"{name}: only {width} x {height} pixels; both sides must be at least {MIN_SIDE}")
+    if max(size) > MAX_ASPECT * min(size):
+        raise InputError(
+            f"{name}: {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other; cut it up first"
+        )
     if width * height > MAX_PIXELS:
         raise InputError(_too_large(name))
     if max(size) > MAX_SIDE:
@@ -123,9 +155,7 @@ def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
     file.load()
     format_, frames = file.format or "PNG", getattr(file, "n_frames", 1)
     dpi, text = file.info.get("dpi"), dict(getattr(file, "text", {}))
-    image = ImageOps.exif_transpose(file)
-    exif = image.getexif()
-    exif.pop(ExifTags.Base.Orientation, None)
+    image, exif = _upright(file)
     alpha, flat = _split_alpha(image)
     profile = image.info.get("icc_profile")
     native, rgb, kept_profile = _to_srgb(flat, profile)
@@ -137,11 +167,36 @@ def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
         icc_profile=kept_profile,
         exif=exif,
         xmp=image.info.get("xmp"),
-        text={k: str(v) for k, v in text.items() if k not in ("parameters", "img2img", "XML:com.adobe.xmp")},
+        text={k: str(v) for k, v in text.items() if k not in OWN_TEXT and not k.startswith("Raw profile type")},
         dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
         format=format_,
         frames=frames,
     )
+
+
+def _upright(file: ImageFile.ImageFile) -> tuple[Image.Image, Image.Exif]:
+    """Apply the orientation. EXIF that cannot be read says nothing about the pixels, and is dropped."""
+    try:
+        exif = _read_exif(file)
+        image = ImageOps.exif_transpose(file)
+        exif.pop(ExifTags.Base.Orientation, None)
+        exif.tobytes()
+    except DAMAGE:
+        return file.copy(), Image.Exif()
+    return image, exif
+
+
+def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
+    """The file's EXIF; of a TIFF only what describes the picture, not how its pixels are stored."""
+    found, exif = file.getexif(), Image.Exif()
+    parts = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+    for tag, value in found.items():
+        if tag in DESCRIPTIVE_TAGS or (file.format != "TIFF" and tag not in parts):
+            exif[tag] = value
+    for ifd in parts:
+        if part := found.get_ifd(ifd):
+            exif.get_ifd(ifd).update(part)
+    return exif
 
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
@@ -173,7 +228,11 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Im
             if source.profile.xcolor_space.strip() == {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}[image.mode]:
                 rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
                 assert rgb is not None
-                return (image, rgb, profile) if image.mode == "RGB" else (rgb, rgb, None)
+                # Scanners' profiles lead only out of their space; results stay in sRGB then.
+                kept = image.mode == "RGB" and source.profile.is_intent_supported(
+                    ImageCms.Intent.PERCEPTUAL, ImageCms.Direction.OUTPUT
+                )
+                return (image, rgb, profile) if kept else (rgb, rgb, None)
         except (ImageCms.PyCMSError, OSError):
             pass  # A broken profile says nothing about the pixels; other viewers ignore it too.
     rgb = image.convert("RGB")

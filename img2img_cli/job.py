@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,7 +83,10 @@ def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list
     if template.in_place and outputs != [template.input]:
         raise UsageError("--in-place makes one result in the input's own place; leave out OUTPUT and --variations")
     for path in outputs:
-        _check_output(path, template)
+        try:
+            _check_output(path, template)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror}); name another OUTPUT") from None
     return [
         template.model_copy(update={"output": path, "seed": (template.seed + index) % (MAX_SEED + 1)})
         for index, path in enumerate(outputs)
@@ -96,10 +100,14 @@ def check_input(name: str) -> None:
             raise UsageError("stdin is a terminal; pipe a picture into it, as in `cat old.jpg | img2img colorize - -`")
         return
     path = Path(name)
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        raise InputError(f"{name}: no such file; check the name") from None
+    except OSError as error:
+        raise InputError(f"{name}: cannot be read ({error.strerror}); check the name and the folder") from None
+    if stat.S_ISDIR(mode):
         raise InputError(f"{name}: is a folder; give one picture")
-    if not path.exists():
-        raise InputError(f"{name}: no such file; check the name")
     if not os.access(path, os.R_OK):
         raise InputError(f"{name}: cannot be read; check its permissions")
     if path.is_file() and path.stat().st_size == 0:
@@ -135,7 +143,7 @@ def _check_output(path: str, job: Job) -> None:
     if path == STDIO:
         return
     target = Path(path)
-    if job.format == "keep" and not job.in_place and target.suffix.lower() not in EXTENSIONS:
+    if job.format == "keep" and target.suffix.lower() not in EXTENSIONS:
         known = ", ".join(sorted(EXTENSIONS))
         raise OutputError(f"{path}: unknown picture format '{target.suffix}'; use one of {known} or --format")
     if not target.parent.is_dir():
@@ -159,6 +167,10 @@ def check_collisions(jobs: Sequence[Job]) -> None:
         if job.output != STDIO and key in seen:
             raise OutputError(f"{job.output}: two results would get this name; name the outputs apart")
         seen[key] = job
+    for job in jobs:
+        key = os.path.realpath(job.input).casefold()
+        if job.input != STDIO and key in seen and not (job.in_place and seen[key] is job):
+            raise OutputError(f"{seen[key].output}: is also an input of this run; name another OUTPUT folder")
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")

@@ -12,6 +12,7 @@ Task = Literal["edit", "colorize", "upscale"]
 ControlKind = Literal["grey", "softedge", "canny", "picture"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
+MAX_PIXELS = 200_000_000
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -76,6 +77,8 @@ class Parameters(BaseModel):
                 f"use num_inference_steps {steps} or more, or strength "
                 f"{math.ceil(1000 / self.num_inference_steps) / 1000:g} or more"
             )
+        if "x" in self.size and math.prod(map(int, self.size.split("x"))) > MAX_PIXELS:
+            raise ValueError(f"size {self.size} is more than {MAX_PIXELS // 1_000_000} million pixels")
         if self.tile_overlap * 2 >= self.tile_size:
             raise ValueError(f"tile_overlap {self.tile_overlap} must be under half of tile_size {self.tile_size}")
         if self.control_guidance_start >= self.control_guidance_end:

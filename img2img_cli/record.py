@@ -8,12 +8,12 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from pydantic import ValidationError
 
 from img2img_cli import __version__
 from img2img_cli.errors import InputError, PresetError
-from img2img_cli.images import read_bytes
+from img2img_cli.images import DAMAGE, read_bytes
 from img2img_cli.job import STDIO, Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import load_preset, resolve
@@ -27,14 +27,19 @@ def make_record(job: Job) -> dict[str, Any]:
     parameters = job.parameters.model_dump(exclude=set(_DESCRIPTIVE))
     record = {
         "version": __version__,
-        "input": job.input if job.input == STDIO else Path(job.input).name,
+        "input": job.input if job.input == STDIO else _writable(Path(job.input).name),
         "preset": job.preset,
         "seed": job.seed,
         "parameters": parameters,
     }
     if job.mask:
-        record["mask"] = Path(job.mask).name
+        record["mask"] = _writable(Path(job.mask).name)
     return record
+
+
+def _writable(name: str) -> str:
+    """A file's name without bytes that are no UTF-8."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def format_parameters(job: Job, size: tuple[int, int]) -> str:
@@ -68,12 +73,14 @@ def read_record(name: str) -> dict[str, Any]:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             own, text = _read_texts(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (*DAMAGE, Image.DecompressionBombError):
         raise InputError(f"{name}: not a picture that can be read; check the file") from None
     if own:
         try:
             record = json.loads(own)
             Parameters.model_validate(record["parameters"])
+            if not {"input", "preset", "seed"} <= record.keys():
+                raise KeyError("input, preset or seed")
         except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
             raise InputError(f"{name}: its img2img record is damaged, so the command cannot be told") from None
         return dict(record)
@@ -89,7 +96,9 @@ def _read_texts(image: Image.Image) -> tuple[str | None, str | None]:
     exif = image.getexif()
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     if isinstance(comment, bytes):
-        comment = comment[8:].decode("utf-16-be" if comment.startswith(b"UNICODE\0") else "utf-8", "replace")
+        comment = (
+            comment[8:].decode("utf-16-be" if comment.startswith(b"UNICODE\0") else "utf-8", "replace").strip("\0 ")
+        )
     history = exif.get(IMAGE_HISTORY)
     return history if isinstance(history, str) and history.startswith("{") else None, comment or None
 
@@ -99,7 +108,7 @@ def replay_command(record: dict[str, Any]) -> str:
 
     Only what differs from the preset as it is now is spelled out.
     """
-    wanted = record["parameters"]
+    wanted = dict(record["parameters"])
     preset_name, base = _current_preset(str(record["preset"]), wanted["task"])
     words = ["img2img", wanted["task"], str(record["input"])]
     if record["input"] == STDIO:
@@ -107,6 +116,8 @@ def replay_command(record: dict[str, Any]) -> str:
     words += ["--preset", preset_name, "--seed", str(record["seed"])]
     if record.get("mask"):
         words += ["--mask", str(record["mask"])]
+    if wanted["task"] == "edit":
+        words += ["--prompt", str(wanted.pop("prompt"))]
     for key, value in wanted.items():
         if base.get(key) != value:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]

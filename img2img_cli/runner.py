@@ -13,9 +13,9 @@ from PIL import Image
 from img2img_cli.control import make_control_image
 from img2img_cli.errors import InputError, UsageError
 from img2img_cli.finish import back_project, feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
-from img2img_cli.images import MAX_PIXELS, Picture, fit_image, from_srgb, load_image, load_mask, pad_image, plan_fit
+from img2img_cli.images import Picture, fit_image, from_srgb, load_image, load_mask, pad_image, plan_fit
 from img2img_cli.job import Job
-from img2img_cli.parameters import Parameters
+from img2img_cli.parameters import MAX_PIXELS, Parameters
 from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.record import format_parameters, make_record
 from img2img_cli.tiling import Canvas, Tile, plan_tiles
@@ -169,7 +169,7 @@ def _enlarge(
 ) -> Image.Image:
     enlarged = image.resize(size, Image.Resampling.BICUBIC)
     multiple = pipeline.multiple
-    tile_size = max(multiple, parameters.tile_size // multiple * multiple)
+    tile_size = -(-parameters.tile_size // multiple) * multiple
     canvas_size = tuple(-(-side // multiple) * multiple for side in size)
     padded = pad_image(enlarged, (canvas_size[0], canvas_size[1]))
     tiles = plan_tiles(*padded.size, tile_size, parameters.tile_overlap)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import secrets
 import sys
@@ -14,12 +15,13 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from img2img_cli.errors import OutputError
-from img2img_cli.images import Picture
+from img2img_cli.images import DAMAGE, Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
 QUALITY = {"jpeg": 95, "webp": 92, "avif": 85}
-_THUMBNAIL_IFD = 1
+MAX_DPI = 65_535
+MAX_SEGMENT = 65_533 - 29  # bytes that a JPEG's EXIF or XMP may have
 
 
 def choose_format(job: Job, source_format: str) -> str:
@@ -43,25 +45,32 @@ def encode_image(
     """
     if image.mode == "RGBA" and format_ in ("jpeg", "bmp"):
         image = _flatten(image)
+    image = image.copy()
+    image.info.clear()  # Pillow's encoders write what they find there, such as the input's comment
     options: dict[str, Any] = {}
     if source.icc_profile and format_ != "bmp":
         options["icc_profile"] = source.icc_profile
     if record is not None:
-        if source.dpi:
+        if source.dpi and all(0 < value < MAX_DPI for value in source.dpi):
             options["dpi"] = source.dpi
         if format_ == "png":
             options["pnginfo"] = _png_text(source, record, text)
             if len(source.exif):
-                options["exif"] = _exif_bytes(source.exif)
+                options["exif"] = source.exif.tobytes()
         elif format_ != "bmp":
             options["exif"] = _record_exif(source.exif, record, text)
-            if source.xmp and format_ in ("jpeg", "webp", "avif"):
+            if format_ == "jpeg" and len(options["exif"]) > MAX_SEGMENT:
+                options["exif"] = _record_exif(Image.Exif(), record, text)
+            room = MAX_SEGMENT if format_ == "jpeg" else math.inf
+            if source.xmp and len(source.xmp) <= room and format_ in ("jpeg", "webp", "avif"):
                 options["xmp"] = source.xmp
     options |= _codec_options(format_, quality)
+    if format_ == "tiff" and record is not None:
+        options["compression"] = "raw"  # libtiff, which compresses, cannot write EXIF
     buffer = io.BytesIO()
     try:
         image.save(buffer, format_, **options)
-    except (OSError, ValueError) as error:
+    except DAMAGE as error:
         raise OutputError(
             f"cannot encode {image.width} x {image.height} pixels as {format_} ({error}); use --format png"
         ) from None
@@ -84,15 +93,9 @@ def _flatten(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image).convert("RGB")
 
 
-def _exif_bytes(exif: Image.Exif) -> bytes:
-    return exif.tobytes()
-
-
 def _record_exif(source: Image.Exif, record: dict[str, Any], text: str) -> bytes:
     exif = Image.Exif()
     exif.load(source.tobytes())
-    for ifd in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
-        exif.get_ifd(ifd).update(source.get_ifd(ifd))
     exif[IMAGE_HISTORY] = json.dumps(record, separators=(",", ":"))
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
     return exif.tobytes()
@@ -119,7 +122,7 @@ def write_output(data: bytes, output: str, *, replace: bool) -> None:
         write_stdout(data)
         return
     target = Path(os.path.realpath(output)) if replace else Path(output)
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(6)}.tmp")
+    temporary = target.with_name(f".img2img-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)

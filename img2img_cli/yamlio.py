@@ -9,6 +9,7 @@ import yaml
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 MAX_CHARACTERS = 200_000
+_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
 class YamlError(Exception):
@@ -28,7 +29,11 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"longer than {MAX_CHARACTERS} characters")
     try:
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise YamlError("nested too deeply", _line(event))
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise YamlError("anchors and aliases are not supported; use extends", _line(event))
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -36,8 +41,6 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise YamlError(f"not valid YAML: {problem}", mark.line + 1 if mark else None) from None
-    except RecursionError:
-        raise YamlError("nested too deeply") from None
     lines: dict[Path, int] = {}
     value = _construct(node, (), lines) if node is not None else {}
     if not isinstance(value, dict):
@@ -47,8 +50,8 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
 
 def _construct(node: yaml.Node, path: Path, lines: dict[Path, int]) -> Any:
     line = _line(node)
-    if len(path) > MAX_DEPTH:
-        raise YamlError("nested too deeply", line)
+    if node.tag not in _TAGS:
+        raise YamlError(f"tag {node.tag} is not supported", line)
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
@@ -72,8 +75,6 @@ def _line(marked: yaml.Event | yaml.Node) -> int:
 
 def construct_scalar(node: yaml.Node, line: int) -> Any:
     """A plain scalar's value by the rules of YAML 1.1, without tags that build objects."""
-    if not node.tag.startswith("tag:yaml.org,2002:"):
-        raise YamlError(f"tag {node.tag} is not supported", line)
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, OverflowError):

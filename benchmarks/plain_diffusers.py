@@ -1,0 +1,39 @@
+"""The few lines that someone would write with diffusers alone; what `parity_with_script.py` compares the command to."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
+from PIL import Image
+
+
+def main() -> None:
+    """Parse the command line, load, run and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("folder", "picture", "output", "prompt"):
+        parser.add_argument(name)
+    for name in ("strength", "guidance-scale"):
+        parser.add_argument(f"--{name}", type=float, required=True)
+    for name in ("seed", "steps"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    arguments = parser.parse_args()
+
+    dtype = getattr(torch, arguments.dtype)
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(arguments.folder, torch_dtype=dtype)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    result = pipe(
+        prompt=arguments.prompt,
+        image=Image.open(arguments.picture),
+        strength=arguments.strength,
+        num_inference_steps=arguments.steps,
+        guidance_scale=arguments.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(arguments.seed),
+    )
+    result.images[0].save(arguments.output)
+
+
+if __name__ == "__main__":
+    main()

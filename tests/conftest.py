@@ -1,0 +1,118 @@
+"""Fixtures: the command in a fresh process and in this one, a tiny Stable Diffusion, pictures."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    code: int
+    out: bytes
+    err: str
+
+
+@pytest.fixture
+def fresh() -> Callable[..., Outcome]:
+    """Run `img2img ARGUMENTS` in a new interpreter."""
+
+    def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Outcome:
+        command = [sys.executable, "-m", "img2img_cli", *map(str, arguments)]
+        done = subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **environment}, timeout=300)
+        return Outcome(done.returncode, done.stdout, done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Outcome]:
+    """Run `img2img ARGUMENTS` in this interpreter, where torch is loaded only once."""
+    from img2img_cli.cli import app
+
+    def run(*arguments: object, stdin: bytes = b"") -> Outcome:
+        capfdbinary.readouterr()
+        monkeypatch.setattr(sys, "argv", ["img2img", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = app._run()
+        out, err = capfdbinary.readouterr()
+        return Outcome(code, out, err.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def photograph() -> Image.Image:
+    """A 96 x 72 colour photograph."""
+    from skimage import data
+
+    return Image.fromarray(data.coffee()).resize((96, 72), Image.Resampling.LANCZOS)
+
+
+@pytest.fixture
+def picture(tmp_path: Path, photograph: Image.Image) -> Path:
+    """The photograph as a PNG file."""
+    path = tmp_path / "photo.png"
+    photograph.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with Stable Diffusion 1.5's classes at tiny size and seeded random weights."""
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from img2img_cli.loading import load_clip_tokenizer
+
+    torch.manual_seed(0)
+    pipe = StableDiffusionPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=4,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=49408
+            )
+        ),
+        tokenizer=load_clip_tokenizer(),
+        scheduler=PNDMScheduler(beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two 8-bit pictures, in dB."""
+    error = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,0 +1,82 @@
+"""A model hub on 127.0.0.1 that speaks as much of the hub's protocol as downloading a repository needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class LoopbackHub:
+    """Serves local folders as repositories; a name ending in `gated` is gated, any other is missing."""
+
+    def __init__(self, repositories: Mapping[str, Path]) -> None:
+        self.requests: list[str] = []
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self) -> None:  # noqa: N802
+                self._answer(body=False)
+
+            def do_GET(self) -> None:  # noqa: N802
+                self._answer(body=True)
+
+            def _answer(self, *, body: bool) -> None:
+                hub.requests.append(self.path)
+                status, headers, content = hub.respond(self.path.partition("?")[0], repositories)
+                self.send_response(status)
+                for key, value in {"Content-Length": str(len(content)), **headers}.items():
+                    self.send_header(key, value)
+                self.end_headers()
+                if body:
+                    self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def respond(self, path: str, repositories: Mapping[str, Path]) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and content of one request."""
+        match = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+)(?:/(.*))?$", path)
+        name, rest = (match[1], match[2] or "") if match else ("", "")
+        if name.endswith("gated"):
+            return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
+        if name not in repositories:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        folder = repositories[name]
+        files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
+        if path.startswith("/api/"):
+            if rest.startswith("tree/"):
+                rows = [
+                    {"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": "0" * 40} for f in files
+                ]
+                return 200, {"Content-Type": "application/json"}, json.dumps(rows).encode()
+            siblings = [{"rfilename": f} for f in files]
+            info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+            return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+        file = folder / re.sub(r"^resolve/[^/]+/", "", rest)
+        if not file.is_file():
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+        content = file.read_bytes()
+        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, content
+
+    def __enter__(self) -> LoopbackHub:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()

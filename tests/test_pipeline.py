@@ -1,0 +1,166 @@
+"""Loading and running real checkpoints: folders, hub ids, refusals, and equality with plain diffusers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import psnr
+from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
+from loopback_hub import LoopbackHub
+from PIL import Image
+
+from img2img_cli.device import choose_placement, make_generators
+from img2img_cli.modelref import bundled_dir
+from img2img_cli.parameters import Parameters
+from img2img_cli.pipeline import build_pipeline
+
+OPTIONS = ["--seed", "4", "--steps", "4", "--strength", "0.5", "--set", "image_size=64", "--dtype", "float32"]
+
+
+@pytest.fixture(scope="module")
+def square() -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()).resize((64, 64), Image.Resampling.LANCZOS)
+
+
+def test_edit_equals_a_script_with_plain_diffusers(here, tmp_path: Path, tiny_sd: Path, square: Image.Image) -> None:
+    square.save(tmp_path / "in.png")
+    done = here("edit", tmp_path / "in.png", tmp_path / "out.png", "-p", "a cat", "--model", tiny_sd, *OPTIONS)
+    assert done.code == 0, done.err
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None)
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    expected = pipe(
+        "a cat",
+        image=square,
+        strength=0.5,
+        num_inference_steps=4,
+        guidance_scale=7.5,
+        generator=torch.Generator("cpu").manual_seed(4),
+    ).images[0]
+    assert psnr(Image.open(tmp_path / "out.png"), expected) >= 40
+
+
+def test_noise_depends_on_seed_and_size_alone(tiny_sd: Path, square: Image.Image) -> None:
+    parameters = Parameters(model=str(tiny_sd), num_inference_steps=2, strength=1.0, dtype="float32")
+    pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
+    other = square.rotate(90)
+    (alone,) = pipeline.transform([square], None, [3], parameters)
+    together = pipeline.transform([other, square, other], None, [9, 3, 11], parameters)
+    assert psnr(alone, together[1]) >= 40
+    assert psnr(alone, together[0]) < 40
+
+
+def test_generators_ignore_the_batch() -> None:
+    draws = [torch.randn(5, generator=g) for g in make_generators([1, 2, 1])]
+    assert torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0], draws[1])
+
+
+def test_a_separate_controlnet_is_loaded(here, tmp_path: Path, tiny_sd: Path, picture: Path) -> None:
+    torch.manual_seed(1)
+    ControlNetModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        conditioning_embedding_out_channels=(16, 32),
+    ).save_pretrained(tmp_path / "cn")
+    done = here(
+        "colorize", picture, "--model", tiny_sd, "--set", f"controlnet={tmp_path / 'cn'}", "--dtype", "float32",
+        "--set", "num_inference_steps=2", "--set", "image_size=64", "--seed", 1,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert Image.open(picture.with_name("photo-colorize.png")).size == (96, 72)
+
+
+def test_plain_diffusers_loads_the_bundled_model() -> None:
+    pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(bundled_dir(), use_safetensors=True)
+    sizes = sum(f.stat().st_size for f in bundled_dir().rglob("*.safetensors"))
+    assert sizes < 60e6
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.alphas_cumprod[-1] == 0
+    assert all(torch.isfinite(p).all() for p in pipe.unet.parameters())
+
+
+def test_the_bundled_autoencoder_is_trained() -> None:
+    from skimage import data
+
+    pipeline = build_pipeline(Parameters(), choose_placement("cpu", "float32"))
+    for array in (data.coffee(), data.chelsea(), data.astronaut()):
+        image = Image.fromarray(array).resize((256, 256), Image.Resampling.LANCZOS)
+        (decoded,) = pipeline.decode(pipeline.encode([image], make_generators([0])))
+        assert psnr(decoded, image) > 25
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        ("weights.ckpt", "pickle"),
+        ("missing.safetensors", "no such file"),
+        ("no-such-model", "no such model"),
+        ("EMPTY", "model_index.json"),
+    ],
+)
+def test_a_model_that_is_not_there_is_one_line(here, picture: Path, tmp_path: Path, reference: str, words: str) -> None:
+    if reference == "EMPTY":
+        reference = str(tmp_path)
+    done = here("edit", picture, "-p", "x", "--model", reference)
+    assert done.code == 5
+    assert words in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "index"])
+def test_a_damaged_folder_is_one_line(here, picture: Path, tmp_path: Path, tiny_sd: Path, damage: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_sd, folder)
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "pickle":
+        weights.rename(weights.with_suffix(".bin"))
+    else:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "os.system"}))
+    done = here("edit", picture, "-p", "x", "--model", folder)
+    assert done.code == 5, done.err
+    assert len(done.err.splitlines()) == 1
+    assert not picture.with_name("photo-edit.png").exists()
+
+
+def test_overflow_in_16_bits_is_decoded_again_in_float32(tiny_sd: Path, square: Image.Image) -> None:
+    parameters = Parameters(model=str(tiny_sd), num_inference_steps=2)
+    pipeline = build_pipeline(parameters, choose_placement("cpu", "float16"))
+    torch.nn.init.constant_(pipeline.pipe.vae.decoder.conv_in.weight, 6e4)
+    latents = torch.full((1, 4, 32, 32), 50.0, dtype=torch.float16)
+    assert not torch.isfinite(pipeline._decode(latents)).all()
+    (image,) = pipeline.decode(latents)
+    assert np.asarray(image).shape == (64, 64, 3)
+
+
+def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_path: Path, tiny_sd: Path) -> None:
+    arguments = ["edit", picture, "-p", "x", "--model", "someone/tiny-sd", *OPTIONS, "--force"]
+    cache = {"HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": "hf_secretsecret"}
+    with LoopbackHub({"someone/tiny-sd": tiny_sd}) as hub:
+        online = fresh(*arguments, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", **cache)
+        assert online.code == 0, online.err
+        assert hub.requests
+        gated = fresh(*arguments[:5], "someone/gated", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", **cache)
+        missing = fresh(*arguments[:5], "someone/missing", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", **cache)
+    assert (gated.code, "hf auth login" in gated.err) == (5, True), gated.err
+    assert (missing.code, "not on the hub" in missing.err) == (5, True), missing.err
+    offline = fresh(*arguments, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1", **cache)
+    assert offline.code == 0, offline.err
+    unreachable = fresh(*arguments[:5], "someone/else", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", **cache)
+    assert (unreachable.code, "cannot be reached" in unreachable.err) == (5, True), unreachable.err
+    for done in (online, gated, missing, offline, unreachable):
+        assert "secret" not in done.err
+        assert "Traceback" not in done.err
