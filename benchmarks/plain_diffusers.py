@@ -19,11 +19,15 @@ def main() -> None:
     for name in ("seed", "steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--contiguous", action="store_true", help="leave the UNet in PyTorch's default memory format")
     arguments = parser.parse_args()
 
     dtype = getattr(torch, arguments.dtype)
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(arguments.folder, torch_dtype=dtype)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    # A setting like any other: in bfloat16 another memory format rounds in another order.
+    if not arguments.contiguous:
+        pipe.unet.to(memory_format=torch.channels_last)
     result = pipe(
         prompt=arguments.prompt,
         image=Image.open(arguments.picture),

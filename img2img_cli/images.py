@@ -141,14 +141,14 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
     width, height = size
     if min(size) < MIN_SIDE:
         raise InputError(f"{name}: only {width} x {height} pixels; both sides must be at least {MIN_SIDE}")
-    if max(size) > MAX_ASPECT * min(size):
-        raise InputError(
-            f"{name}: {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other; cut it up first"
-        )
     if width * height > MAX_PIXELS:
         raise InputError(_too_large(name))
     if max(size) > MAX_SIDE:
         raise InputError(f"{name}: {width} x {height} pixels; no side may be over {MAX_SIDE}; make it smaller first")
+    if max(size) > MAX_ASPECT * min(size):
+        raise InputError(
+            f"{name}: {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other; cut it up first"
+        )
 
 
 def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:

@@ -9,9 +9,9 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from huggingface_hub import errors as hub
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
 from img2img_cli.errors import ModelError, PresetError
@@ -87,7 +87,9 @@ def _byte_alphabet() -> Iterator[str]:
 
 def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
     """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; others take their config from the hub."""
-    family = infer_diffusers_model_type(load_single_file_checkpoint(path))
+    with safe_open(path, "pt") as file:  # names and shapes only, which takes no time even for gigabytes
+        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+    family = infer_diffusers_model_type(shapes)
     options: dict[str, Any] = {"torch_dtype": dtype}
     if controlnet is not None:
         options["controlnet"] = controlnet

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -249,7 +248,7 @@ def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: 
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"Traceback" not in err
-    assert os.listdir(tmp_path) == ["photo.png"]
+    assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_doctor_passes(here) -> None:
