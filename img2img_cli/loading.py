@@ -88,7 +88,7 @@ def _byte_alphabet() -> Iterator[str]:
 def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
     """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; others take their config from the hub."""
     with safe_open(path, "pt") as file:  # names and shapes only, which takes no time even for gigabytes
-        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}
+        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118 - not a dict
     family = infer_diffusers_model_type(shapes)
     options: dict[str, Any] = {"torch_dtype": dtype}
     if controlnet is not None:

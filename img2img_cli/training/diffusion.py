@@ -30,9 +30,9 @@ from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import WIDTH, build_text_encoder
 
 WIDTHS = (64, 128, 224)
-TASK_SHARES = {"colorize": 0.32, "upscale": 0.26, "restore": 0.1, "edit": 0.32}
+TASK_SHARES = {"colorize": 0.42, "upscale": 0.13, "restore": 0.05, "edit": 0.4}
 # Size in pixels, batch size, share of the steps: mostly small for speed, some larger for context.
-RESOLUTIONS = ((128, 16, 0.75), (192, 7, 0.2), (256, 4, 0.05))
+RESOLUTIONS = ((128, 16, 0.85), (192, 7, 0.15))
 MIN_SNR_GAMMA = 5.0
 
 
@@ -116,7 +116,7 @@ def make_example(photograph: Photograph, size: int, rng: np.random.Generator) ->
         if rng.random() < 0.75:
             style = str(rng.choice(list(STYLES)))
             target = STYLES[style](view, rng)
-        control = make_control_image(view, "grey" if rng.random() < 0.4 else "softedge")
+        control = make_control_image(view, "grey" if rng.random() < 0.75 else "softedge")
     if rng.random() < 0.05:
         control = Image.new("RGB", view.size)
     subject = clean_caption(photograph.caption)
