@@ -122,27 +122,32 @@ def _scheduler_class(name: str) -> Any:
     return getattr(diffusers, name)
 
 
+_HUB_SENTENCES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
+    ((hub.GatedRepoError,), "the model is gated; accept its licence on its hub page, then run `hf auth login`"),
+    ((hub.RepositoryNotFoundError,), "not on the hub, or private; check the name, or run `hf auth login`"),
+    ((hub.RevisionNotFoundError,), "the hub has no such revision; check --set revision"),
+    (
+        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, ConnectionError, TimeoutError),
+        "not in the cache and the hub cannot be reached; connect to the internet once, or give a folder with --model; "
+        "the presets edit, colorize and upscale need neither",
+    ),
+)
+
+
 @contextlib.contextmanager
 def explain_model_errors(reference: str) -> Iterator[None]:
     """Turn what loading raises into one sentence with a remedy. The reference is named, never a token."""
     try:
         yield
-    except hub.GatedRepoError:
-        raise ModelError(
-            f"{reference}: the model is gated; accept its licence on its hub page, then run `hf auth login`"
-        ) from None
-    except hub.RepositoryNotFoundError:
-        raise ModelError(f"{reference}: not on the hub, or private; check the name, or run `hf auth login`") from None
-    except hub.RevisionNotFoundError:
-        raise ModelError(f"{reference}: the hub has no such revision; check --set revision") from None
-    except (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, ConnectionError, TimeoutError):
-        raise ModelError(_unreachable(reference)) from None
     except SafetensorError as error:
         raise ModelError(f"{reference}: a weights file is damaged ({error}); get the model again") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        # diffusers wraps the hub's errors in its own, which say less.
+        for cause in _causes(error):
+            for kinds, sentence in _HUB_SENTENCES:
+                if isinstance(cause, kinds):
+                    raise ModelError(f"{reference}: {sentence}") from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if "offline" in reason.lower() or "connect" in reason.lower():
-            raise ModelError(_unreachable(reference)) from None
         if isinstance(error, RuntimeError) and "out of memory" in reason.lower():
             raise
         raise ModelError(
@@ -150,8 +155,7 @@ def explain_model_errors(reference: str) -> Iterator[None]:
         ) from None
 
 
-def _unreachable(reference: str) -> str:
-    return (
-        f"{reference}: not in the cache and the hub cannot be reached; connect to the internet once, "
-        "or give a folder with --model; `--preset edit`, `colorize` and `upscale` need neither"
-    )
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
