@@ -12,10 +12,10 @@ from PIL import Image
 HERE = Path(__file__).parent
 HEIGHT = 240
 ROWS = [
-    ("coffee-grey.jpg", ["colorize", "--prompt", "a cup, brown and red", "--seed", "3"]),
+    ("coffee-grey.jpg", ["colorize", "--seed", "1"]),
     ("chelsea-small.png", ["upscale", "--scale", "4", "--seed", "3"]),
     ("coffee.jpg", ["edit", "--prompt", "night", "--seed", "3"]),
-    ("coffee.jpg", ["edit", "--prompt", "pencil sketch", "--seed", "3"]),
+    ("coffee.jpg", ["edit", "--prompt", "golden hour", "--seed", "3"]),
 ]
 
 

@@ -28,12 +28,13 @@ MAX_FACTOR_PER_PASS = 4.0
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of a job."""
+    """What became of a job; `frames` is how many the input has, of which the first was taken."""
 
     job: Job
     size: tuple[int, int]
     format: str
     seconds: float
+    frames: int
 
 
 def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | None = None) -> Iterator[Result]:
@@ -58,7 +59,7 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
             text=format_parameters(job, result.size),
         )
         write_output(data, job.output, replace=job.force or job.in_place)
-        yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began)
+        yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began, frames=picture.frames)
 
 
 def make_results(

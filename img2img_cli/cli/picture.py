@@ -165,4 +165,7 @@ def report(result: Result, shared: SharedOptions) -> None:
     elif not shared.quiet:
         name = "stdout" if job.output == STDIO else job.output
         width, height = result.size
-        print(f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s", file=sys.stderr)
+        frames = f", first of {result.frames} frames" if result.frames > 1 else ""
+        print(
+            f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s{frames}", file=sys.stderr
+        )
