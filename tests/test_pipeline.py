@@ -84,6 +84,8 @@ def test_a_separate_controlnet_is_loaded(here, tmp_path: Path, tiny_sd: Path, pi
 
 def test_plain_diffusers_loads_the_bundled_model() -> None:
     pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(bundled_dir(), use_safetensors=True)
+    configs = [json.loads(file.read_text()) for file in bundled_dir().rglob("*.json")]
+    assert not any("_name_or_path" in config for config in configs)  # a path of the machine it was trained on
     sizes = sum(f.stat().st_size for f in bundled_dir().rglob("*.safetensors"))
     assert sizes < 60e6
     assert pipe.scheduler.config.prediction_type == "v_prediction"
