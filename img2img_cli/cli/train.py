@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from img2img_cli.errors import UsageError
+from img2img_cli.modelref import locate_model
+
 train = typer.Typer(help="Train the model that ships inside.")
 
 
@@ -21,11 +24,18 @@ def bundled(
     data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")] = Path("runs/bundled"),
     minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoints in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints in --out; repeat --from if it was given.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="bundled|FOLDER", help="Go on from this model; its autoencoder stays."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
 ) -> None:
     """Train tokenizer, autoencoder (a fifth of the time), text encoder, UNet and ControlNet."""
+    folder = _find_start(start) if start is not None else None
     from img2img_cli.device import choose_device
     from img2img_cli.training.recipe import train_bundled
 
@@ -34,7 +44,17 @@ def bundled(
         out=out,
         minutes=minutes,
         device=choose_device(device),
+        start=folder,
         resume=resume,
         seed=seed,
         say=lambda text: typer.echo(text, err=True),
     )
+
+
+def _find_start(reference: str) -> Path:
+    kind, place = locate_model(reference)
+    if kind != "folder":
+        raise UsageError(
+            f"--from {reference}: only 'bundled' or a diffusers folder that was trained here can be gone on from"
+        )
+    return Path(place)

@@ -38,14 +38,17 @@ def measure_colours(picture: Image.Image, count: int = 2) -> list[str]:
 
 
 def compose_caption(task: str, subject: str, colours: list[str], style: str | None, rng: np.random.Generator) -> str:
-    """Join the parts, leaving some out at random so that each works alone; 12 % are empty, for guidance."""
+    """Join the parts, leaving some out at random so that each works alone; 12 % are empty, for guidance.
+
+    Task and style alone are the commonest caption, as they are the commonest prompt; an edit without a style is about
+    what is named, so something is.
+    """
     if rng.random() < 0.12:
         return ""
-    parts = [task]
-    if style is not None:
-        parts.append(style)
-    if rng.random() < 0.75:
-        parts.append(subject)
-    if colours and rng.random() < 0.6:
-        parts.append(" and ".join(colours))
-    return ", ".join(parts)
+    about = [subject, " and ".join(colours)] if colours else [subject]
+    plain = style is not None or task != "edit"
+    if plain and rng.random() < 0.45:
+        about = []
+    elif len(about) > 1 and rng.random() < 0.5:
+        about.pop(rng.integers(2))
+    return ", ".join([task, *([style] if style else []), *about])

@@ -1,4 +1,4 @@
-"""Damage for the upscaling and restoring tasks: what the model is shown of a good picture."""
+"""What the model is shown of a good picture: shrunk, damaged or recoloured."""
 
 from __future__ import annotations
 
@@ -45,3 +45,10 @@ def make_damaged(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     if kinds[1]:
         picture = add_noise(picture, rng.uniform(5, 35), rng)
     return compress(picture, int(rng.integers(8, 50))) if kinds[2] else picture
+
+
+def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """The same picture in other hues: what `edit` is shown when the prompt names colours."""
+    hue, saturation, value = picture.convert("HSV").split()
+    turn = int(rng.integers(24, 232))
+    return Image.merge("HSV", (hue.point([(v + turn) % 256 for v in range(256)]), saturation, value)).convert("RGB")

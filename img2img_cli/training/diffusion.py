@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from diffusers import (
     StableDiffusionControlNetImg2ImgPipeline,
     UNet2DConditionModel,
 )
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import nn
 from torch.nn import functional
@@ -24,15 +26,17 @@ from img2img_cli.control import make_control_image
 from img2img_cli.training.autoencoder import stack_pictures
 from img2img_cli.training.captions import clean_caption, compose_caption, measure_colours
 from img2img_cli.training.data import BalancedDraw, Photograph, cut_view
-from img2img_cli.training.degrade import make_damaged, make_low_resolution
+from img2img_cli.training.degrade import make_damaged, make_low_resolution, recolour
 from img2img_cli.training.loop import Batch, Stage
 from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import WIDTH, build_text_encoder
 
 WIDTHS = (64, 128, 224)
-TASK_SHARES = {"colorize": 0.42, "upscale": 0.13, "restore": 0.05, "edit": 0.4}
+TASK_SHARES = {"colorize": 0.36, "upscale": 0.1, "restore": 0.14, "edit": 0.4}
+# Views that show the whole picture, by task: colours and light need context, detail needs crops.
+WHOLE_SHARES = {"colorize": 0.85, "upscale": 0.15, "restore": 0.15, "edit": 0.6}
 # Size in pixels, batch size, share of the steps: mostly small for speed, some larger for context.
-RESOLUTIONS = ((128, 16, 0.85), (192, 7, 0.15))
+RESOLUTIONS = ((128, 16, 0.7), (192, 7, 0.15), (256, 4, 0.15))
 MIN_SNR_GAMMA = 5.0
 
 
@@ -100,11 +104,27 @@ def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
     )
 
 
+def load_networks(folder: Path) -> Networks:
+    """The networks of a trained diffusers folder, in float32, to go on from."""
+
+    def load(kind: Any, name: str) -> Any:
+        module = kind.from_pretrained(folder / name, use_safetensors=True).float()
+        return module if name == "text_encoder" else module.to(memory_format=torch.channels_last)
+
+    return Networks(
+        vae=load(AutoencoderTiny, "vae"),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        text_encoder=load(CLIPTextModel, "text_encoder"),
+        unet=load(UNet2DConditionModel, "unet"),
+        controlnet=load(ControlNetModel, "controlnet"),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+    )
+
+
 def make_example(photograph: Photograph, size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str]:
     """One training example: the picture to make, the control picture, the caption."""
     task = str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
-    whole = rng.random() < (0.8 if task in ("colorize", "edit") else 0.15)
-    target = view = cut_view(photograph, size, rng, whole=whole)
+    target = view = cut_view(photograph, size, rng, whole=rng.random() < WHOLE_SHARES[task])
     style = None
     if task == "colorize":
         control = make_control_image(view, "grey")
@@ -113,14 +133,20 @@ def make_example(photograph: Photograph, size: int, rng: np.random.Generator) ->
     elif task == "restore":
         control = make_damaged(view, rng)
     else:
-        if rng.random() < 0.75:
-            style = str(rng.choice(list(STYLES)))
-            target = STYLES[style](view, rng)
-        control = make_control_image(view, "grey" if rng.random() < 0.75 else "softedge")
-    if rng.random() < 0.05:
+        target, control, style = make_edit(view, rng)
+    if rng.random() < 0.04:
         control = Image.new("RGB", view.size)
     subject = clean_caption(photograph.caption)
     return target, control, compose_caption(task, subject, measure_colours(target), style, rng)
+
+
+def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str | None]:
+    """A view in a style beside the view itself; or, for colours named in a prompt, beside its grey or recoloured."""
+    if rng.random() < 0.75:
+        style = str(rng.choice(list(STYLES)))
+        control = view if rng.random() < 0.85 else make_control_image(view, "grey")
+        return STYLES[style](view, rng), control, style
+    return view, recolour(view, rng) if rng.random() < 0.5 else make_control_image(view, "grey"), None
 
 
 def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, seed: int) -> Iterator[Batch]:
@@ -146,9 +172,18 @@ def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.
     return weights
 
 
-def make_stage(networks: Networks, device: torch.device) -> Stage:
+def make_stage(
+    networks: Networks, device: torch.device, draw_samples: Callable[[Path, int], None] | None = None
+) -> Stage:
     """The training stage over text encoder, UNet and ControlNet."""
     scheduler, vae = networks.scheduler, networks.vae.requires_grad_(False)
+    if device.type == "cpu":
+        # Measured: the backward pass of CPU's fused attention is slower at these sizes than plain products.
+        networks.unet.set_attn_processor(AttnProcessor())
+        networks.controlnet.set_attn_processor(AttnProcessor())
+    else:
+        networks.unet.compile()
+        networks.controlnet.compile()
 
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
         with torch.no_grad():
@@ -176,7 +211,13 @@ def make_stage(networks: Networks, device: torch.device) -> Stage:
         "unet": networks.unet,
         "controlnet": networks.controlnet,
     }
-    return Stage(name="diffusion", modules=modules, compute_loss=compute_loss, learning_rate=5e-4)
+    return Stage(
+        name="diffusion",
+        modules=modules,
+        compute_loss=compute_loss,
+        learning_rate=5e-4,
+        draw_samples=draw_samples,
+    )
 
 
 def save_networks(networks: Networks, folder: Path) -> None:

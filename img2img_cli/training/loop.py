@@ -49,18 +49,30 @@ def learning_rate_at(peak: float, step: int, progress: float) -> float:
 
 
 def run_stage(
-    stage: Stage, batches: Iterator[Batch], *, minutes: float, folder: Path, device: torch.device, resume: bool
+    stage: Stage,
+    open_batches: Callable[[], Iterator[Batch]],
+    *,
+    minutes: float,
+    folder: Path,
+    device: torch.device,
+    resume: bool,
+    seed: int,
 ) -> None:
     """Train for `minutes` of wall time, those of resumed runs included, and leave the averaged weights in place.
 
-    Writes `STAGE.pt` (weights, optimiser, EMA, step, seconds spent) and appends to `STAGE.jsonl` in `folder`.
+    Writes `STAGE.pt` (weights, optimiser, EMA, seed, step, seconds spent) and appends to `STAGE.jsonl` in `folder`.
+    A resumed run draws other batches than those it has seen: data and noise are seeded by seed and step.
     """
-    optimizer = torch.optim.AdamW(stage.parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        stage.parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
     ema = EMAModel(stage.parameters, decay=stage.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     step, spent = 0, 0.0
     checkpoint = folder / f"{stage.name}.pt"
     if resume and checkpoint.exists():
-        step, spent = _load(checkpoint, stage, optimizer, ema, device)
+        step, spent, seed = _load(checkpoint, stage, optimizer, ema, device)
+    torch.manual_seed(seed + step)
+    batches = open_batches()
     log = folder / f"{stage.name}.jsonl"
     budget = minutes * 60
     last_save = last_log = time.monotonic()
@@ -86,7 +98,7 @@ def run_stage(
                 file.write(json.dumps(row) + "\n")
             running, since_log, last_log = 0.0, 0, now
         if now - last_save > CHECKPOINT_EVERY_S or spent >= budget:
-            _save(checkpoint, stage, optimizer, ema, step, spent)
+            _save(checkpoint, stage, optimizer, ema, step=step, spent=spent, seed=seed)
             if stage.draw_samples is not None:
                 ema.store(stage.parameters)
                 ema.copy_to(stage.parameters)
@@ -96,13 +108,12 @@ def run_stage(
     ema.copy_to(stage.parameters)
 
 
-def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, step: int, spent: float) -> None:
+def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, **progress: float) -> None:
     state = {
         "modules": {name: module.state_dict() for name, module in stage.modules.items()},
         "optimizer": optimizer.state_dict(),
         "ema": ema.state_dict(),
-        "step": step,
-        "spent": spent,
+        **progress,
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -111,11 +122,11 @@ def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAMo
 
 def _load(
     path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, device: torch.device
-) -> tuple[int, float]:
+) -> tuple[int, float, int]:
     state = torch.load(path, map_location=device, weights_only=True)
     for name, module in stage.modules.items():
         module.load_state_dict(state["modules"][name])
     optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
     ema.to(device=device)
-    return int(state["step"]), float(state["spent"])
+    return int(state["step"]), float(state["spent"]), int(state["seed"])

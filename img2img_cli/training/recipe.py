@@ -17,6 +17,7 @@ from img2img_cli.training import diffusion
 from img2img_cli.training.captions import HUES, TASKS, clean_caption
 from img2img_cli.training.data import Photograph, list_shards, read_shard
 from img2img_cli.training.loop import Batch, run_stage
+from img2img_cli.training.samples import make_drawer
 from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import train_tokenizer
 
@@ -40,30 +41,47 @@ def _load(make: Callable[[int], Iterator[Batch]]) -> Iterator[Batch]:
 
 
 def train_bundled(
-    *, data: Path, out: Path, minutes: float, device: torch.device, resume: bool, seed: int, say: Callable[[str], None]
+    *,
+    data: Path,
+    out: Path,
+    minutes: float,
+    device: torch.device,
+    start: Path | None,
+    resume: bool,
+    seed: int,
+    say: Callable[[str], None],
 ) -> Path:
     """Train tokenizer, autoencoder and diffusion networks within `minutes`; return the diffusers folder.
 
-    With `resume`, stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
+    Args:
+        start: a diffusers folder to go on from. Its tokenizer and autoencoder are kept as they are, because the other
+            networks know no others, and all of the time goes to these.
+        resume: stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     shards, held_out = list_shards(data)
     photographs = [photograph for shard in shards for photograph in read_shard(shard)]
     say(f"{len(photographs)} photographs from {len(shards)} shards on {device}")
-    vae = _train_autoencoder(photographs, held_out, out, minutes * AUTOENCODER_SHARE, device, resume, say)
-    tokenizer = _train_tokenizer(photographs, out, resume)
-    networks = diffusion.build_networks(vae, tokenizer)
-    for module in (networks.text_encoder, networks.unet, networks.controlnet):
+    strangers = read_shard(held_out) if held_out is not None else []
+    if start is not None:
+        networks = diffusion.load_networks(start)
+    else:
+        vae = _train_autoencoder(photographs, strangers, out, minutes * AUTOENCODER_SHARE, device, resume, seed, say)
+        networks = diffusion.build_networks(vae, _train_tokenizer(photographs, out, resume))
+        minutes *= 1 - AUTOENCODER_SHARE
+    for module in (networks.vae, networks.text_encoder, networks.unet, networks.controlnet):
         module.to(device)
-    batches = _load(lambda worker_seed: diffusion.draw_examples(photographs, tokenizer, worker_seed))
     run_stage(
-        diffusion.make_stage(networks, device),
-        batches,
-        minutes=minutes * (1 - AUTOENCODER_SHARE),
+        diffusion.make_stage(
+            networks, device, make_drawer(networks, strangers[:: max(1, len(strangers) // 2)], device)
+        ),
+        lambda: _load(lambda worker_seed: diffusion.draw_examples(photographs, networks.tokenizer, worker_seed)),
+        minutes=minutes,
         folder=out,
         device=device,
         resume=resume,
+        seed=seed,
     )
     folder = out / "bundled"
     diffusion.save_networks(networks, folder)
@@ -73,11 +91,12 @@ def train_bundled(
 
 def _train_autoencoder(
     photographs: Sequence[Photograph],
-    held_out: Path | None,
+    strangers: Sequence[Photograph],
     out: Path,
     minutes: float,
     device: torch.device,
     resume: bool,
+    seed: int,
     say: Callable[[str], None],
 ) -> AutoencoderTiny:
     vae = ae.build_autoencoder().to(device)
@@ -85,13 +104,20 @@ def _train_autoencoder(
     def draw(pictures: Sequence[Photograph], seed: int) -> Iterator[Batch]:
         return ae.draw_crops(pictures, size=CROP, batch_size=BATCH_SIZE, seed=seed)
 
-    batches = _load(lambda worker_seed: draw(photographs, worker_seed))
-    run_stage(ae.make_stage(vae, device), batches, minutes=minutes, folder=out, device=device, resume=resume)
+    run_stage(
+        ae.make_stage(vae, device),
+        lambda: _load(lambda worker_seed: draw(photographs, worker_seed)),
+        minutes=minutes,
+        folder=out,
+        device=device,
+        resume=resume,
+        seed=seed,
+    )
     deviation, _ = ae.measure_latents(vae, draw(photographs, 1))
     vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    if held_out is not None:
-        _, psnr = ae.measure_latents(vae, draw(read_shard(held_out), 1))
-        say(f"autoencoder: {psnr:.2f} dB on {held_out.name}")
+    if strangers:
+        _, psnr = ae.measure_latents(vae, draw(strangers, 1))
+        say(f"autoencoder: {psnr:.2f} dB on photographs it was not trained on")
         (out / "autoencoder.json").write_text(json.dumps({"psnr_db": psnr, "latent_std": deviation}))
     return vae
 

@@ -30,18 +30,44 @@ def ink_drawing(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray((lines * 255).astype(np.uint8)).convert("RGB")
 
 
+def _smooth_strokes(picture: Image.Image, radius: int) -> Image.Image:
+    """Kuwahara's filter: each pixel takes the mean of the calmest of the four squares that meet in it."""
+    values = np.asarray(picture, dtype=np.float32)
+    height, width = values.shape[:2]
+    padded = np.pad(values, ((radius + 1, radius), (radius + 1, radius), (0, 0)), mode="edge")
+    grey = padded.mean(2, keepdims=True)
+    sums = np.concatenate([padded, grey, grey**2], 2).astype(np.float64).cumsum(0).cumsum(1)
+    side = radius + 1
+    means = (sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]) / side**2
+    squares = [means[y : y + height, x : x + width] for y in (0, radius) for x in (0, radius)]
+    calmest = np.argmin([square[..., 4] - square[..., 3] ** 2 for square in squares], axis=0)
+    strokes = np.choose(calmest[..., None], [square[..., :3] for square in squares])
+    return Image.fromarray(strokes.round().clip(0, 255).astype(np.uint8))
+
+
 def oil_painting(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Flat strokes: repeated mode and median filters, then stronger colour."""
-    flat = picture.filter(ImageFilter.ModeFilter(7)).filter(ImageFilter.MedianFilter(5))
-    return ImageEnhance.Color(flat.filter(ImageFilter.EDGE_ENHANCE)).enhance(1.3)
+    """Flat strokes that end at edges, in stronger colour."""
+    strokes = ImageEnhance.Color(_smooth_strokes(picture, 4)).enhance(1.35)
+    return ImageEnhance.Contrast(strokes).enhance(1.1)
 
 
 def watercolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Pale washes with darker rims."""
-    wash = picture.filter(ImageFilter.MedianFilter(7)).filter(ImageFilter.GaussianBlur(1))
-    pale = Image.blend(wash, Image.new("RGB", picture.size, "white"), 0.3)
-    edges = ImageOps.invert(wash.convert("L").filter(ImageFilter.FIND_EDGES)).convert("RGB")
-    return ImageChops.multiply(pale, Image.blend(edges, Image.new("RGB", picture.size, "white"), 0.5))
+    wash = _smooth_strokes(picture.filter(ImageFilter.GaussianBlur(1)), 5)
+    pale = Image.blend(ImageEnhance.Color(wash).enhance(1.5), Image.new("RGB", picture.size, "white"), 0.4)
+    grey = wash.convert("L")
+    rims = ImageChops.difference(grey, grey.filter(ImageFilter.GaussianBlur(1.5)))
+    shade = rims.point([max(120, 255 - 5 * max(0, v - 3)) for v in range(256)]).convert("RGB")
+    return ImageChops.multiply(pale, shade)
+
+
+def mosaic(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Square stones of 8 pixels, one colour each, in light mortar."""
+    small = picture.resize([max(1, side // 8) for side in picture.size], Image.Resampling.BOX)
+    stones = ImageEnhance.Color(small).enhance(1.2).resize(picture.size, Image.Resampling.NEAREST)
+    y, x = np.ogrid[: picture.height, : picture.width]
+    mortar = Image.fromarray(((y % 8 == 7) | (x % 8 == 7)) * np.uint8(255))
+    return Image.composite(Image.new("RGB", picture.size, "#d8d2c4"), stones, mortar)
 
 
 def pixel_art(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -52,9 +78,15 @@ def pixel_art(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def poster(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Four levels a channel and black outlines."""
-    flat = ImageOps.posterize(picture.filter(ImageFilter.MedianFilter(5)), 2)
-    return ImageChops.multiply(ImageEnhance.Brightness(flat).enhance(1.3), ink_drawing(picture, rng))
+    """Flat, loud colours in five steps of light, and black outlines."""
+    flat = ImageEnhance.Color(_smooth_strokes(picture, 3)).enhance(1.6)
+    light, *chroma = flat.convert("YCbCr").split()
+    steps = light.point([min(255, round(v / 51 + 0.15) * 51) for v in range(256)])
+    colours = Image.merge("YCbCr", (steps, *chroma)).convert("RGB")
+    grey = picture.convert("L")
+    fine, coarse = (np.asarray(grey.filter(ImageFilter.GaussianBlur(s)), dtype=np.float32) for s in (1.0, 2.4))
+    outlines = 1 / (1 + np.exp((coarse - fine - 9.0).clip(-50, 50) * 0.8))
+    return ImageChops.multiply(colours, Image.fromarray((outlines * 255).astype(np.uint8)).convert("RGB"))
 
 
 def sepia(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -74,7 +106,7 @@ def night(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 def golden_hour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Warm low light."""
-    return _tint(ImageEnhance.Contrast(picture).enhance(1.1), (1.18, 0.92, 0.58))
+    return _tint(ImageEnhance.Contrast(picture).enhance(1.1), (1.22, 0.93, 0.52))
 
 
 def winter(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -97,6 +129,7 @@ STYLES: dict[str, Style] = {
     "oil painting": oil_painting,
     "watercolour": watercolour,
     "pixel art": pixel_art,
+    "mosaic": mosaic,
     "comic poster": poster,
     "sepia": sepia,
     "black and white": black_and_white,
