@@ -16,8 +16,9 @@ from img2img_cli.device import choose_placement, make_generators
 from img2img_cli.lab import rgb_to_lab
 from img2img_cli.pipeline import ImagePipeline, build_pipeline
 from img2img_cli.preset import load_preset, resolve
-from img2img_cli.runner import colorize_image, upscale_image
+from img2img_cli.runner import colorize_image
 from img2img_cli.training.data import read_shard
+from img2img_cli.upscaler import upscale_image
 
 SIDE = 256
 

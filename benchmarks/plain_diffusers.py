@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     dtype = getattr(torch, arguments.dtype)
-    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(arguments.folder, torch_dtype=dtype)
+    pipe = StableDiffusionImg2ImgPipeline.from_pretrained(arguments.folder, dtype=dtype)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     # A setting like any other: in bfloat16 another memory format rounds in another order.
     if not arguments.contiguous:

@@ -33,7 +33,7 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
         if kind == "file":
             pipe = _load_single_file(reference, dtype, controlnet)
         else:
-            options: dict[str, Any] = {"torch_dtype": dtype, "use_safetensors": True}
+            options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
             if kind == "hub":
                 options |= {"revision": parameters.revision, "variant": parameters.variant}
             if controlnet is not None:
@@ -55,10 +55,10 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
     kind, reference = locate_model(parameters.controlnet, index="config.json")
     with explain_model_errors(parameters.controlnet):
         if kind == "file":
-            return diffusers.ControlNetModel.from_single_file(reference, torch_dtype=dtype)
+            return diffusers.ControlNetModel.from_single_file(reference, dtype=dtype)
         revision = parameters.controlnet_revision if kind == "hub" else None
         return diffusers.ControlNetModel.from_pretrained(
-            reference, revision=revision, torch_dtype=dtype, use_safetensors=True
+            reference, revision=revision, dtype=dtype, use_safetensors=True
         )
 
 
@@ -90,7 +90,7 @@ def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
     with safe_open(path, "pt") as file:  # names and shapes only, which takes no time even for gigabytes
         shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118 - not a dict
     family = infer_diffusers_model_type(shapes)
-    options: dict[str, Any] = {"torch_dtype": dtype}
+    options: dict[str, Any] = {"dtype": dtype}
     if controlnet is not None:
         options["controlnet"] = controlnet
     if family == "v1":

@@ -8,6 +8,7 @@ from typing import Literal
 
 from img2img_cli.errors import ModelError
 
+BUNDLED = "bundled"
 Kind = Literal["folder", "file", "hub"]
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -15,7 +16,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 def bundled_dir() -> Path:
     """The diffusers folder of the model that is shipped inside the package."""
-    return Path(__file__).parent / "models" / "bundled"
+    return Path(__file__).parent / "models" / BUNDLED
 
 
 def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Kind, str]:
@@ -27,7 +28,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
     Raises:
         ModelError: a pickle, a folder without an index, a missing file, or nothing that could be a hub id.
     """
-    if reference == "bundled":
+    if reference == BUNDLED:
         return "folder", str(bundled_dir())
     path = Path(reference).expanduser()
     if path.suffix.lower() in PICKLES:
@@ -47,6 +48,6 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
         raise ModelError(f"{reference}: neither a diffusers folder nor a .safetensors file; convert it to one of them")
     if not _HUB_ID.fullmatch(reference):
         raise ModelError(
-            f"{reference}: no such model; give 'bundled', a folder, a .safetensors file or a hub id like owner/name"
+            f"{reference}: no such model; give '{BUNDLED}', a folder, a .safetensors file or a hub id like owner/name"
         )
     return "hub", reference

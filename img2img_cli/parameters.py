@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal["edit", "colorize", "upscale"]
+from img2img_cli.modelref import BUNDLED
+
+Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
@@ -25,7 +27,7 @@ class Parameters(BaseModel):
     description: str = Field(default="", description="One line for `presets list`.")
     license: str = Field(default="", description="Licence of the model's weights.")
     model: str = Field(
-        default="bundled",
+        default=BUNDLED,
         description="'bundled', a hub id, a local diffusers folder or a single .safetensors file.",
         min_length=1,
     )
@@ -65,8 +67,13 @@ class Parameters(BaseModel):
     saturation: float = Field(default=1.0, ge=0, le=4, description="colorize: factor on the model's chroma.")
     num_samples: int = Field(default=1, ge=1, le=16, description="colorize: samples whose colours are averaged.")
     scale: float = Field(default=2.0, ge=1, le=8, description="upscale: factor on both sides.")
-    tile_size: int = Field(default=256, ge=64, le=2048, description="upscale: side of a tile in pixels.")
-    tile_overlap: int = Field(default=32, ge=0, le=512, description="upscale: pixels that tiles share.")
+    tile_size: int = Field(default=256, ge=64, le=2048, description="upscale, restore: side of a tile in pixels.")
+    tile_overlap: int = Field(default=32, ge=0, le=512, description="upscale, restore: pixels that tiles share.")
+
+    @property
+    def full_prompt(self) -> str:
+        """The prompt as the model is given it; an empty one leaves no dangling comma."""
+        return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
 
     @model_validator(mode="after")
     def _check_together(self) -> Parameters:

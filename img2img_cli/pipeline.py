@@ -96,7 +96,7 @@ class ImagePipeline:
         """Noise latents by `strength` and denoise them under the prompt; same shape out as in."""
         count = len(latents)
         arguments: dict[str, Any] = {
-            "prompt": [parameters.prompt_template.replace("{prompt}", parameters.prompt)] * count,
+            "prompt": [parameters.full_prompt] * count,
             "negative_prompt": [parameters.negative_prompt] * count if parameters.guidance_scale > 1 else None,
             "image": latents,
             "strength": parameters.strength,

@@ -45,7 +45,7 @@ def _writable(name: str) -> str:
 def format_parameters(job: Job, size: tuple[int, int]) -> str:
     """Prompt, negative prompt and settings in the text form that A1111 and its readers use."""
     p = job.parameters
-    lines = [p.prompt_template.replace("{prompt}", p.prompt)]
+    lines = [p.full_prompt]
     if p.negative_prompt:
         lines.append(f"Negative prompt: {p.negative_prompt}")
     settings = {

@@ -17,6 +17,7 @@ from img2img_cli.cli.doctor import doctor
 from img2img_cli.cli.edit import edit
 from img2img_cli.cli.info import info
 from img2img_cli.cli.presets import presets
+from img2img_cli.cli.restore import restore
 from img2img_cli.cli.train import train
 from img2img_cli.cli.upscale import upscale
 from img2img_cli.errors import ExitCode, Img2ImgError
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (edit, colorize, upscale, info, doctor):
+for command in (edit, colorize, upscale, restore, info, doctor):
     app.command()(command)
 app.add_typer(presets, name="presets")
 app.add_typer(train, name="train")

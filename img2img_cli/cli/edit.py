@@ -14,7 +14,10 @@ def edit(
     *,
     source: InputArgument,
     output: OutputArgument = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the result should show.", show_default=False)],
+    prompt: Annotated[
+        Optional[str],
+        typer.Option("--prompt", "-p", help="What the result should show.", show_default="the preset's"),
+    ] = None,
     negative_prompt: Annotated[Optional[str], typer.Option(help="What it should not show.", show_default=False)] = None,
     strength: Annotated[
         Optional[float], typer.Option(help="0.2 is a hint, 0.9 a new picture on the old structure.", show_default=False)

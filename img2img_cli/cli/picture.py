@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
-from img2img_cli.modelref import locate_model
+from img2img_cli.modelref import BUNDLED, locate_model
 from img2img_cli.parameters import Parameters, Task
 from img2img_cli.preset import Resolved, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:
     from img2img_cli.runner import Result
-
-BUNDLED = "bundled"
 
 
 def run_picture_command(
@@ -75,6 +73,10 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     if resolved.parameters.task != task:
         other = resolved.parameters.task
         raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
+    if task == "edit" and "prompt" not in overrides and not resolved.parameters.prompt:
+        raise UsageError(
+            "--prompt is missing: say what the result should show, or choose a preset that does (style-...)"
+        )
     return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
 
 

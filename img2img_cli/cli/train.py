@@ -51,10 +51,34 @@ def bundled(
     )
 
 
+@train.command()
+def evaluate(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards; the last is for evaluation.")],
+    model: Annotated[str, typer.Option(help="bundled, or a diffusers folder that was trained here.")] = "bundled",
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json, .md and .jpg.")] = Path("runs/evaluation"),
+    count: Annotated[int, typer.Option(min=1, help="Photographs of the last shard, spread evenly.")] = 24,
+    card: Annotated[bool, typer.Option("--card", help="Write the tables into the model's README.md too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure a model on photographs it has never seen: colours, detail, restoration, styles, seconds."""
+    folder = _find_start(model)
+    from img2img_cli.device import choose_placement
+    from img2img_cli.training.evaluate import evaluate_model, format_tables, write_evaluation
+
+    evaluation = evaluate_model(
+        str(folder),
+        data=data,
+        count=count,
+        placement=choose_placement(device, "auto"),
+        say=lambda text: typer.echo(text, err=True),
+    )
+    write_evaluation(evaluation, out, folder / "README.md" if card else None)
+    typer.echo(format_tables(evaluation))
+
+
 def _find_start(reference: str) -> Path:
     kind, place = locate_model(reference)
     if kind != "folder":
-        raise UsageError(
-            f"--from {reference}: only 'bundled' or a diffusers folder that was trained here can be gone on from"
-        )
+        raise UsageError(f"{reference}: must be 'bundled' or a diffusers folder that was trained here")
     return Path(place)

@@ -121,8 +121,10 @@ def load_networks(folder: Path) -> Networks:
     )
 
 
-def make_example(photograph: Photograph, size: int, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str]:
-    """One training example: the picture to make, the control picture, the caption."""
+def make_example(
+    photograph: Photograph, size: int, rng: np.random.Generator
+) -> tuple[Image.Image, Image.Image, Image.Image, str]:
+    """One training example: the picture to make, the input it is made from, the control picture, the caption."""
     task = str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
     target = view = cut_view(photograph, size, rng, whole=rng.random() < WHOLE_SHARES[task])
     style = None
@@ -134,10 +136,11 @@ def make_example(photograph: Photograph, size: int, rng: np.random.Generator) ->
         control = make_damaged(view, rng)
     else:
         target, control, style = make_edit(view, rng)
+    source = control
     if rng.random() < 0.04:
         control = Image.new("RGB", view.size)
     subject = clean_caption(photograph.caption)
-    return target, control, compose_caption(task, subject, measure_colours(target), style, rng)
+    return target, source, control, compose_caption(task, subject, measure_colours(target), style, rng)
 
 
 def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str | None]:
@@ -150,14 +153,16 @@ def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image,
 
 
 def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, seed: int) -> Iterator[Batch]:
-    """Batches of `pixels` in -1..1, `control` in 0..1 and `input_ids`, at one of `RESOLUTIONS` each."""
+    """Batches of `pixels` and `source` in -1..1, `control` in 0..1 and `input_ids`, at one of `RESOLUTIONS` each."""
     rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
     while True:
         size, batch_size, _ = RESOLUTIONS[rng.choice(len(RESOLUTIONS), p=[share for *_, share in RESOLUTIONS])]
-        targets, controls, captions = zip(*(make_example(draw(rng), size, rng) for _ in range(batch_size)), strict=True)
+        examples = [make_example(draw(rng), size, rng) for _ in range(batch_size)]
+        targets, sources, controls, captions = zip(*examples, strict=True)
         tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
         yield {
             "pixels": stack_pictures(list(targets)),
+            "source": stack_pictures(list(sources)),
             "control": stack_pictures(list(controls)).add_(1).div_(2),
             "input_ids": tokens.input_ids,
         }
@@ -169,6 +174,24 @@ def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
     weights: torch.Tensor = (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
+    return weights
+
+
+def draw_residual_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
+    """How much of the difference between input and target hides in the noise at each timestep's image, `(B, 1, 1, 1)`.
+
+    Image-to-image starts at some `strength` from the noised *input*, not from the noised target. Deterministic DDIM
+    from there to a perfect target meets, at any later timestep, the target's latents noised by
+    `noise + (input - target) * a0 / s0`, with `a0` and `s0` the signal and noise of the step it started from.
+    Training sees the same, for a random start at or before the timestep; the terminal step, which has no signal,
+    is the start of the classic case.
+    """
+    last = scheduler.config.num_train_timesteps - 1
+    lowest = timesteps.clamp(min=int(0.25 * last)).float()
+    starts = (lowest + torch.rand_like(lowest) * (last - lowest)).round().long()
+    starts[torch.rand_like(lowest) < 0.35] = last
+    alphas = scheduler.alphas_cumprod.to(timesteps.device)[starts]
+    weights: torch.Tensor = (alphas / (1 - alphas)).sqrt()[:, None, None, None]
     return weights
 
 
@@ -187,11 +210,12 @@ def make_stage(
 
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
         with torch.no_grad():
-            latents = vae.encode(batch["pixels"].to(device)).latents.float() * vae.config.scaling_factor
+            both = torch.cat([batch["pixels"], batch["source"]]).to(device, memory_format=torch.channels_last)
+            latents, source = (vae.encode(both).latents.float() * vae.config.scaling_factor).chunk(2)
         count = len(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=device)
         timesteps[torch.rand(count, device=device) < 0.08] = scheduler.config.num_train_timesteps - 1
-        noise = torch.randn_like(latents)
+        noise = torch.randn_like(latents) + draw_residual_weights(scheduler, timesteps) * (source - latents)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         prompt_embeds = networks.text_encoder(batch["input_ids"].to(device)).last_hidden_state
         down, mid = networks.controlnet(noisy, timesteps, prompt_embeds, batch["control"].to(device), return_dict=False)

@@ -52,7 +52,7 @@ def make_drawer(
                     prompt=list(PROMPTS),
                     image=controls,
                     control_image=controls,
-                    strength=1.0,
+                    strength=0.7,
                     num_inference_steps=STEPS,
                     guidance_scale=GUIDANCE,
                     generator=torch.Generator().manual_seed(0),
