@@ -19,7 +19,7 @@ from img2img_cli.errors import Img2ImgError, ModelError
 from img2img_cli.lab import rgb_to_lab
 from img2img_cli.pipeline import build_pipeline
 from img2img_cli.preset import list_presets, load_preset, resolve
-from img2img_cli.runner import colorize_image
+from img2img_cli.runner import transform_image
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
 
@@ -82,7 +82,7 @@ def _self_test() -> str:
     ramp = np.tile(np.linspace(40, 215, 96, dtype=np.uint8)[:, None, None], (1, 96, 3))
     try:
         pipeline = build_pipeline(parameters, choose_placement("auto", "auto"))
-        result = rgb_to_lab(np.asarray(colorize_image(Image.fromarray(ramp), parameters, 0, pipeline, None)))
+        result = rgb_to_lab(np.asarray(transform_image(Image.fromarray(ramp), parameters, 0, pipeline)))
     except Img2ImgError as error:
         raise ModelError(f"self-test failed: {error}") from None
     drift, chroma = (

@@ -74,6 +74,8 @@ def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list
     check_input(template.input)
     if template.mask is not None:
         check_input(template.mask)
+        if template.parameters.size != "original" or template.parameters.task == "upscale":
+            raise UsageError("--mask keeps the picture's own pixels, so it needs --size original and no upscaling")
         if template.mask == STDIO:
             raise UsageError("--mask cannot be read from stdin; give a file")
     base = _name_output(template, output)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
@@ -24,8 +25,11 @@ from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.parameters import Parameters
+from img2img_cli.work import Piece
 
 Progress = Callable[[int, int], None]
+PIXELS_PER_BATCH = 2 * 512 * 512
+BYTES_PER_PIXEL = 6_000  # of a guided Stable Diffusion pass in 16 bits, with room to spare
 
 diffusers.utils.logging.set_verbosity_error()
 transformers.utils.logging.set_verbosity_error()
@@ -60,6 +64,7 @@ class ImagePipeline:
         self.factor: int = pipe.vae_scale_factor
         self.multiple: int = self.factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
+        self._offloaded = False
 
     @torch.inference_mode()
     def encode(self, images: list[Image.Image], generators: list[torch.Generator]) -> torch.Tensor:
@@ -89,15 +94,19 @@ class ImagePipeline:
         self,
         latents: torch.Tensor,
         generators: list[torch.Generator],
-        parameters: Parameters,
+        each: Sequence[Parameters],
         controls: list[Image.Image] | None,
         progress: Progress | None = None,
     ) -> torch.Tensor:
-        """Noise latents by `strength` and denoise them under the prompt; same shape out as in."""
-        count = len(latents)
+        """Noise latents by `strength` and denoise them, each under its own prompt; same shape out as in.
+
+        Args:
+            each: one a latent; they differ in prompts alone.
+        """
+        parameters = each[0]
         arguments: dict[str, Any] = {
-            "prompt": [parameters.full_prompt] * count,
-            "negative_prompt": [parameters.negative_prompt] * count if parameters.guidance_scale > 1 else None,
+            "prompt": [p.full_prompt for p in each],
+            "negative_prompt": [p.negative_prompt for p in each] if parameters.guidance_scale > 1 else None,
             "image": latents,
             "strength": parameters.strength,
             "num_inference_steps": parameters.num_inference_steps,
@@ -145,18 +154,40 @@ class ImagePipeline:
             ]
         return decoded
 
-    def transform(
-        self,
-        images: list[Image.Image],
-        controls: list[Image.Image] | None,
-        seeds: list[int],
-        parameters: Parameters,
-        progress: Progress | None = None,
-    ) -> list[Image.Image]:
-        """All three stages on a batch of pictures of one size, a multiple of `multiple`."""
-        generators = make_generators(seeds)
-        latents = self.encode(images, generators)
-        return self.decode(self.denoise(latents, generators, parameters, controls, progress))
+    def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
+        """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
+        generators = make_generators([piece.seed for piece in pieces])
+        latents = self.encode([piece.image for piece in pieces], generators)
+        controls = [piece.control for piece in pieces if piece.control is not None]
+        parameters = [piece.parameters for piece in pieces]
+        return self.decode(self.denoise(latents, generators, parameters, controls or None, progress))
+
+    @property
+    def batch_pixels(self) -> int:
+        """How many pixels a batch may have in all: by free memory on a GPU, by cache on a CPU."""
+        if self.placement.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.placement.device)
+            return max(PIXELS_PER_BATCH, free // BYTES_PER_PIXEL)
+        return PIXELS_PER_BATCH
+
+    def save_memory(self) -> str | None:
+        """Switch on the next measure against running out of memory and name it; None when there is none left."""
+        self._release()
+        vae = self.pipe.vae
+        # AutoencoderTiny is small anyway, and its tiling assumes a factor of 8.
+        if not isinstance(vae, diffusers.AutoencoderTiny) and not getattr(vae, "use_tiling", True):
+            vae.enable_tiling()
+            return "the VAE in tiles"
+        if self.placement.device.type == "cuda" and not self._offloaded:
+            self.pipe.enable_model_cpu_offload(device=self.placement.device)
+            self._offloaded = True
+            return "the model's parts moved to the device one at a time"
+        return None
+
+    def _release(self) -> None:
+        gc.collect()
+        if self.placement.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
 def _make_callback(progress: Progress) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:

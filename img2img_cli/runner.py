@@ -8,14 +8,15 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from img2img_cli.errors import UsageError
+from img2img_cli.batcher import Progress, run_works
 from img2img_cli.finish import feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
 from img2img_cli.images import Picture, fit_image, from_srgb, load_image, load_mask, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.record import format_parameters, make_record
-from img2img_cli.upscaler import Progress, derive_seed, make_control, output_size, restore_image, upscale_image
+from img2img_cli.upscaler import make_control, output_size, restore_image, upscale_image
+from img2img_cli.work import Piece, Steps, Work, derive_seed
 from img2img_cli.writer import choose_format, encode_image, write_output
 
 
@@ -37,73 +38,72 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
         Img2ImgError: before anything was written for the job it concerns.
     """
     began = time.monotonic()
-    job = jobs[0]
-    picture = load_image(job.input)
-    results = make_results(picture, job, [j.seed for j in jobs], pipeline, progress)
-    for job, result in zip(jobs, results, strict=True):
-        format_ = choose_format(job, picture.format)
-        record = make_record(job) if job.metadata else None
-        data = encode_image(
-            result,
-            picture,
-            format_,
-            quality=job.quality,
-            record=record,
-            text=format_parameters(job, result.size),
-        )
-        write_output(data, job.output, replace=job.force or job.in_place)
+    picture = load_image(jobs[0].input)
+    if jobs[0].mask:
+        load_mask(jobs[0].mask, picture.size)  # refused before the model works
+    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline) for job in jobs]
+    for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
+        result = finish_picture(made, picture, job)
+        format_ = write_result(result, picture, job)
         yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began, frames=picture.frames)
 
 
-def make_results(
-    picture: Picture, job: Job, seeds: list[int], pipeline: ImagePipeline, progress: Progress | None
-) -> list[Image.Image]:
-    """The finished pictures, RGB or RGBA in the input's colour space, one a seed."""
-    parameters = job.parameters
-    mask = load_mask(job.mask, picture.size) if job.mask else None
-    if parameters.task == "upscale":
-        results = [upscale_image(picture.rgb, parameters, seed, pipeline, progress) for seed in seeds]
-    elif parameters.task == "restore":
-        results = [restore_image(picture.rgb, parameters, seed, pipeline, progress) for seed in seeds]
-    elif parameters.task == "colorize":
-        results = [colorize_image(picture.rgb, parameters, seed, pipeline, progress) for seed in seeds]
-    else:
-        results = edit_image(picture.rgb, parameters, seeds, pipeline, progress)
-    return [_finish(result, picture, mask, parameters) for result in results]
+def start_work(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+    """What the preset's task does with a picture (8-bit sRGB)."""
+    start = {"edit": edit_image, "colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
+    return start[parameters.task](image, parameters, seed, pipeline)
 
 
-def _finish(result: Image.Image, picture: Picture, mask: Image.Image | None, parameters: Parameters) -> Image.Image:
+def transform_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Image.Image:
+    """One picture (8-bit sRGB) to its result (the same)."""
+    return run_works([start_work(image, parameters, seed, pipeline)], pipeline)[0]
+
+
+def finish_picture(result: Image.Image, picture: Picture, job: Job) -> Image.Image:
+    """Back to the input's colour space, the mask's black and the alpha as they were."""
     result = from_srgb(result, picture.icc_profile)
-    if mask is not None:
-        if result.size != picture.size:
-            raise UsageError("--mask keeps the picture's own pixels, so it needs --size original and no upscaling")
-        result = paste_masked(result, picture.native, feather_mask(mask, parameters.mask_feather))
+    if job.mask is not None:
+        mask = load_mask(job.mask, picture.size)
+        result = paste_masked(result, picture.native, feather_mask(mask, job.parameters.mask_feather))
     return restore_alpha(result, picture.alpha)
 
 
-def edit_image(
-    image: Image.Image, parameters: Parameters, seeds: list[int], pipeline: ImagePipeline, progress: Progress | None
-) -> list[Image.Image]:
-    """The picture under the prompt, one result a seed, as one batch."""
+def write_result(result: Image.Image, picture: Picture, job: Job) -> str:
+    """Encode and write a finished picture; return its format."""
+    format_ = choose_format(job, picture.format)
+    record = make_record(job) if job.metadata else None
+    text = format_parameters(job, result.size)
+    data = encode_image(result, picture, format_, quality=job.quality, record=record, text=text)
+    write_output(data, job.output, replace=job.force or job.in_place)
+    return format_
+
+
+def edit_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+    """The picture under the prompt."""
+    return Work(total=1, steps=_edit(image, parameters, seed, pipeline))
+
+
+def _edit(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image, fit)
     control = make_control(working, parameters, pipeline)
-    controls = [control] * len(seeds) if control is not None else None
-    made = pipeline.transform([working] * len(seeds), controls, seeds, parameters, progress)
-    return [unpad(result, fit.content, output_size(image.size, fit.content, parameters)) for result in made]
+    (made,) = yield [Piece(image=working, control=control, seed=seed, parameters=parameters)]
+    return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 
 
-def colorize_image(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, progress: Progress | None
-) -> Image.Image:
+def colorize_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
     """The picture's own luminance with the mean colour of `num_samples` results."""
-    grey = image.convert("L").convert("RGB")
+    return Work(total=parameters.num_samples, steps=_colorize(image, parameters, seed, pipeline))
+
+
+def _colorize(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
-    working = fit_image(grey, fit)
+    working = fit_image(image.convert("L").convert("RGB"), fit)
     control = make_control(working, parameters, pipeline)
-    seeds = [derive_seed(seed, index) for index in range(parameters.num_samples)]
-    controls = [control] * len(seeds) if control is not None else None
-    made = pipeline.transform([working] * len(seeds), controls, seeds, parameters, progress)
+    made = yield [
+        Piece(image=working, control=control, seed=derive_seed(seed, index), parameters=parameters)
+        for index in range(parameters.num_samples)
+    ]
     size = output_size(image.size, fit.content, parameters)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)

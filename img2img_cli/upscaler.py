@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 from PIL import Image
@@ -15,9 +15,9 @@ from img2img_cli.images import pad_image
 from img2img_cli.parameters import MAX_PIXELS, Parameters
 from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.tiling import Canvas, Tile, plan_tiles
+from img2img_cli.work import Piece, Steps, Work, derive_seed
 
-Progress = Callable[[int, int], None]
-TILE_BATCH_PIXELS = 4 * 256 * 256
+TILES_AT_ONCE_PIXELS = 16 * 256 * 256
 MAX_FACTOR_PER_PASS = 4.0
 
 
@@ -36,9 +36,7 @@ def make_control(image: Image.Image, parameters: Parameters, pipeline: ImagePipe
     return make_control_image(image, parameters.control or "picture") if pipeline.has_controlnet else None
 
 
-def upscale_image(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, progress: Progress | None
-) -> Image.Image:
+def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
     """The picture `scale` times larger, in passes of at most x4, each faithful to the one before."""
     width, height = image.size
     final = round(width * parameters.scale), round(height * parameters.scale)
@@ -51,61 +49,67 @@ def upscale_image(
         )
     factor = max(final[0] / width, final[1] / height, 1.0)
     passes = max(1, math.ceil(math.log(factor, MAX_FACTOR_PER_PASS) - 1e-9))
-    sizes = [
-        tuple(max(1, round(s * (f / s) ** (index / passes))) for s, f in zip((width, height), final, strict=True))
-        for index in range(1, passes)
-    ] + [final]
-    source = result = image
+    sizes = [_between(image.size, final, index / passes) for index in range(1, passes)] + [final]
+    total = sum(len(_plan(size, parameters, pipeline)) for size in sizes)
+    return Work(total=total, steps=_upscale(image, sizes, parameters, seed, pipeline))
+
+
+def _between(first: tuple[int, int], last: tuple[int, int], share: float) -> tuple[int, int]:
+    width, height = (max(1, round(a * (b / a) ** share)) for a, b in zip(first, last, strict=True))
+    return width, height
+
+
+def _upscale(
+    image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: ImagePipeline
+) -> Steps:
     for number, size in enumerate(sizes):
-        step = None if progress is None else _shift_progress(progress, number, passes)
-        enlarged = result.resize((size[0], size[1]), Image.Resampling.BICUBIC)
-        result = transform_tiles(enlarged, parameters, seed + number, pipeline, step)
-        result = back_project(result, source)
-    return result
+        enlarged = image.resize(size, Image.Resampling.BICUBIC)
+        result = yield from _transform_tiles(enlarged, parameters, seed + number, pipeline)
+        image = back_project(result, image)
+    return image
 
 
-def _shift_progress(progress: Progress, number: int, passes: int) -> Progress:
-    return lambda done, total: progress(number * total + done, passes * total)
-
-
-def restore_image(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, progress: Progress | None
-) -> Image.Image:
+def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
     """The picture without its noise, blur and compression, at its own resolution."""
-    result = transform_tiles(image, parameters, seed, pipeline, progress)
+    total = len(_plan(image.size, parameters, pipeline))
+    return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
+
+
+def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
+    result = yield from _transform_tiles(image, parameters, seed, pipeline)
     size = output_size(image.size, image.size, parameters)
     return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
 
 
-def transform_tiles(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, progress: Progress | None
-) -> Image.Image:
+def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def _plan(size: tuple[int, int], parameters: Parameters, pipeline: ImagePipeline) -> list[Tile]:
+    tile_size = -(-parameters.tile_size // pipeline.multiple) * pipeline.multiple
+    return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap)
+
+
+def _transform_tiles(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline
+) -> Generator[list[Piece], list[Image.Image], Image.Image]:
     """The model's version of a picture of any size, tile by tile; each tile has its own noise."""
-    multiple = pipeline.multiple
-    tile_size = -(-parameters.tile_size // multiple) * multiple
-    canvas_size = tuple(-(-side // multiple) * multiple for side in image.size)
-    padded = pad_image(image, (canvas_size[0], canvas_size[1]))
-    tiles = plan_tiles(*padded.size, tile_size, parameters.tile_overlap)
+    padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
+    tiles = _plan(image.size, parameters, pipeline)
     canvas = Canvas(*padded.size, parameters.tile_overlap)
-    batch_size = max(1, TILE_BATCH_PIXELS // (tiles[0].width * tiles[0].height))
-    for start, batch in enumerate(_batches(tiles, batch_size)):
-        pieces = [padded.crop(tile.box) for tile in batch]
-        controls = [make_control(piece, parameters, pipeline) for piece in pieces]
-        seeds = [derive_seed(seed, start * batch_size + index) for index in range(len(batch))]
-        step = None if progress is None else _shift_progress(progress, start, math.ceil(len(tiles) / batch_size))
-        made = pipeline.transform(pieces, [c for c in controls if c is not None] or None, seeds, parameters, step)
+    at_once = max(1, TILES_AT_ONCE_PIXELS // (tiles[0].width * tiles[0].height))
+    for start, batch in _batches(tiles, at_once):
+        pieces = []
+        for index, tile in enumerate(batch, start):
+            crop = padded.crop(tile.box)
+            control = make_control(crop, parameters, pipeline)
+            pieces.append(Piece(image=crop, control=control, seed=derive_seed(seed, index), parameters=parameters))
+        made = yield pieces
         for tile, result in zip(batch, made, strict=True):
             canvas.add(tile, np.asarray(result))
     return Image.fromarray(canvas.merge()).crop((0, 0, *image.size))
 
 
-def derive_seed(seed: int, index: int) -> int:
-    """The seed of a picture's `index`-th part; the first part has the picture's own."""
-    if index == 0:
-        return seed
-    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
-
-
-def _batches(tiles: list[Tile], size: int) -> Iterator[list[Tile]]:
+def _batches(tiles: list[Tile], size: int) -> Iterator[tuple[int, list[Tile]]]:
     for start in range(0, len(tiles), size):
-        yield tiles[start : start + size]
+        yield start, tiles[start : start + size]

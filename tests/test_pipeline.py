@@ -18,6 +18,7 @@ from img2img_cli.device import choose_placement, make_generators
 from img2img_cli.modelref import bundled_dir
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import build_pipeline
+from img2img_cli.work import Piece
 
 OPTIONS = ["--seed", "4", "--steps", "4", "--strength", "0.5", "--set", "image_size=64", "--dtype", "float32"]
 
@@ -52,8 +53,12 @@ def test_noise_depends_on_seed_and_size_alone(tiny_sd: Path, square: Image.Image
     parameters = Parameters(model=str(tiny_sd), num_inference_steps=2, strength=1.0, dtype="float32")
     pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
     other = square.rotate(90)
-    (alone,) = pipeline.transform([square], None, [3], parameters)
-    together = pipeline.transform([other, square, other], None, [9, 3, 11], parameters)
+
+    def piece(image: Image.Image, seed: int) -> Piece:
+        return Piece(image=image, control=None, seed=seed, parameters=parameters)
+
+    (alone,) = pipeline.transform([piece(square, 3)])
+    together = pipeline.transform([piece(other, 9), piece(square, 3), piece(other, 11)])
     assert psnr(alone, together[1]) >= 40
     assert psnr(alone, together[0]) < 40
 

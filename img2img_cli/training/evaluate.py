@@ -19,7 +19,7 @@ from img2img_cli.device import Placement, make_generators
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline, build_pipeline
 from img2img_cli.preset import load_preset, resolve
-from img2img_cli.runner import colorize_image, edit_image
+from img2img_cli.runner import transform_image
 from img2img_cli.training.classifier import classify, train_classifier
 from img2img_cli.training.data import list_shards, read_shard
 from img2img_cli.training.degrade import add_noise, compress
@@ -31,7 +31,6 @@ from img2img_cli.training.metrics import (
     measure_psnr,
 )
 from img2img_cli.training.styles import STYLES
-from img2img_cli.upscaler import restore_image, upscale_image
 
 SIDE, EDIT_SIDE, SHEET_SIDE = 256, 512, 256
 Row = tuple[str, float]
@@ -63,19 +62,19 @@ class Model:
     def colorize(self, image: Image.Image) -> Image.Image:
         """The picture's grey version in the model's colours."""
         grey = image.convert("L").convert("RGB")
-        return colorize_image(grey, self.parameters("colorize"), 0, self.pipeline, None)
+        return transform_image(grey, self.parameters("colorize"), 0, self.pipeline)
 
     def upscale(self, image: Image.Image, scale: float) -> Image.Image:
         """The picture enlarged."""
-        return upscale_image(image, self.parameters("upscale", scale=scale), 0, self.pipeline, None)
+        return transform_image(image, self.parameters("upscale", scale=scale), 0, self.pipeline)
 
     def restore(self, image: Image.Image) -> Image.Image:
         """The damaged picture restored."""
-        return restore_image(image, self.parameters("restore"), 0, self.pipeline, None)
+        return transform_image(image, self.parameters("restore"), 0, self.pipeline)
 
     def edit(self, image: Image.Image, prompt: str, **overrides: Any) -> Image.Image:
         """The picture under a prompt."""
-        return edit_image(image, self.parameters("edit", prompt=prompt, **overrides), [0], self.pipeline, None)[0]
+        return transform_image(image, self.parameters("edit", prompt=prompt, **overrides), 0, self.pipeline)
 
 
 def crop_square(pixels: np.ndarray, side: int) -> Image.Image:

@@ -1,0 +1,141 @@
+"""Pieces of many works through one pipeline, in batches of one size; smaller batches when memory runs out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from img2img_cli.errors import OutOfMemoryError
+from img2img_cli.pipeline import ImagePipeline
+from img2img_cli.work import Piece, Work
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Waiting:
+    """A work whose last pieces are not all done."""
+
+    key: Hashable
+    pieces: list[Piece]
+    results: list[Image.Image | None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.results = [None] * len(self.pieces)
+
+
+class Batcher:
+    """Collects the pieces that works wait for and runs those that fit together.
+
+    A work is known by its key. `add` takes pieces, `run` runs one batch and returns the works whose pieces are
+    complete, with their results in order, or with the error that ended them.
+    """
+
+    def __init__(
+        self, pipeline: ImagePipeline, *, batch_pixels: int | None = None, batch_size: int | None = None
+    ) -> None:
+        self._pipeline = pipeline
+        self._pixels = batch_pixels or pipeline.batch_pixels
+        self._limit = batch_size
+        self._waiting: dict[Hashable, _Waiting] = {}
+        self._queues: dict[object, list[tuple[_Waiting, int]]] = defaultdict(list)
+        self.notes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, key: Hashable, pieces: list[Piece]) -> None:
+        """Queue what a work waits for."""
+        waiting = self._waiting[key] = _Waiting(key, pieces)
+        for index, piece in enumerate(pieces):
+            self._queues[piece.group].append((waiting, index))
+
+    def drop(self, key: Hashable) -> None:
+        """Forget a work."""
+        if (waiting := self._waiting.pop(key, None)) is not None:
+            for group in {piece.group for piece in waiting.pieces}:
+                self._queues[group] = [entry for entry in self._queues[group] if entry[0] is not waiting]
+
+    def keys_of_next(self) -> list[Hashable]:
+        """The works whose pieces the next batch holds."""
+        return list(dict.fromkeys(waiting.key for waiting, _ in self._choose()[1]))
+
+    def is_full(self) -> bool:
+        """Whether the next batch could not hold another piece."""
+        _group, entries = self._choose()
+        return bool(entries) and len(entries) >= self._capacity(entries[0])
+
+    def _capacity(self, entry: tuple[_Waiting, int]) -> int:
+        fitting = max(1, self._pixels // entry[0].pieces[entry[1]].pixels)
+        return min(fitting, self._limit) if self._limit else fitting
+
+    def _choose(self) -> tuple[object, list[tuple[_Waiting, int]]]:
+        """The longest queue's first entries, as many as fit."""
+        group = max(self._queues, key=lambda g: len(self._queues[g]), default=None)
+        queue = self._queues.get(group, [])
+        return group, queue[: self._capacity(queue[0])] if queue else []
+
+    def run(self, progress: Progress | None = None) -> list[tuple[Hashable, list[Image.Image] | OutOfMemoryError]]:
+        """Run the next batch; what else the pipeline raises passes through and leaves the queues as they were."""
+        group, entries = self._choose()
+        if not entries:
+            return []
+        try:
+            made = self._pipeline.transform([waiting.pieces[index] for waiting, index in entries], progress)
+        except OutOfMemoryError as error:
+            return self._shrink(entries, error)
+        del self._queues[group][: len(entries)]
+        for (waiting, index), image in zip(entries, made, strict=True):
+            waiting.results[index] = image
+        ready = {waiting.key: waiting for waiting, _ in entries if all(waiting.results)}
+        for key in ready:
+            del self._waiting[key]
+        return [(key, [image for image in waiting.results if image is not None]) for key, waiting in ready.items()]
+
+    def _shrink(
+        self, entries: list[tuple[_Waiting, int]], error: OutOfMemoryError
+    ) -> list[tuple[Hashable, list[Image.Image] | OutOfMemoryError]]:
+        """Halve the batch; a single piece is tried with a thriftier pipeline; then its work is given up."""
+        if len(entries) > 1:
+            self._limit = len(entries) // 2
+            self.notes.append(f"out of memory; going on with batches of {self._limit}")
+            return []
+        if (measure := self._pipeline.save_memory()) is not None:
+            self.notes.append(f"out of memory; going on with {measure}")
+            return []
+        key = entries[0][0].key
+        self.drop(key)
+        return [(key, error)]
+
+
+def run_works(works: Sequence[Work], pipeline: ImagePipeline, progress: Progress | None = None) -> list[Image.Image]:
+    """Run works to their ends, their pieces batched together; the results in the works' order.
+
+    Raises:
+        OutOfMemoryError: a single piece does not fit.
+    """
+    batcher = Batcher(pipeline)
+    results: dict[Hashable, Image.Image] = {}
+    for index, work in enumerate(works):
+        batcher.add(index, next(work.steps))
+    done, total = 0, sum(work.total for work in works)
+    while len(batcher):
+        size = len(batcher.keys_of_next())
+        step = None if progress is None else _scale_progress(progress, done, total, size)
+        for key, outcome in batcher.run(step):
+            if isinstance(outcome, OutOfMemoryError):
+                raise outcome
+            done += len(outcome)
+            try:
+                batcher.add(key, works[int(str(key))].steps.send(outcome))
+            except StopIteration as stop:
+                results[key] = stop.value
+    return [results[index] for index in range(len(works))]
+
+
+def _scale_progress(progress: Progress, done: int, total: int, size: int) -> Progress:
+    """Steps of one batch as hundredths of all pieces."""
+    return lambda step, steps: progress(round(100 * (done + min(size, total - done) * step / steps)), 100 * total)

@@ -1,0 +1,63 @@
+"""What a task asks of the model, piece by piece, so that pieces of many pictures can share a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from img2img_cli.parameters import Parameters
+
+# Two pieces can share a batch when they agree in all of these; prompts and seeds are each piece's own.
+BATCH_KEYS = (
+    "strength",
+    "num_inference_steps",
+    "guidance_scale",
+    "controlnet_conditioning_scale",
+    "control_guidance_start",
+    "control_guidance_end",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One pass through the model: an RGB picture of the model's own size, its control picture, its noise."""
+
+    image: Image.Image
+    control: Image.Image | None
+    seed: int
+    parameters: Parameters
+
+    @property
+    def group(self) -> tuple[object, ...]:
+        """Equal for pieces that may share a batch."""
+        return self.image.size, self.control is None, *(getattr(self.parameters, key) for key in BATCH_KEYS)
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.image.width * self.image.height
+
+
+Steps = Generator[list[Piece], list[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One picture's way through the model: yields pieces, is sent what became of them, returns the result.
+
+    Attributes:
+        total: how many pieces it will yield in all.
+    """
+
+    total: int
+    steps: Steps
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """The seed of a picture's `index`-th part; the first part has the picture's own."""
+    if index == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])
