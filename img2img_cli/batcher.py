@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -40,12 +41,17 @@ class Batcher:
         self._pipeline = pipeline
         self._pixels = batch_pixels or pipeline.batch_pixels
         self._limit = batch_size
+        self._alone = 0
         self._waiting: dict[Hashable, _Waiting] = {}
         self._queues: dict[object, list[tuple[_Waiting, int]]] = defaultdict(list)
         self.notes: list[str] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def waiting(self) -> list[Any]:
+        """The works that wait."""
+        return list(self._waiting)
 
     def add(self, key: Hashable, pieces: list[Piece]) -> None:
         """Queue what a work waits for."""
@@ -70,7 +76,13 @@ class Batcher:
 
     def _capacity(self, entry: tuple[_Waiting, int]) -> int:
         fitting = max(1, self._pixels // entry[0].pieces[entry[1]].pixels)
+        if self._alone:
+            return 1
         return min(fitting, self._limit) if self._limit else fitting
+
+    def isolate(self) -> None:
+        """Run the pieces of the next batch one by one, to find the one that spoils it."""
+        self._alone = len(self._choose()[1])
 
     def _choose(self) -> tuple[object, list[tuple[_Waiting, int]]]:
         """The longest queue's first entries, as many as fit."""
@@ -87,6 +99,7 @@ class Batcher:
             made = self._pipeline.transform([waiting.pieces[index] for waiting, index in entries], progress)
         except OutOfMemoryError as error:
             return self._shrink(entries, error)
+        self._alone = max(0, self._alone - 1)
         del self._queues[group][: len(entries)]
         for (waiting, index), image in zip(entries, made, strict=True):
             waiting.results[index] = image

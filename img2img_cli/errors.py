@@ -66,3 +66,15 @@ class OutOfMemoryError(Img2ImgError):
     """The device has too little memory for the job."""
 
     exit_code = ExitCode.MEMORY
+
+
+class LockedError(Img2ImgError):
+    """Another run holds the output folder."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class TimeLimitError(Img2ImgError):
+    """The time given with --timeout or --item-timeout is over."""
+
+    exit_code = ExitCode.TIMEOUT

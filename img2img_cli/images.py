@@ -103,6 +103,19 @@ def read_bytes(name: str) -> bytes:
     return data
 
 
+def peek_size(name: str) -> tuple[int, int]:
+    """Width and height, upright, from a file's header alone; `(0, 0)` when it does not tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(name, formats=FORMATS) as file:
+                width, height = file.size
+                turned = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                return (height, width) if turned else (width, height)
+    except (*DAMAGE, Image.DecompressionBombError):
+        return 0, 0
+
+
 def label(name: str) -> str:
     """How a file is called in messages."""
     return "stdin" if name == STDIO else name

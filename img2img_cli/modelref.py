@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import re
 from pathlib import Path
 from typing import Literal
@@ -51,3 +53,23 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
             f"{reference}: no such model; give '{BUNDLED}', a folder, a .safetensors file or a hub id like owner/name"
         )
     return "hub", reference
+
+
+@functools.cache
+def identify_model(reference: str) -> str:
+    """A text that changes when a model's weights do: of files a hash of names, sizes and times; of the hub its id.
+
+    The bundled model is hashed by content, so that it is the same wherever it is installed.
+    """
+    kind, place = locate_model(
+        reference, index="config.json" if Path(reference, "config.json").is_file() else "model_index.json"
+    )
+    if kind == "hub":
+        return place
+    root = Path(place)
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.safetensors")) if kind == "folder" else [root]:
+        status = file.stat()
+        digest.update(f"{file.relative_to(root)} {status.st_size} ".encode())
+        digest.update(file.read_bytes() if reference == BUNDLED else str(status.st_mtime_ns).encode())
+    return f"{BUNDLED if reference == BUNDLED else place} {digest.hexdigest()[:16]}"

@@ -22,8 +22,12 @@ from img2img_cli.writer import IMAGE_HISTORY
 _DESCRIPTIVE = ("description", "license")
 
 
-def make_record(job: Job) -> dict[str, Any]:
-    """The JSON that `info` replays: every parameter, and names of files without their folders."""
+def make_record(job: Job, **provenance: str) -> dict[str, Any]:
+    """The JSON that `info` replays: every parameter, and names of files without their folders.
+
+    Args:
+        provenance: hashes of what the result was made from, by which a batch knows its results again.
+    """
     parameters = job.parameters.model_dump(exclude=set(_DESCRIPTIVE))
     record = {
         "version": __version__,
@@ -34,7 +38,7 @@ def make_record(job: Job) -> dict[str, Any]:
     }
     if job.mask:
         record["mask"] = _writable(Path(job.mask).name)
-    return record
+    return record | provenance
 
 
 def _writable(name: str) -> str:

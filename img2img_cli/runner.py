@@ -44,7 +44,8 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
     works = [start_work(picture.rgb, job.parameters, job.seed, pipeline) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
         result = finish_picture(made, picture, job)
-        format_ = write_result(result, picture, job)
+        data, format_ = encode_result(result, picture, job)
+        write_output(data, job.output, replace=job.force or job.in_place)
         yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began, frames=picture.frames)
 
 
@@ -68,14 +69,12 @@ def finish_picture(result: Image.Image, picture: Picture, job: Job) -> Image.Ima
     return restore_alpha(result, picture.alpha)
 
 
-def write_result(result: Image.Image, picture: Picture, job: Job) -> str:
-    """Encode and write a finished picture; return its format."""
+def encode_result(result: Image.Image, picture: Picture, job: Job, **provenance: str) -> tuple[bytes, str]:
+    """A finished picture as a file's bytes, and their format."""
     format_ = choose_format(job, picture.format)
-    record = make_record(job) if job.metadata else None
+    record = make_record(job, **provenance) if job.metadata else None
     text = format_parameters(job, result.size)
-    data = encode_image(result, picture, format_, quality=job.quality, record=record, text=text)
-    write_output(data, job.output, replace=job.force or job.in_place)
-    return format_
+    return encode_image(result, picture, format_, quality=job.quality, record=record, text=text), format_
 
 
 def edit_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:

@@ -19,6 +19,7 @@ from img2img_cli.images import DAMAGE, Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
+BATCH_TAG = "batch-"
 QUALITY = {"jpeg": 95, "webp": 92, "avif": 85}
 MAX_DPI = 65_535
 MAX_SEGMENT = 65_533 - 29  # bytes that a JPEG's EXIF or XMP may have
@@ -112,8 +113,16 @@ def _png_text(source: Picture, record: dict[str, Any], text: str) -> PngImagePlu
     return info
 
 
-def write_output(data: bytes, output: str, *, replace: bool) -> None:
+def is_temporary(name: str, tag: str) -> bool:
+    """Whether a file is one that a killed run of `write_output` with this tag has left."""
+    return name.startswith(f".img2img-{tag}") and name.endswith(".tmp")
+
+
+def write_output(data: bytes, output: str, *, replace: bool, tag: str = "") -> None:
     """Put encoded bytes at `output` all at once, or on stdout.
+
+    Args:
+        tag: marks the temporary file, so that whoever holds the folder can clear what a killed run left.
 
     Raises:
         OutputError: the disk, the permissions, or a file that is there already and may not be replaced.
@@ -121,14 +130,28 @@ def write_output(data: bytes, output: str, *, replace: bool) -> None:
     if output == STDIO:
         write_stdout(data)
         return
+    _place(data, output, replace=replace, tag=tag, verify=True)
+
+
+def write_output_bytes(data: bytes, output: str) -> None:
+    """Put a file that is no picture in place all at once; what was there is replaced.
+
+    Raises:
+        OutputError: the disk or the permissions.
+    """
+    _place(data, output, replace=True, tag="", verify=False)
+
+
+def _place(data: bytes, output: str, *, replace: bool, tag: str, verify: bool) -> None:
     target = Path(os.path.realpath(output)) if replace else Path(output)
-    temporary = target.with_name(f".img2img-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".img2img-{tag}{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        _verify(temporary)
+        if verify:
+            _verify(temporary)
         if replace:
             if target.exists():
                 os.chmod(temporary, target.stat().st_mode & 0o7777)

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from img2img_cli import __version__
+from img2img_cli.cli.batch import batch
 from img2img_cli.cli.colorize import colorize
 from img2img_cli.cli.doctor import doctor
 from img2img_cli.cli.edit import edit
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (edit, colorize, upscale, restore, info, doctor):
+for command in (edit, colorize, upscale, restore, batch, info, doctor):
     app.command()(command)
 app.add_typer(presets, name="presets")
 app.add_typer(train, name="train")

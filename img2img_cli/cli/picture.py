@@ -19,6 +19,8 @@ from img2img_cli.yamlio import parse_scalar
 if TYPE_CHECKING:
     from img2img_cli.runner import Result
 
+FORMATS: tuple[Format, ...] = get_args(Format)
+
 
 def run_picture_command(
     task: Task,
@@ -102,11 +104,7 @@ def make_jobs(
     resolved: Resolved, source: str, output: str | None, shared: SharedOptions, *, mask: str | None, variations: int
 ) -> list[Job]:
     """The planned and checked jobs of one command."""
-    formats = get_args(Format)
-    if shared.format not in formats:
-        raise UsageError(
-            f"--format {shared.format}: must be one of {', '.join(formats)}{suggest(shared.format, formats)}"
-        )
+    format_ = check_format(shared.format)
     if shared.json and (output == STDIO or (output is None and source == STDIO)):
         raise UsageError("--json and a picture cannot both go to stdout; name an OUTPUT file")
     template = Job(
@@ -116,7 +114,7 @@ def make_jobs(
         parameters=resolved.parameters,
         seed=choose_seed() if shared.seed is None else shared.seed,
         mask=mask,
-        format=shared.format,  # type: ignore[arg-type]
+        format=format_,
         quality=shared.quality,
         force=shared.force,
         in_place=shared.in_place,
@@ -125,6 +123,18 @@ def make_jobs(
     jobs = plan_jobs(template, output, variations=variations)
     check_collisions(jobs)
     return jobs
+
+
+def check_format(name: str) -> Format:
+    """The value of --format.
+
+    Raises:
+        UsageError: no such format.
+    """
+    for known in FORMATS:
+        if name == known:
+            return known
+    raise UsageError(f"--format {name}: must be one of {', '.join(FORMATS)}{suggest(name, FORMATS)}")
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

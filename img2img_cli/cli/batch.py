@@ -1,0 +1,154 @@
+"""`img2img batch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+_FIND, _PRESET, _OUTPUT, _RUN = "Inputs", "Preset and model", "Output", "Run"
+
+
+def batch(
+    *,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders, quoted globs, a .csv or .jsonl manifest, or - for names on stdin.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results; folders are mirrored.", show_default=False)
+    ],
+    include: Annotated[
+        list[str],
+        typer.Option(metavar="GLOB", help="Only names or paths like this; repeatable.", rich_help_panel=_FIND),
+    ] = [],  # noqa: B006 - typer copies it
+    exclude: Annotated[
+        list[str], typer.Option(metavar="GLOB", help="No names or paths like this; repeatable.", rich_help_panel=_FIND)
+    ] = [],  # noqa: B006
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with what arrives, until interrupted.", rich_help_panel=_FIND)
+    ] = False,
+    preset: Annotated[
+        Optional[str],
+        typer.Option(help="Preset name or YAML file; it knows its task.", rich_help_panel=_PRESET, show_default=False),
+    ] = None,
+    prompt: Annotated[
+        Optional[str], typer.Option("--prompt", "-p", rich_help_panel=_PRESET, show_default=False)
+    ] = None,
+    model: Annotated[
+        Optional[str],
+        typer.Option(
+            help="bundled, a hub id, a diffusers folder or a .safetensors file.",
+            rich_help_panel=_PRESET,
+            show_default=False,
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str],
+        typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
+    ] = [],  # noqa: B006
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Name of a result: {stem} {ext} {name} {preset} {task} {seed} {index}.", rich_help_panel=_OUTPUT
+        ),
+    ] = "{stem}{ext}",
+    format: Annotated[
+        str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)
+    ] = "keep",
+    quality: Annotated[
+        Optional[int],
+        typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Do all again, and replace strangers' files.", rich_help_panel=_OUTPUT)
+    ] = False,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
+    ] = False,
+    report: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE.html", help="Write a page with every pair.", rich_help_panel=_OUTPUT, show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        Optional[int],
+        typer.Option(min=0, max=2**32 - 1, help="One for all.", rich_help_panel=_RUN, show_default="by name"),
+    ] = None,
+    batch_size: Annotated[
+        str, typer.Option(help="auto, or how many go through at once.", rich_help_panel=_RUN)
+    ] = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Threads that decode and write.", rich_help_panel=_RUN)
+    ] = 2,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failure.", rich_help_panel=_RUN)
+    ] = False,
+    max_failures: Annotated[
+        Optional[str],
+        typer.Option(metavar="N|P%", help="Stop when more fail.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    item_timeout: Annotated[
+        Optional[float], typer.Option(help="Seconds for one picture.", rich_help_panel=_RUN, show_default=False)
+    ] = None,
+    timeout: Annotated[
+        Optional[float], typer.Option(help="Seconds for the run.", rich_help_panel=_RUN, show_default=False)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only what failed before.", rich_help_panel=_RUN)
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)] = "auto",
+    dtype: Annotated[
+        Optional[str],
+        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)] = False,
+) -> int:
+    """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
+    from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
+    from img2img_cli.cli.picture import check_format, parse_assignment
+    from img2img_cli.plan import Choices
+
+    overrides = {"prompt": prompt, "model": model, "dtype": dtype}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    choices = Choices(
+        folder=output,
+        preset=preset,
+        overrides=overrides | dict(parse_assignment(text) for text in set_),
+        name=name,
+        format=check_format(format),
+        quality=quality,
+        seed=seed,
+        force=force,
+        metadata=not no_metadata,
+    )
+    limits = read_limits(
+        batch_size=batch_size,
+        workers=workers,
+        max_failures="0" if fail_fast else max_failures,
+        item_timeout_s=item_timeout,
+        timeout_s=timeout,
+        retry_failed=retry_failed,
+    )
+    options = BatchOptions(
+        inputs=inputs,
+        include=include,
+        exclude=exclude,
+        watch=watch,
+        report=report,
+        device=device,
+        dry_run=dry_run,
+        json=json,
+        quiet=quiet,
+    )
+    return run_batch_command(choices, limits, options)

@@ -1,0 +1,278 @@
+"""How `img2img batch` goes: plan, look what is done, only then load a model; events to the terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.errors import ExitCode, NothingMatchedError, UsageError
+from img2img_cli.inputs import find_items
+from img2img_cli.job import Job, printable
+from img2img_cli.journal import hold_folder
+from img2img_cli.modelref import locate_model
+from img2img_cli.parameters import Parameters
+from img2img_cli.plan import Choices, estimate_bytes, plan_batch
+
+if TYPE_CHECKING:
+    from img2img_cli.pipeline import ImagePipeline
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOptions:
+    """What to find, and how to show what happens."""
+
+    inputs: Sequence[str]
+    include: Sequence[str]
+    exclude: Sequence[str]
+    watch: bool
+    report: Path | None
+    device: str
+    dry_run: bool
+    json: bool
+    quiet: bool
+
+
+def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> Limits:
+    """Check and convert the options that are more than a number.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if batch_size != "auto" and not (batch_size.isdecimal() and int(batch_size) > 0):
+        raise UsageError(f"--batch-size {batch_size}: must be auto or a whole number from 1")
+    allowed: int | float | None = None
+    if max_failures is not None:
+        number = max_failures.removesuffix("%")
+        if not number.isdecimal() or (number != max_failures and int(number) > 100):
+            raise UsageError(f"--max-failures {max_failures}: must be a count such as 10 or a share such as 5%")
+        allowed = int(number) if number == max_failures else int(number) / 100
+    for key in ("item_timeout_s", "timeout_s"):
+        if others[key] is not None and not others[key] > 0:
+            raise UsageError(f"--{key.removesuffix('_s').replace('_', '-')} {others[key]:g}: must be over 0 seconds")
+    size = None if batch_size == "auto" else int(batch_size)
+    return Limits(batch_size=size, max_failures=allowed, **others)
+
+
+def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -> int:
+    """Run, once or as files arrive; return the exit code."""
+    if options.watch and "-" in options.inputs:
+        raise UsageError("--watch needs files or folders to look at, not names on stdin")
+    if options.dry_run:
+        print_plan(make_plan(choices, options))
+        return ExitCode.DONE
+    try:
+        jobs = make_plan(choices, options)
+    except NothingMatchedError:
+        if not options.watch:
+            raise
+        jobs = []
+    pipelines = Pipelines(options.device)
+    code = run_once(jobs, choices, limits, options, pipelines)
+    if options.watch:
+        from img2img_cli.watch import watch_inputs
+
+        for _ in watch_inputs(options.inputs, choices.folder):
+            try:
+                jobs = make_plan(choices, options)
+            except NothingMatchedError:
+                continue
+            code = run_once(jobs, choices, limits, options, pipelines)
+    return code
+
+
+def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
+    """Every job, with all that can be refused beforehand refused."""
+    items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
+    jobs = plan_batch(items, choices)
+    for reference in {job.parameters.model for job in jobs}:
+        locate_model(reference)
+    for reference in {job.parameters.controlnet for job in jobs if job.parameters.controlnet}:
+        locate_model(reference, index="config.json")
+    return jobs
+
+
+def print_plan(jobs: Sequence[Job]) -> None:
+    """The plan as YAML: what each preset's parameters are once, then a line a job."""
+    import yaml
+
+    parameters = {job.preset: job.parameters.model_dump() for job in jobs}
+    rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
+    yaml.safe_dump({"presets": parameters, "jobs": rows}, sys.stdout, sort_keys=False, allow_unicode=True)
+    print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
+
+
+class Pipelines:
+    """Loaded pipelines by what they are loaded from; the last one stays for the next run of a watch."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._key: tuple[object, ...] | None = None
+        self._pipeline: ImagePipeline | None = None
+
+    def load(self, job: Job) -> ImagePipeline:
+        """The job's pipeline; one is held at a time."""
+        from img2img_cli.batch import PIPELINE_KEYS
+        from img2img_cli.device import choose_placement
+        from img2img_cli.pipeline import build_pipeline
+
+        parameters: Parameters = job.parameters
+        key = tuple(getattr(parameters, name) for name in PIPELINE_KEYS)
+        if self._pipeline is None or key != self._key:
+            self._pipeline = None
+            self._pipeline = build_pipeline(parameters, choose_placement(self._device, parameters.dtype))
+            self._key = key
+        return self._pipeline
+
+
+@dataclass
+class Recorder:
+    """Shows events as they come and keeps them for the report."""
+
+    options: BatchOptions
+    total: int
+    keep: bool
+    events: list[Event] = field(default_factory=list)
+    advance: Callable[[Event], None] | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if self.keep and event["event"] not in ("note", "plan"):
+            self.events.append(event)
+        if self.options.json:
+            print(json.dumps(event, ensure_ascii=True), flush=True)
+        if self.advance is not None:
+            self.advance(event)
+        elif not self.options.json:
+            self._print(event)
+
+    def _print(self, event: Event) -> None:
+        kind = event["event"]
+        if self.options.quiet and kind != "failed":
+            return
+        if kind == "done":
+            size = f"{event['width']} x {event['height']}"
+            text = f"{event['output']}: {size}, seed {event['seed']}, {event['seconds']:.1f} s"
+        elif kind == "failed":
+            # Most reasons begin with the file's name already.
+            named = str(event["reason"]).startswith(str(event["input"]))
+            text = event["reason"] if named else f"{event['input']}: {event['reason']}"
+        elif kind == "note":
+            text = event["text"]
+        else:
+            return
+        print(f"img2img: {printable(text)}" if kind != "done" else printable(text), file=sys.stderr)
+
+
+def run_once(jobs: Sequence[Job], choices: Choices, limits: Limits, options: BatchOptions, pipelines: Pipelines) -> int:
+    """One pass over a plan, with its summary and report; return the exit code."""
+    began = time.monotonic()
+    tally = Tally(inputs=len(jobs))
+    recorder = Recorder(options, len(jobs), keep=options.report is not None)
+    with hold_folder(choices.folder) as journal, leave_at_second_signal():
+        batch = Batch(journal=journal, limits=limits, emit=recorder, tally=tally, load=pipelines.load)
+        recorder({"event": "plan", "inputs": len(jobs)})
+        try:
+            with show_bar(recorder, options):
+                entries = batch.sort_out(jobs)
+                if entries:
+                    batch.run(entries)
+        finally:
+            summarise(recorder, tally, time.monotonic() - began, options)
+        if options.report is not None:
+            from img2img_cli.report import write_report
+
+            write_report(options.report, recorder.events, jobs, tally, time.monotonic() - began)
+    code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
+    if batch.abandoned:
+        # A decoder that hangs cannot be stopped, and Python would wait for its thread for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return int(code)
+
+
+def summarise(recorder: Recorder, tally: Tally, seconds: float, options: BatchOptions) -> None:
+    """The last event, or the last line."""
+    counts = {
+        "inputs": tally.inputs,
+        "done": tally.done,
+        "up_to_date": tally.up_to_date,
+        "failed": tally.failed,
+        "skipped": tally.skipped + tally.open,
+    }
+    if options.json:
+        print(json.dumps({"event": "summary", **counts, "seconds": round(seconds, 3)}), flush=True)
+    elif not options.quiet:
+        parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "inputs"]
+        print(f"{tally.inputs} pictures: {', '.join(parts) or 'nothing to do'}, {seconds:.1f} s", file=sys.stderr)
+
+
+@contextmanager
+def show_bar(recorder: Recorder, options: BatchOptions) -> Iterator[None]:
+    """Count, rate and time left on a terminal; failures are printed above the bar."""
+    if options.quiet or options.json or not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[failed]}"),
+    )
+    began, counts = time.monotonic(), {"made": 0, "failed": 0}
+    with Progress(*columns, console=console, transient=True) as bar:
+        row = bar.add_task("", total=recorder.total, rate="", failed="")
+
+        def advance(event: Event) -> None:
+            if event["event"] in ("failed", "note"):
+                recorder._print(event)
+            if event["event"] in ("plan", "note"):
+                return
+            counts["made"] += event["event"] == "done"
+            counts["failed"] += event["event"] == "failed"
+            rate = counts["made"] / max(time.monotonic() - began, 1e-3)
+            failed = f"{counts['failed']} failed" if counts["failed"] else ""
+            bar.update(row, advance=1, rate=f"{rate * 60:.0f}/min", failed=failed)
+
+        recorder.advance = advance
+        try:
+            yield
+        finally:
+            recorder.advance = None
+
+
+@contextmanager
+def leave_at_second_signal() -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the run in order; while it does, another one ends the process."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(number: int, frame: Any) -> None:
+        for other in previous:
+            signal.signal(other, signal.SIG_DFL)
+        handler = previous[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    try:
+        for number in previous:
+            signal.signal(number, first)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,235 @@
+"""What a batch is to work on: files, folders, globs, names on stdin, or the rows of a manifest."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from img2img_cli.errors import InputError, NothingMatchedError, UsageError
+from img2img_cli.job import EXTENSIONS, STDIO
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import suggest
+from img2img_cli.yamlio import parse_scalar
+
+# What is picked up from folders; more formats can be read when they are named.
+PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
+MANIFESTS = (".csv", ".jsonl")
+ROW_KEYS = ("input", "output", "mask", "preset", "seed")
+GLOB_CHARACTERS = frozenset("*?[")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One input as it was found.
+
+    Attributes:
+        path: the file to read.
+        relative: where its result belongs below the output folder, with the input's own name.
+        output: the result's path below the output folder when a manifest names it.
+        overrides: parameters of its own, from a manifest.
+        origin: manifest and line, for messages.
+    """
+
+    path: str
+    relative: str
+    output: str | None = None
+    mask: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    origin: str | None = None
+
+
+def find_items(
+    inputs: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = (), skip_folder: Path | None = None
+) -> list[Item]:
+    """Find every input, in a stable order; a file that is found twice counts once.
+
+    Args:
+        include, exclude: globs that a name or a path below its folder must, or must not, match.
+        skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
+
+    Raises:
+        InputError, NothingMatchedError, UsageError: nothing there, or a manifest's row is wrong.
+    """
+    found = [item for name in inputs for item in _expand(name, skip_folder)]
+    kept = [item for item in found if item.origin or _is_wanted(item.relative, include, exclude)]
+    if not kept:
+        raise NothingMatchedError(
+            f"{', '.join(inputs)}: no picture found{' that --include and --exclude leave' if found else ''}; "
+            "check the names and the working folder"
+        )
+    seen: set[tuple[object, ...]] = set()
+    unique = []
+    for item in kept:
+        # Rows of a manifest may use one picture several times, with other parameters.
+        key = (os.path.abspath(item.path), item.origin)
+        if key not in seen:
+            seen.add(key)
+            unique.append(item)
+    return unique
+
+
+def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    def matches(patterns: Sequence[str]) -> bool:
+        name = os.path.basename(relative)
+        return any(fnmatch.fnmatch(relative, p) or fnmatch.fnmatch(name, p) for p in patterns)
+
+    return (not include or matches(include)) and not matches(exclude)
+
+
+def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
+    if name == STDIO:
+        for line in read_names(sys.stdin.buffer.read()):
+            yield from _expand_path(line, skip_folder)
+    elif Path(name).suffix.lower() in MANIFESTS:
+        yield from read_manifest(Path(name))
+    elif not os.path.lexists(name) and GLOB_CHARACTERS & set(name):
+        matches = sorted(glob.glob(name, recursive=True))
+        root = glob_root(name)
+        for match in matches:
+            if os.path.isfile(match) and Path(match).suffix.lower() in PICTURES and not _is_below(match, skip_folder):
+                yield Item(path=match, relative=os.path.relpath(match, root))
+    else:
+        yield from _expand_path(name, skip_folder)
+
+
+def _expand_path(name: str, skip_folder: Path | None) -> Iterator[Item]:
+    if os.path.isdir(name):
+        yield from _walk(name, skip_folder)
+    else:
+        # A missing file is one failed item, not the end of the batch: names from `find` can be out of date.
+        yield Item(path=name, relative=os.path.basename(name))
+
+
+def glob_root(pattern: str) -> str:
+    """The folder part of a pattern before its first wildcard; results are mirrored from there."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
+    return str(Path(*parts[:fixed])) if fixed else "."
+
+
+def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
+    """Pictures below a folder. Linked folders are followed once each, so that a loop ends."""
+    visited: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _is_below(f"{parent}/{f}", skip_folder))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
+                path = os.path.join(parent, name)
+                yield Item(path=path, relative=os.path.relpath(path, folder))
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions")
+
+
+def _is_below(path: str, folder: Path | None) -> bool:
+    return folder is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def read_names(data: bytes) -> list[str]:
+    """Names separated by NUL when there is one, by newlines otherwise."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    return [os.fsdecode(name.rstrip(b"\r") if separator == b"\n" else name) for name in data.split(separator) if name]
+
+
+def read_manifest(path: Path) -> list[Item]:
+    """The rows of a CSV or JSON Lines file. Inputs and masks are relative to the manifest's folder.
+
+    Raises:
+        InputError: it cannot be read.
+        UsageError: a row is wrong; the text names its line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the name") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    rows = _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_jsonl(path, text)
+    return [_make_item(path, line, row) for line, row in rows]
+
+
+def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise UsageError(f"{path}:{reader.line_num}: not as many fields as the header has; check the commas")
+            yield reader.line_num, {key: _read_cell(key, value) for key, value in row.items() if value != ""}
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: not CSV ({error}); check the quotes") from None
+
+
+def _read_cell(key: str, value: str) -> Any:
+    return value if key in ("input", "output", "mask", "preset", "prompt", "negative_prompt") else parse_scalar(value)
+
+
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            raise UsageError(f"{path}:{number}: not JSON ({reason}); one object a line") from None
+        if not isinstance(row, dict):
+            raise UsageError(f'{path}:{number}: must be an object such as {{"input": "a.jpg"}}')
+        yield number, row
+
+
+def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
+    origin = f"{path}:{line}"
+    overrides = {key: value for key, value in row.items() if key not in ROW_KEYS}
+    for key in overrides:
+        if key not in Parameters.model_fields:
+            raise UsageError(f"{origin}: {key}: no such column{suggest(key, (*ROW_KEYS, *Parameters.model_fields))}")
+    for key in ("input", "output", "mask", "preset"):
+        if not isinstance(row.get(key, ""), str):
+            raise UsageError(f"{origin}: {key}: must be text")
+    if not row.get("input"):
+        raise UsageError(f"{origin}: has no input; every row needs one")
+    seed = row.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
+        raise UsageError(f"{origin}: seed: must be a whole number from 0 to {2**32 - 1}")
+    if (output := row.get("output")) is not None:
+        check_inside(output, origin)
+    source = row["input"]
+    relative = os.path.basename(source) if os.path.isabs(source) or ".." in Path(source).parts else source
+    return Item(
+        path=str(path.parent / source),
+        relative=os.path.normpath(relative),
+        output=output,
+        mask=str(path.parent / row["mask"]) if row.get("mask") else None,
+        preset=row.get("preset"),
+        seed=seed,
+        overrides=overrides,
+        origin=origin,
+    )
+
+
+def check_inside(output: str, origin: str) -> None:
+    """Refuse a path that leaves the output folder.
+
+    Raises:
+        UsageError: absolute, or with `..`, or not a name at all.
+    """
+    parts = Path(output).parts
+    if not parts or os.path.isabs(output) or ".." in parts or "\0" in output or "\\" in output:
+        raise UsageError(f"{origin}: output: {output!r} must be a path below the output folder, without '..'")

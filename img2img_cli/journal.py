@@ -1,0 +1,283 @@
+"""What has been done in an output folder: one SQLite file, a cache of what the results themselves tell."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from img2img_cli.errors import InputError, LockedError, OutputError
+from img2img_cli.job import Job
+from img2img_cli.modelref import identify_model
+from img2img_cli.record import read_record
+from img2img_cli.writer import BATCH_TAG, is_temporary
+
+STATE, LOCK = ".img2img.sqlite", ".img2img.lock"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS result (
+    output TEXT PRIMARY KEY, input TEXT, fingerprint TEXT,
+    source_sha256 TEXT, source_size INTEGER, source_mtime INTEGER,
+    output_sha256 TEXT, previous_sha256 TEXT, output_size INTEGER, output_mtime INTEGER,
+    status TEXT NOT NULL, code INTEGER, reason TEXT, seconds REAL, finished REAL
+);
+CREATE TABLE IF NOT EXISTS holder (name TEXT);
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What a result is made from: the input's bytes, and everything else that decides the pixels."""
+
+    fingerprint: str
+    source_sha256: str
+
+
+def hash_file(path: str) -> str:
+    """The SHA-256 of a file's content.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise InputError(f"{path}: cannot be read ({reason}); check the name and its permissions") from None
+
+
+def make_fingerprint(job: Job) -> str:
+    """A hash of the parameters, the seed, the model's weights, the mask's bytes and the form of the output."""
+    content = {
+        "parameters": job.parameters.model_dump(exclude={"description", "license"}),
+        "seed": job.seed,
+        "model": identify_model(job.parameters.model),
+        "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
+        "mask": hash_file(job.mask) if job.mask else None,
+        "output": [job.format, job.quality, job.metadata],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+class Journal:
+    """The state of one output folder, held by one run at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._guard = threading.Lock()
+        self._connection = _open(folder / STATE)
+        rows = self._connection.execute("SELECT * FROM result")
+        names = [column[0] for column in rows.description]
+        self._rows: dict[str, dict[str, Any]] = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+
+    def close(self) -> None:
+        """Leave the file to the next run."""
+        self._connection.close()
+
+    def status(self, job: Job) -> str | None:
+        """`done`, `failed`, `writing`, or None for a result that was never tried."""
+        row = self._rows.get(self._key(job))
+        return str(row["status"]) if row else None
+
+    def trace(self, job: Job) -> Provenance:
+        """What the job's result would be made from; the input is hashed only when it has changed.
+
+        Raises:
+            InputError: the input or the mask cannot be read.
+        """
+        row = self._rows.get(self._key(job))
+        size, mtime = _stamp(job.input)
+        known = row and row["source_size"] == size and row["source_mtime"] == mtime and row["input"] == job.input
+        sha256 = row["source_sha256"] if row and known and row["source_sha256"] else hash_file(job.input)
+        return Provenance(fingerprint=make_fingerprint(job), source_sha256=sha256)
+
+    def is_current(self, job: Job, provenance: Provenance) -> bool:
+        """Whether the result lies there already, made from the same input in the same way.
+
+        Outputs are the truth: a row counts only while its file is as it was written, and a file without a row is
+        asked for its own record.
+
+        Raises:
+            OutputError: a file lies there that this tool has not made.
+        """
+        size, mtime = _stamp(job.output)
+        if size is None:
+            return False
+        row = self._rows.get(self._key(job))
+        wanted = (provenance.fingerprint, provenance.source_sha256)
+        if row and row["output_sha256"]:
+            same = (row["output_size"], row["output_mtime"]) == (size, mtime)
+            sha256 = row["output_sha256"] if same else hash_file(job.output)
+            if sha256 == row["previous_sha256"] != row["output_sha256"]:
+                return False  # a run was killed before it could replace its own older result
+            if sha256 == row["output_sha256"]:
+                current = (row["fingerprint"], row["source_sha256"]) == wanted
+                if current and (row["status"] != "done" or not same):
+                    self.finish(job, provenance, seconds=None)
+                return current
+        found = _read_provenance(job.output)
+        if found is None and not job.force:
+            raise OutputError(
+                f"{job.output}: exists already and was not made by this tool; use --force to replace it, or --name"
+            )
+        if found == wanted:
+            self._note(job, provenance, hash_file(job.output), "writing")
+            self.finish(job, provenance, seconds=None)
+            return True
+        return False
+
+    def begin(self, job: Job, provenance: Provenance, data: bytes) -> None:
+        """Note what is about to be written, so that a run that is killed now knows its own file again."""
+        self._note(job, provenance, hashlib.sha256(data).hexdigest(), "writing")
+
+    def finish(self, job: Job, provenance: Provenance, seconds: float | None) -> None:
+        """Note a result that lies in its place."""
+        size, mtime = _stamp(job.output)
+        self._update(job, status="done", code=0, reason=None, output_size=size, output_mtime=mtime, seconds=seconds)
+
+    def fail(self, job: Job, code: int, reason: str, seconds: float) -> None:
+        """Note a failure and its reason; what lay there before is still known."""
+        key = self._key(job)
+        if key not in self._rows:
+            self._insert({"output": key, "input": job.input, "status": "failed"})
+        self._update(job, status="failed", code=code, reason=reason, seconds=seconds)
+
+    def _key(self, job: Job) -> str:
+        return os.path.relpath(job.output, self._folder).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
+        size, mtime = _stamp(job.input)
+        previous = self._rows.get(self._key(job), {}).get("output_sha256")
+        self._insert(
+            {
+                "output": self._key(job),
+                "previous_sha256": previous,
+                "input": job.input.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+                "fingerprint": provenance.fingerprint,
+                "source_sha256": provenance.source_sha256,
+                "source_size": size,
+                "source_mtime": mtime,
+                "output_sha256": sha256,
+                "status": status,
+            }
+        )
+
+    def _insert(self, row: dict[str, Any]) -> None:
+        columns = ", ".join(row)
+        marks = ", ".join("?" * len(row))
+        self._write(f"INSERT OR REPLACE INTO result ({columns}) VALUES ({marks})", list(row.values()))
+        self._rows[row["output"]] = dict.fromkeys(_COLUMNS) | row
+
+    def _update(self, job: Job, **values: Any) -> None:
+        values["finished"] = time.time()
+        assignments = ", ".join(f"{column} = ?" for column in values)
+        key = self._key(job)
+        self._write(f"UPDATE result SET {assignments} WHERE output = ?", [*values.values(), key])
+        self._rows[key].update(values)
+
+    def _write(self, statement: str, values: list[Any]) -> None:
+        try:
+            with self._guard, self._connection:
+                self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise OutputError(f"{self._folder / STATE}: cannot be written ({error}); free space on its disk") from None
+
+
+_COLUMNS = (
+    "output", "input", "fingerprint", "source_sha256", "source_size", "source_mtime", "output_sha256",
+    "previous_sha256", "output_size", "output_mtime", "status", "code", "reason", "seconds", "finished",
+)  # fmt: skip
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the state; a damaged file is put aside, because the results tell the same."""
+    for attempt in range(2):
+        connection = None
+        try:
+            connection = sqlite3.connect(path, check_same_thread=False)
+            connection.executescript(_SCHEMA)
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result LIMIT 1")
+            return connection
+        except sqlite3.DatabaseError as error:
+            if connection is not None:
+                connection.close()
+            if attempt or (isinstance(error, sqlite3.OperationalError) and "no such column" not in str(error)):
+                raise OutputError(f"{path}: cannot be used ({error}); check the disk, or remove the file") from None
+            os.replace(path, path.with_suffix(".damaged"))
+    raise AssertionError("unreachable")
+
+
+def _stamp(path: str) -> tuple[int | None, int | None]:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None, None
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_provenance(path: str) -> tuple[str, str] | None:
+    """What a result says of itself, `("", "")` when it is one of ours that does not tell; None for a stranger."""
+    try:
+        record = read_record(path)
+    except InputError:
+        return None
+    if "fingerprint" not in record:
+        return ("", "") if "parameters" in record else None
+    return str(record["fingerprint"]), str(record.get("source_sha256"))
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[Journal]:
+    """Lock the output folder for this run, clear what a killed run left half-written, and open its journal.
+
+    Raises:
+        LockedError: another run holds it; the text says which.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LockedError(f"{folder}: {_read_holder(folder)} works on it; wait for its end, or stop it") from None
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); check its permissions") from None
+    try:
+        journal = Journal(folder)
+        journal._write("DELETE FROM holder", [])
+        name = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
+        journal._write("INSERT INTO holder VALUES (?)", [name])
+        _sweep(folder)
+        try:
+            yield journal
+        finally:
+            journal.close()
+    finally:
+        lock.release()
+
+
+def _read_holder(folder: Path) -> str:
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{folder / STATE}?mode=ro", uri=True)) as connection:
+            row = connection.execute("SELECT name FROM holder").fetchone()
+    except sqlite3.Error:
+        row = None
+    return str(row[0]) if row else "another run"
+
+
+def _sweep(folder: Path) -> None:
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            if is_temporary(name, BATCH_TAG):
+                Path(parent, name).unlink(missing_ok=True)

@@ -1,0 +1,183 @@
+"""From found inputs to jobs: names of results, seeds, parameters, and everything that can be refused beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import string
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from img2img_cli.errors import OutputError, PresetError, UsageError
+from img2img_cli.inputs import Item, check_inside
+from img2img_cli.job import EXTENSIONS, Format, Job
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import load_preset, resolve
+
+NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
+DEFAULT_NAME = "{stem}{ext}"
+MIN_FREE_BYTES = 16 << 20
+MAX_PAIRS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the command line says of all results."""
+
+    folder: Path
+    preset: str | None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    name: str = DEFAULT_NAME
+    format: Format = "keep"
+    quality: int | None = None
+    seed: int | None = None
+    force: bool = False
+    metadata: bool = True
+
+
+def plan_batch(items: Sequence[Item], choices: Choices) -> list[Job]:
+    """One job an item, in their order.
+
+    Raises:
+        UsageError, PresetError: parameters or names that cannot be; a manifest's row is named by its line.
+        OutputError: two results with one name, a result in an input's place, or no room to write.
+    """
+    _check_name(choices.name)
+    resolved: dict[str, Parameters] = {}
+    jobs = [_make_job(item, index, choices, resolved) for index, item in enumerate(items)]
+    check_outputs(jobs, choices.folder)
+    check_folder(choices.folder, jobs)
+    return jobs
+
+
+def _check_name(template: str) -> None:
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise UsageError(f"--name {template}: {error}; use braces in pairs, such as {DEFAULT_NAME}") from None
+    for name in fields:
+        if name not in NAME_FIELDS:
+            raise UsageError(f"--name {template}: unknown field {{{name}}}; use one of {', '.join(NAME_FIELDS)}")
+
+
+def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Parameters]) -> Job:
+    preset = item.preset or choices.preset
+    if preset is None:
+        raise UsageError(f"{item.origin or '--preset'}: no preset; name one with --preset, as in --preset colorize")
+    key = json.dumps([preset, item.overrides], sort_keys=True, default=str)
+    if key not in resolved:
+        resolved[key] = _resolve(preset, item, choices)
+    parameters = resolved[key]
+    seed = item.seed if item.seed is not None else choices.seed
+    if seed is None:
+        # By its name, so that a rerun, or a run over more files, makes the same picture again.
+        seed = int.from_bytes(hashlib.sha256(item.relative.encode("utf-8", "surrogateescape")).digest()[:4])
+    relative = item.output or _name_result(item, index, choices, parameters, seed)
+    check_inside(relative, item.origin or item.path)
+    output = choices.folder / relative
+    if choices.format == "keep" and output.suffix.lower() not in EXTENSIONS:
+        raise UsageError(f"{item.origin or item.path}: {relative}: unknown picture format '{output.suffix}'")
+    return Job(
+        input=item.path,
+        output=str(output),
+        preset=preset,
+        parameters=parameters,
+        seed=seed,
+        mask=item.mask,
+        format=choices.format,
+        quality=choices.quality,
+        force=choices.force,
+        metadata=choices.metadata,
+    )
+
+
+def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
+    try:
+        parameters = resolve(load_preset(preset), {**choices.overrides, **item.overrides}).parameters
+    except PresetError as error:
+        raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None
+    if parameters.task == "edit" and not parameters.prompt:
+        raise UsageError(f"{item.origin or 'preset ' + preset}: no prompt; give --prompt or a preset that has one")
+    if item.mask and (parameters.size != "original" or parameters.task == "upscale"):
+        raise UsageError(f"{item.origin}: a mask keeps the picture's own pixels, so it needs size original")
+    return parameters
+
+
+def _name_result(item: Item, index: int, choices: Choices, parameters: Parameters, seed: int) -> str:
+    stem, extension = os.path.splitext(os.path.basename(item.relative))
+    if choices.format != "keep":
+        extension = {"jpeg": ".jpg", "tiff": ".tif"}.get(choices.format, f".{choices.format}")
+    elif extension.lower() not in EXTENSIONS:
+        extension = ".png"
+    preset = Path(item.preset or choices.preset or "").stem
+    values = {"stem": stem, "ext": extension, "name": os.path.basename(item.relative), "preset": preset}
+    name = choices.name.format(**values, task=parameters.task, seed=seed, index=index + 1)
+    return os.path.join(os.path.dirname(item.relative), name)
+
+
+def check_outputs(jobs: Sequence[Job], folder: Path) -> None:
+    """Refuse results that would get one name, also where case or Unicode forms are not told apart, and results that
+    would replace an input, also by way of links.
+
+    Raises:
+        OutputError: naming the pairs.
+    """
+    by_name: dict[str, Job] = {}
+    pairs = []
+    inputs = {identity: job.input for job in jobs if (identity := _identify(job.input)) is not None}
+    for job in jobs:
+        key = unicodedata.normalize("NFC", os.path.relpath(job.output, folder)).casefold()
+        if key in by_name:
+            pairs.append(f"{by_name[key].input} and {job.input} -> {job.output}")
+        by_name.setdefault(key, job)
+        identity = _identify(job.output)
+        if identity is not None and identity in inputs:
+            pairs.append(f"{job.input} -> {job.output}, which is the input {inputs[identity]}")
+    if pairs:
+        more = f" and {len(pairs) - MAX_PAIRS} more" if len(pairs) > MAX_PAIRS else ""
+        raise OutputError(
+            f"results would get in each other's way: {'; '.join(pairs[:MAX_PAIRS])}{more}; "
+            "use --name, such as '{name}{ext}' or '{stem}-{index}{ext}', or another output folder"
+        )
+
+
+def _identify(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
+def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
+    """Refuse an output folder that cannot be written to, leads elsewhere by a link, or lies on a full disk.
+
+    Raises:
+        OutputError: naming the folder.
+    """
+    root = os.path.realpath(folder)
+    for parent in {os.path.dirname(job.output) for job in jobs}:
+        if not Path(os.path.realpath(parent)).is_relative_to(root):
+            raise OutputError(f"{parent}: a link leads out of {folder}; results would land elsewhere, remove the link")
+    existing = next(path for path in (Path(root), *Path(root).parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        raise OutputError(f"{existing}: is not a folder; name another output folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"{existing}: cannot be written to; check its permissions")
+    free = shutil.disk_usage(existing).free
+    if free < MIN_FREE_BYTES:
+        raise OutputError(f"{existing}: only {free >> 20} MiB are free on its disk; make room first")
+
+
+def estimate_bytes(jobs: Sequence[Job]) -> int:
+    """About how many bytes the results will have: as their inputs, times the scale squared."""
+    total = 0.0
+    for job in jobs:
+        size = os.path.getsize(job.input) if os.path.isfile(job.input) else 0
+        total += size * (job.parameters.scale**2 if job.parameters.task == "upscale" else 1)
+    return int(total)

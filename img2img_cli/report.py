@@ -1,0 +1,96 @@
+"""A batch as one HTML page that needs no network: before and after under a slider, filters, parameters, timings."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from img2img_cli.batch import Tally
+from img2img_cli.errors import Img2ImgError
+from img2img_cli.images import load_image
+from img2img_cli.job import Job
+from img2img_cli.writer import write_output_bytes
+
+THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
+# Pictures are embedded; beyond this many the page would be too heavy to open.
+MAX_PAIRS = 2_000
+_TEMPLATE = Path(__file__).with_name("report.html")
+
+
+def write_report(
+    path: Path, events: Sequence[dict[str, Any]], jobs: Sequence[Job], tally: Tally, seconds: float
+) -> None:
+    """Write the page for one run; an existing file is replaced, because a report belongs to the last run.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    by_output = {job.output: job for job in jobs}
+    shown = [event for event in events if event["event"] in ("done", "up-to-date")][:MAX_PAIRS]
+    with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
+        befores = list(pool.map(make_thumbnail, [str(event["input"]) for event in shown]))
+        afters = list(pool.map(make_thumbnail, [str(event["output"]) for event in shown]))
+    pairs = {str(event["output"]): pair for event, pair in zip(shown, zip(befores, afters, strict=True), strict=True)}
+    rows = [_make_row(event, by_output, pairs.get(str(event["output"]))) for event in events]
+    presets = {job.preset: job.parameters.model_dump(exclude_defaults=True) for job in jobs}
+    data = {
+        "rows": rows,
+        "presets": presets,
+        "seconds": round(seconds, 1),
+        "counts": {
+            "done": tally.done,
+            "up-to-date": tally.up_to_date,
+            "failed": tally.failed,
+            "skipped": tally.skipped,
+        },
+    }
+    page = _TEMPLATE.read_text(encoding="utf-8")
+    # "</script>" inside a string would end the script; escaped like this it is the same JSON.
+    text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
+    page = page.replace("/*DATA*/null", text).replace("<!--TITLE-->", html.escape(f"img2img: {tally.inputs} pictures"))
+    write_output_bytes(page.encode(), str(path))
+
+
+def _make_row(
+    event: dict[str, Any], jobs: dict[str, Job], pair: tuple[str | None, str | None] | None
+) -> dict[str, Any]:
+    job = jobs[event["output"]]
+    row = {key: event[key] for key in ("input", "output", "seconds", "width", "height", "reason") if key in event}
+    row = {key: _text(value) for key, value in row.items()}
+    before, after = pair or (None, None)
+    return row | {
+        "status": event["event"],
+        "preset": job.preset,
+        "seed": job.seed,
+        "prompt": job.parameters.prompt,
+        "before": before,
+        "after": after,
+    }
+
+
+def _text(value: Any) -> Any:
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def make_thumbnail(path: str) -> str | None:
+    """A small upright sRGB version as a data URL; None when the file cannot be read."""
+    try:
+        picture = load_image(path)
+    except Img2ImgError:
+        return None
+    image = picture.rgb
+    if picture.alpha is not None:
+        image = Image.composite(image, Image.new("RGB", image.size, "white"), picture.alpha)
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=THUMBNAIL_QUALITY)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
