@@ -193,7 +193,7 @@ class _Line:
 
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
         self._batcher = Batcher(pipeline, batch_size=batch.limits.batch_size)
-        self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img")
+        self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
         self._preparing: dict[Future[list[Piece]], Entry] = {}
         self._advancing: dict[Future[list[Piece] | _Written], Entry] = {}
 
@@ -352,7 +352,7 @@ class _Line:
     def _replace_pool(self) -> None:
         """A thread cannot be stopped; the others' work goes on in a new pool of full size."""
         self._pool.shutdown(wait=False)
-        self._pool = ThreadPoolExecutor(self._batch.limits.workers, thread_name_prefix="img2img")
+        self._pool = ThreadPoolExecutor(self._batch.limits.workers, thread_name_prefix="img2img-batch")
 
     def _finish(self, entry: Entry, written: _Written) -> None:
         self._close(entry)

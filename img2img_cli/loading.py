@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,21 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
 def _leave_out_safety_checker(reference: str, revision: str | None) -> dict[str, Any]:
     """Pipelines that ask for a safety checker work on whole pictures; ours stop at latents and never call it."""
     config = diffusers.DiffusionPipeline.load_config(reference, revision=revision)
+    _check_components(reference, config)
     return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
+
+
+def _check_components(reference: str, config: dict[str, Any]) -> None:
+    """Refuse an index that names anything but classes of diffusers and transformers: it would be imported."""
+    for name, value in config.items():
+        if name.startswith("_") or not isinstance(value, list | tuple):
+            continue
+        known = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if not known or value[0] not in (None, "diffusers", "transformers", "stable_diffusion"):
+            raise ModelError(
+                f"{reference}: its model_index.json names {json.dumps(value)} as {name}; "
+                "only classes of diffusers and transformers are loaded, so get the model from its source again"
+            )
 
 
 def load_clip_tokenizer() -> CLIPTokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import warnings
 from types import FrameType
 from typing import Annotated, NoReturn
@@ -22,6 +23,8 @@ from img2img_cli.cli.restore import restore
 from img2img_cli.cli.train import train
 from img2img_cli.cli.upscale import upscale
 from img2img_cli.errors import ExitCode, Img2ImgError
+
+THREAD_PREFIX = "img2img-"  # of a batch's own threads
 
 app = typer.Typer(
     name="img2img",
@@ -67,7 +70,13 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _terminate)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    sys.exit(_run())
+    code = _run()
+    if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
+        # A decoder that hangs past its time limit cannot be stopped, and Python would wait for it for ever.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _run() -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -194,11 +193,6 @@ def run_once(jobs: Sequence[Job], choices: Choices, limits: Limits, options: Bat
 
             write_report(options.report, recorder.events, jobs, tally, time.monotonic() - began)
     code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
-    if batch.abandoned:
-        # A decoder that hangs cannot be stopped, and Python would wait for its thread for ever.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     return int(code)
 
 
