@@ -35,6 +35,8 @@ def write_report(
         OutputError: it cannot be written.
     """
     by_output = {job.output: job for job in jobs}
+    order = {output: index for index, output in enumerate(by_output)}
+    events = sorted(events, key=lambda event: order[str(event["output"])])
     shown = [event for event in events if event["event"] in ("done", "up-to-date")][:MAX_PAIRS]
     with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
         befores = list(pool.map(make_thumbnail, [str(event["input"]) for event in shown]))
