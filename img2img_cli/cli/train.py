@@ -29,12 +29,12 @@ def bundled(
     ] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="bundled|FOLDER", help="Go on from this model; its autoencoder stays."),
+        typer.Option("--from", metavar="bundled|FOLDER", help="Go on from this model; its latents stay."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
 ) -> None:
-    """Train tokenizer, autoencoder (a fifth of the time), text encoder, UNet and ControlNet."""
+    """Train tokenizer, autoencoder (a third of the time), text encoder, UNet and ControlNet."""
     folder = _find_start(start) if start is not None else None
     from img2img_cli.device import choose_device
     from img2img_cli.training.recipe import train_bundled

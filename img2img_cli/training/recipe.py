@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderTiny
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
@@ -21,7 +20,8 @@ from img2img_cli.training.samples import make_drawer
 from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import train_tokenizer
 
-AUTOENCODER_SHARE = 0.2
+AUTOENCODER_SHARE, DECODER_SHARE = 0.2, 0.12
+STYLED_SHARE = 0.5
 CROP, BATCH_SIZE = 128, 16
 
 
@@ -54,8 +54,8 @@ def train_bundled(
     """Train tokenizer, autoencoder and diffusion networks within `minutes`; return the diffusers folder.
 
     Args:
-        start: a diffusers folder to go on from. Its tokenizer and autoencoder are kept as they are, because the other
-            networks know no others, and all of the time goes to these.
+        start: a diffusers folder to go on from. Its tokenizer and its encoder are kept as they are, because the other
+            networks know no others.
         resume: stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -64,62 +64,42 @@ def train_bundled(
     photographs = [photograph for shard in shards for photograph in read_shard(shard)]
     say(f"{len(photographs)} photographs from {len(shards)} shards on {device}")
     strangers = read_shard(held_out) if held_out is not None else []
+    run = partial(run_stage, folder=out, device=device, resume=resume, seed=seed)
+
+    def load_crops(styled: float) -> Iterator[Batch]:
+        return _load(
+            lambda worker_seed: ae.draw_crops(
+                photographs, size=CROP, batch_size=BATCH_SIZE, seed=worker_seed, styled=styled
+            )
+        )
+
+    share = 0.0
     if start is not None:
         networks = diffusion.load_networks(start)
     else:
-        vae = _train_autoencoder(photographs, strangers, out, minutes * AUTOENCODER_SHARE, device, resume, seed, say)
+        share = AUTOENCODER_SHARE
+        vae = ae.build_autoencoder().to(device)
+        run(ae.make_stage(vae, device), lambda: load_crops(0.0), minutes=minutes * share)
+        deviation, _ = ae.measure_latents(vae, load_crops(0.0))
+        vae.register_to_config(scaling_factor=round(1 / deviation, 5))
         networks = diffusion.build_networks(vae, _train_tokenizer(photographs, out, resume))
-        minutes *= 1 - AUTOENCODER_SHARE
-    for module in (networks.vae, networks.text_encoder, networks.unet, networks.controlnet):
+    networks.vae.to(device)
+    run(ae.make_decoder_stage(networks.vae, device), lambda: load_crops(STYLED_SHARE), minutes=minutes * DECODER_SHARE)
+    if strangers:
+        crops = ae.draw_crops(strangers, size=CROP, batch_size=BATCH_SIZE, seed=1)
+        say(f"autoencoder: {ae.measure_latents(networks.vae, crops)[1]:.2f} dB on photographs it was not trained on")
+    for module in (networks.text_encoder, networks.unet, networks.controlnet):
         module.to(device)
-    run_stage(
-        diffusion.make_stage(
-            networks, device, make_drawer(networks, strangers[:: max(1, len(strangers) // 2)], device)
-        ),
+    draw_samples = make_drawer(networks, strangers[:: max(1, len(strangers) // 2)], device)
+    run(
+        diffusion.make_stage(networks, device, draw_samples),
         lambda: _load(lambda worker_seed: diffusion.draw_examples(photographs, networks.tokenizer, worker_seed)),
-        minutes=minutes,
-        folder=out,
-        device=device,
-        resume=resume,
-        seed=seed,
+        minutes=minutes * (1 - share - DECODER_SHARE),
     )
     folder = out / "bundled"
     diffusion.save_networks(networks, folder)
     say(f"wrote {folder}")
     return folder
-
-
-def _train_autoencoder(
-    photographs: Sequence[Photograph],
-    strangers: Sequence[Photograph],
-    out: Path,
-    minutes: float,
-    device: torch.device,
-    resume: bool,
-    seed: int,
-    say: Callable[[str], None],
-) -> AutoencoderTiny:
-    vae = ae.build_autoencoder().to(device)
-
-    def draw(pictures: Sequence[Photograph], seed: int) -> Iterator[Batch]:
-        return ae.draw_crops(pictures, size=CROP, batch_size=BATCH_SIZE, seed=seed)
-
-    run_stage(
-        ae.make_stage(vae, device),
-        lambda: _load(lambda worker_seed: draw(photographs, worker_seed)),
-        minutes=minutes,
-        folder=out,
-        device=device,
-        resume=resume,
-        seed=seed,
-    )
-    deviation, _ = ae.measure_latents(vae, draw(photographs, 1))
-    vae.register_to_config(scaling_factor=round(1 / deviation, 5))
-    if strangers:
-        _, psnr = ae.measure_latents(vae, draw(strangers, 1))
-        say(f"autoencoder: {psnr:.2f} dB on photographs it was not trained on")
-        (out / "autoencoder.json").write_text(json.dumps({"psnr_db": psnr, "latent_std": deviation}))
-    return vae
 
 
 def _train_tokenizer(photographs: Sequence[Photograph], out: Path, resume: bool) -> CLIPTokenizer:
