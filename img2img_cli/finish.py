@@ -13,6 +13,8 @@ GUIDE_RADIUS = 6
 GUIDE_EPSILON = 16.0  # in squared L* units: lightness steps well above 4 are edges
 BAND_PIXELS = 1 << 21
 PROJECTION_STEPS = 12
+BASE_SCALE = 4
+NOISE_LEVEL = 9.0  # in grey levels: half of the detail is kept there
 
 
 def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation: float) -> Image.Image:
@@ -88,6 +90,35 @@ def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
             estimate = Image.fromarray((np.asarray(estimate) + np.asarray(error)).clip(0, 255))
         channels.append(Image.fromarray(np.asarray(estimate).round().astype(np.uint8)))
     return Image.merge("RGB", channels)
+
+
+def keep_base(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Give a result the light and colours of its source at scales above about four pixels.
+
+    Noise and compression hardly touch these, so what differs there is the model's drift.
+    """
+    channels = []
+    for made, own in zip(result.split(), source.split(), strict=True):
+        drift = Image.fromarray(np.asarray(own, np.float32) - np.asarray(made, np.float32))
+        base = drift.reduce(BASE_SCALE).resize(result.size, Image.Resampling.BICUBIC)
+        channels.append(Image.fromarray((np.asarray(made) + np.asarray(base)).round().clip(0, 255).astype(np.uint8)))
+    return Image.merge("RGB", channels)
+
+
+def keep_detail(result: Image.Image, source: Image.Image, reconstructed: Image.Image, share: float) -> Image.Image:
+    """Add what the autoencoder loses of the source, unless that is noise.
+
+    Args:
+        reconstructed: the source through the autoencoder alone, of the same size.
+        share: of the loss, in a picture without noise. Where even the calmest blocks of 8 x 8 pixels lose much, the
+            loss is noise, and less is added.
+    """
+    lost = np.asarray(source, np.float32) - np.asarray(reconstructed, np.float32)
+    height, width = (side // 8 * 8 for side in lost.shape[:2])
+    blocks = lost[:height, :width].mean(2).reshape(height // 8, 8, width // 8, 8)
+    noise = float(np.quantile(blocks.std(axis=(1, 3)), 0.2))
+    weight = share / (1 + (noise / NOISE_LEVEL) ** 4)
+    return Image.fromarray((np.asarray(result) + weight * lost).round().clip(0, 255).astype(np.uint8))
 
 
 def unpad(image: Image.Image, content: tuple[int, int], size: tuple[int, int]) -> Image.Image:

@@ -158,6 +158,8 @@ class ImagePipeline:
         """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
         generators = make_generators([piece.seed for piece in pieces])
         latents = self.encode([piece.image for piece in pieces], generators)
+        if pieces[0].reconstruct:
+            return self.decode(latents)
         controls = [piece.control for piece in pieces if piece.control is not None]
         parameters = [piece.parameters for piece in pieces]
         return self.decode(self.denoise(latents, generators, parameters, controls or None, progress))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from img2img_cli.control import make_control_image
 from img2img_cli.errors import InputError
-from img2img_cli.finish import back_project
+from img2img_cli.finish import back_project, keep_base, keep_detail
 from img2img_cli.images import pad_image
 from img2img_cli.parameters import MAX_PIXELS, Parameters
 from img2img_cli.pipeline import ImagePipeline
@@ -71,12 +71,17 @@ def _upscale(
 
 def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
     """The picture without its noise, blur and compression, at its own resolution."""
-    total = len(_plan(image.size, parameters, pipeline))
+    passes = 2 if parameters.keep_detail else 1
+    total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
 
 
 def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
     result = yield from _transform_tiles(image, parameters, seed, pipeline)
+    if parameters.keep_detail:
+        reconstructed = yield from _transform_tiles(image, parameters, seed, pipeline, reconstruct=True)
+        result = keep_detail(result, image, reconstructed, parameters.keep_detail)
+    result = keep_base(result, image)
     size = output_size(image.size, image.size, parameters)
     return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
 
@@ -91,7 +96,7 @@ def _plan(size: tuple[int, int], parameters: Parameters, pipeline: ImagePipeline
 
 
 def _transform_tiles(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, *, reconstruct: bool = False
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
     """The model's version of a picture of any size, tile by tile; each tile has its own noise."""
     padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
@@ -102,8 +107,15 @@ def _transform_tiles(
         pieces = []
         for index, tile in enumerate(batch, start):
             crop = padded.crop(tile.box)
-            control = make_control(crop, parameters, pipeline)
-            pieces.append(Piece(image=crop, control=control, seed=derive_seed(seed, index), parameters=parameters))
+            pieces.append(
+                Piece(
+                    image=crop,
+                    control=None if reconstruct else make_control(crop, parameters, pipeline),
+                    seed=derive_seed(seed, index),
+                    parameters=parameters,
+                    reconstruct=reconstruct,
+                )
+            )
         made = yield pieces
         for tile, result in zip(batch, made, strict=True):
             canvas.add(tile, np.asarray(result))

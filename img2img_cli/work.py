@@ -23,16 +23,23 @@ BATCH_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One pass through the model: an RGB picture of the model's own size, its control picture, its noise."""
+    """One pass through the model: an RGB picture of the model's own size, its control picture, its noise.
+
+    Attributes:
+        reconstruct: only encode and decode, without noise: what the autoencoder makes of the picture.
+    """
 
     image: Image.Image
     control: Image.Image | None
     seed: int
     parameters: Parameters
+    reconstruct: bool = False
 
     @property
     def group(self) -> tuple[object, ...]:
         """Equal for pieces that may share a batch."""
+        if self.reconstruct:
+            return self.image.size, "reconstruct"
         return self.image.size, self.control is None, *(getattr(self.parameters, key) for key in BATCH_KEYS)
 
     @property

@@ -436,3 +436,47 @@ def test_the_accounting_always_closes(kinds, allowed, pipeline, photograph, tmp_
         assert tally.failed == bad
         assert tally.up_to_date == len(ready)
         assert tally.skipped == 0
+
+
+def test_watching_keeps_results_up_to_date(folder: Path, photograph: Image.Image) -> None:
+    command = ["batch", "in", "-o", "out", "--preset", "colorize", "--json", "--watch", *QUICK]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "img2img_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+
+    def read_summary() -> dict:
+        for line in process.stdout:
+            event = json.loads(line)
+            if event["event"] == "summary":
+                return event
+        raise AssertionError(process.communicate())
+
+    assert read_summary()["done"] == 6
+    time.sleep(1)
+    data = (folder / "in" / "a.jpg").read_bytes()
+    with (folder / "in" / "late.jpg").open("wb") as file:  # arrives in two halves
+        file.write(data[: len(data) // 2])
+        file.flush()
+        time.sleep(0.3)
+        file.write(data[len(data) // 2 :])
+    seen = read_summary()
+    assert (seen["done"], seen["up_to_date"], seen["failed"]) == (1, 6, 2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert (folder / "out" / "late.jpg").exists()
+
+
+def test_a_plan_of_many_files_is_quick(tmp_path: Path, photograph: Image.Image, here) -> None:
+    (tmp_path / "in").mkdir()
+    photograph.save(tmp_path / "0.png")
+    for index in range(3000):
+        os.link(tmp_path / "0.png", tmp_path / "in" / f"{index}.png")
+    began = time.monotonic()
+    items = find_items([str(tmp_path / "in")])
+    jobs = plan_batch(items, Choices(folder=tmp_path / "out", preset="colorize"))
+    seconds = time.monotonic() - began
+    assert len(jobs) == 3000
+    assert seconds < 20  # 100,000 in a minute is 1.8 s; the rest is for slow machines
