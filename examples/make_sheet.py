@@ -1,42 +1,74 @@
-"""Make the README's before/after picture with the installed `img2img` command."""
+"""Make the README's two pictures with the installed `img2img` command: before and after, and a gallery of styles."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
+
+from img2img_cli.preset import list_presets
 
 HERE = Path(__file__).parent
-HEIGHT = 240
-ROWS = [
-    ("coffee-grey.jpg", ["colorize", "--seed", "1"]),
-    ("chelsea-small.png", ["upscale", "--scale", "4", "--seed", "3"]),
-    ("coffee.jpg", ["edit", "--prompt", "night", "--seed", "3"]),
-    ("coffee.jpg", ["edit", "--prompt", "golden hour", "--seed", "3"]),
+HEIGHT, GAP, LABEL = 240, 4, 16
+PAIRS = [
+    {"input": "coffee-grey.jpg", "preset": "colorize", "seed": 1},
+    {"input": "chelsea-small.png", "preset": "upscale", "scale": 4, "seed": 3},
+    {"input": "chelsea-noisy.jpg", "preset": "restore", "seed": 3},
+    {"input": "coffee.jpg", "preset": "style-winter", "seed": 3},
 ]
+STYLES = [{"input": "coffee.jpg", "preset": name, "seed": 3} for name in list_presets() if name.startswith("style-")]
+
+
+def run_batch(rows: Sequence[dict[str, object]], folder: Path) -> list[Path]:
+    """Make every row with one `img2img batch`; the results in the rows' order."""
+    outputs = [f"{index}.png" for index in range(len(rows))]
+    manifest = folder / "jobs.jsonl"
+    entries = [
+        row | {"input": str(HERE / str(row["input"])), "output": out} for row, out in zip(rows, outputs, strict=True)
+    ]
+    manifest.write_text("\n".join(map(json.dumps, entries)))
+    command = [sys.executable, "-m", "img2img_cli", "batch", str(manifest), "-o", str(folder / "out")]
+    subprocess.run(command, check=True)
+    return [folder / "out" / name for name in outputs]
+
+
+def load(path: Path) -> Image.Image:
+    """A picture at the sheet's height; a small one shows its pixels."""
+    picture = Image.open(path).convert("RGB")
+    resample = Image.Resampling.NEAREST if picture.height < HEIGHT else Image.Resampling.LANCZOS
+    return picture.resize((round(picture.width * HEIGHT / picture.height), HEIGHT), resample)
+
+
+def lay_out(pictures: Sequence[tuple[str, Image.Image]], columns: int) -> Image.Image:
+    """Pictures in rows, each under its label."""
+    width = max(picture.width for _, picture in pictures) + GAP
+    height = HEIGHT + LABEL + GAP
+    sheet = Image.new("RGB", (columns * width - GAP, -(-len(pictures) // columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, (label, picture) in enumerate(pictures):
+        left, top = index % columns * width, index // columns * height
+        draw.text((left + 2, top + 2), label, fill="#444")
+        sheet.paste(picture, (left, top + LABEL))
+    return sheet
 
 
 def main() -> None:
-    """Run each command and lay the inputs and results out in pairs."""
-    pictures = []
-    with tempfile.TemporaryDirectory() as folder:
-        for index, (name, (command, *options)) in enumerate(ROWS):
-            output = Path(folder) / f"{index}.png"
-            words = [sys.executable, "-m", "img2img_cli", command, str(HERE / name), str(output), *options]
-            subprocess.run(words, check=True)
-            for path in (HERE / name, output):
-                picture = Image.open(path).convert("RGB")
-                width = round(picture.width * HEIGHT / picture.height)
-                resample = Image.Resampling.NEAREST if picture.height < HEIGHT else Image.Resampling.LANCZOS
-                pictures.append(picture.resize((width, HEIGHT), resample))
-    column = max(p.width for p in pictures)
-    sheet = Image.new("RGB", (4 * column + 12, 2 * HEIGHT + 4), "white")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % 4 * (column + 4), index // 4 * (HEIGHT + 4)))
-    sheet.save(HERE / "before-after.jpg", quality=90)
+    """Run both batches and save both sheets."""
+    with tempfile.TemporaryDirectory() as name:
+        made = run_batch([*PAIRS, *STYLES], Path(name))
+        pairs = []
+        for row, result in zip(PAIRS, made, strict=False):
+            source = str(row["input"])
+            pairs += [(source, load(HERE / source)), (f"{row['preset']}", load(result))]
+        styles = [("coffee.jpg", load(HERE / "coffee.jpg"))]
+        styles += [(str(row["preset"]), load(path)) for row, path in zip(STYLES, made[len(PAIRS) :], strict=True)]
+    lay_out(pairs, 4).save(HERE / "before-after.jpg", quality=88)
+    lay_out(styles, 4).save(HERE / "gallery.jpg", quality=85)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Parameters(BaseModel):
     scale: float = Field(default=2.0, ge=1, le=8, description="upscale: factor on both sides.")
     keep_detail: Unit = Field(
         default=0.0,
-        description="restore: share of the input's finest detail that is kept past the autoencoder, where noise is low.",
+        description="restore: share of the finest detail that is kept past the autoencoder, where noise is low.",
     )
     tile_size: int = Field(default=256, ge=64, le=2048, description="upscale, restore: side of a tile in pixels.")
     tile_overlap: int = Field(default=32, ge=0, le=512, description="upscale, restore: pixels that tiles share.")

@@ -11,7 +11,16 @@ from PIL import Image, ImageFilter
 from skimage import color
 
 from img2img_cli import finish
-from img2img_cli.finish import back_project, feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
+from img2img_cli.finish import (
+    back_project,
+    feather_mask,
+    keep_base,
+    keep_detail,
+    keep_luminance,
+    paste_masked,
+    restore_alpha,
+    unpad,
+)
 
 
 def lightness_errors(picture, result):
@@ -206,3 +215,31 @@ def test_unpad_lets_no_padding_in(size):
     result = unpad(canvas, (50, 40), size)
     assert result.size == size
     assert result.getcolors() == [(size[0] * size[1], (10, 200, 10))]
+
+
+def test_base_takes_coarse_colours_from_the_source_and_fine_detail_from_the_result(photograph: Image.Image) -> None:
+    tinted = Image.fromarray(
+        (np.asarray(photograph, np.float32) * [1.1, 0.9, 0.8] + [9, 0, 0]).clip(0, 255).astype(np.uint8)
+    )
+    kept = keep_base(tinted, photograph)
+    assert psnr(kept, photograph) > psnr(tinted, photograph) + 10
+    grain = np.indices((72, 96)).sum(0)[..., None] % 2 * 30.0
+    grainy = Image.fromarray((np.asarray(photograph, np.float32) * 0.8 + grain).astype(np.uint8))
+    result = np.asarray(keep_base(grainy, photograph), np.float32)
+    assert (
+        np.abs(np.diff(result, axis=1)).mean() > np.abs(np.diff(np.asarray(photograph, np.float32), axis=1)).mean() + 10
+    )
+    assert keep_base(photograph, photograph).tobytes() == photograph.tobytes()
+
+
+def test_detail_is_kept_from_clean_pictures_and_not_from_noisy_ones(photograph: Image.Image) -> None:
+    smooth = photograph.filter(ImageFilter.GaussianBlur(1))
+    kept = keep_detail(smooth, photograph, smooth, 1.0)
+    assert psnr(kept, photograph) > psnr(smooth, photograph) + 6
+    noisy = Image.fromarray(
+        (np.asarray(photograph) + np.random.default_rng(0).normal(0, 30, (72, 96, 3))).clip(0, 255).astype(np.uint8)
+    )
+    kept = keep_detail(smooth, noisy, noisy.filter(ImageFilter.GaussianBlur(1)), 1.0)
+    assert psnr(kept, photograph) > psnr(smooth, photograph) - 1.5
+    assert psnr(kept, photograph) > psnr(noisy, photograph) + 4
+    assert keep_detail(smooth, photograph, smooth, 0.0).tobytes() == smooth.tobytes()

@@ -209,7 +209,8 @@ def summarise(recorder: Recorder, tally: Tally, seconds: float, options: BatchOp
         print(json.dumps({"event": "summary", **counts, "seconds": round(seconds, 3)}), flush=True)
     elif not options.quiet:
         parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "inputs"]
-        print(f"{tally.inputs} pictures: {', '.join(parts) or 'nothing to do'}, {seconds:.1f} s", file=sys.stderr)
+        noun = "picture" if tally.inputs == 1 else "pictures"
+        print(f"{tally.inputs} {noun}: {', '.join(parts) or 'nothing to do'}, {seconds:.1f} s", file=sys.stderr)
 
 
 @contextmanager

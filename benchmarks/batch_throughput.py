@@ -1,0 +1,98 @@
+"""`batch` beside a loop over the same loaded pipeline, on pictures of mixed sizes; and its memory as it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.device import choose_placement
+from img2img_cli.images import load_image
+from img2img_cli.inputs import find_items
+from img2img_cli.job import Job
+from img2img_cli.journal import hold_folder
+from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.plan import Choices, plan_batch
+from img2img_cli.runner import run_jobs
+from img2img_cli.yamlio import parse_scalar
+
+SIZES = ((96, 72), (72, 96), (128, 128), (160, 120), (256, 192), (192, 256), (384, 256), (512, 384))
+
+
+def make_pictures(folder: Path, count: int) -> None:
+    """Smooth random pictures of mixed sizes as JPEG, PNG and WebP."""
+    folder.mkdir()
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        picture = coarse.resize(SIZES[index % len(SIZES)], Image.Resampling.BICUBIC)
+        picture.save(folder / f"{index:05}{('.jpg', '.png', '.webp')[index % 3]}")
+
+
+def run_loop(jobs: list[Job], pipeline: ImagePipeline) -> float:
+    """Seconds for one job after the other."""
+    began = time.monotonic()
+    for job in jobs:
+        for _ in run_jobs([job], pipeline):
+            pass
+    return time.monotonic() - began
+
+
+def run_batch(jobs: list[Job], folder: Path, pipeline: ImagePipeline) -> tuple[float, list[int]]:
+    """Seconds for the batch, and the peak memory in MiB after each result."""
+    memory: list[int] = []
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "failed":
+            raise SystemExit(event["reason"])
+        memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+
+    began = time.monotonic()
+    with hold_folder(folder) as journal:
+        batch = Batch(
+            journal=journal, limits=Limits(), emit=note, tally=Tally(inputs=len(jobs)), load=lambda job: pipeline
+        )
+        batch.run(batch.sort_out(jobs))
+    return time.monotonic() - began, memory
+
+
+def main() -> None:
+    """Run both in one process, the loop first and last, and print the ratio."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="colorize")
+    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--no-loop", action="store_true", help="only the batch, to look at its memory")
+    arguments = parser.parse_args()
+    overrides = {key: parse_scalar(value) for key, value in (text.split("=", 1) for text in arguments.set)}
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        make_pictures(root / "in", arguments.count)
+        plans = {}
+        for run in ("warm", "before", "batch", "after"):
+            choices = Choices(folder=root / run, preset=arguments.preset, overrides=overrides)
+            plans[run] = plan_batch(find_items([str(root / "in")]), choices)
+            (root / run).mkdir()
+        pipeline = build_pipeline(plans["warm"][0].parameters, choose_placement("auto", "auto"))
+        load_image(plans["warm"][0].input)
+        run_loop(plans["warm"][: len(SIZES)], pipeline)
+        before = 0.0 if arguments.no_loop else run_loop(plans["before"], pipeline)
+        seconds, memory = run_batch(plans["batch"], root / "batch", pipeline)
+        print(f"batch: {arguments.count / seconds:.2f} pictures a second")
+        if not arguments.no_loop:
+            after = run_loop(plans["after"], pipeline)
+            print(f"loop before and after: {arguments.count / before:.2f} and {arguments.count / after:.2f}")
+            print(f"batch beside loop: {(before + after) / 2 / seconds:.2f} times the throughput")
+        tenth = max(1, len(memory) // 10)
+        print(f"peak memory after a tenth {memory[tenth - 1]} MiB, at the end {memory[-1]} MiB")
+
+
+if __name__ == "__main__":
+    main()
