@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -82,6 +83,22 @@ def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(sha
         "edit", tmp_path / "in.png", tmp_path / "out.png", "--prompt", "fog", "--model", folder, "--preset", "edit"
     )
     assert done.code == 0, done.err
+
+
+def test_the_shipped_weights_are_those_of_the_card() -> None:
+    folder = bundled_dir()
+    listed = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    found = {
+        p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in folder.rglob("*.safetensors")
+    }
+    assert found == listed
+    assert sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) < 60e6
+    card = (folder / "README.md").read_text()
+    assert BEGIN in card
+    assert "autoencoder: PSNR, dB" in card
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    assert not any(str(value).startswith("/") for value in config.values())
 
 
 @pytest.mark.parametrize("reference", ["owner/name", "model.safetensors"])

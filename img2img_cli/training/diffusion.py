@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,5 +251,13 @@ def save_networks(networks: Networks, folder: Path) -> None:
     for module in modules:
         module.to(torch.float16)
     networks.build_pipeline().save_pretrained(folder, safe_serialization=True)
+    write_checksums(folder)
     for module in modules:
         module.to(torch.float32)
+
+
+def write_checksums(folder: Path) -> None:
+    """Write `SHA256SUMS` over the weights, as `sha256sum -c` reads it."""
+    files = sorted(folder.rglob("*.safetensors"))
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder).as_posix()}" for file in files]
+    (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")
