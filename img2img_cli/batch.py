@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
-
-from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, TimeLimitError
-from img2img_cli.images import Picture, load_image, load_mask, peek_size, read_bytes
+from img2img_cli.errors import ExitCode, Img2ImgError, ModelError
+from img2img_cli.images import Picture
 from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
-from img2img_cli.writer import BATCH_TAG, write_output
 
 if TYPE_CHECKING:
     from img2img_cli.pipeline import ImagePipeline
-    from img2img_cli.work import Piece, Work
+    from img2img_cli.work import Work
 
 Emit = Callable[[dict[str, Any]], None]
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
@@ -82,13 +74,7 @@ class Entry:
         return self.spent_s + (0.0 if self.stage_began is None else time.monotonic() - self.stage_began)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Written:
-    size: tuple[int, int]
-    format: str
-
-
-class _Stop(Exception):  # noqa: N818 - not an error
+class Stop(Exception):  # noqa: N818 - not an error
     """Enough failures, or no time left: the rest is skipped."""
 
 
@@ -110,17 +96,17 @@ class Batch:
         entries = []
         for job in jobs:
             if self.limits.retry_failed and self.journal.status(job) != "failed":
-                self._end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
+                self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
                 continue
             try:
                 check_input(job.input)
                 provenance = self.journal.trace(job)
                 current = self.journal.is_current(job, provenance) and not job.force
             except Img2ImgError as error:
-                self._fail(job, error, 0.0)
+                self.fail(job, error, 0.0)
                 continue
             if current:
-                self._end(job, "up-to-date")
+                self.end(job, "up-to-date")
             else:
                 replace = job.force or os.path.lexists(job.output)
                 entries.append(Entry(job=job, provenance=provenance, replace=replace))
@@ -138,15 +124,15 @@ class Batch:
             groups.setdefault(key, []).append(entry)
         ended: set[int] = set()
         try:
-            self._check_limits()
+            self.check_limits()
             for group in groups.values():
                 self._run_group(group, ended, alone=len(groups) == 1)
-        except _Stop:
+        except Stop:
             pass
         finally:
             for entry in entries:
                 if id(entry) not in ended:
-                    self._end(entry.job, "skipped")
+                    self.end(entry.job, "skipped")
 
     def _run_group(self, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
         try:
@@ -156,261 +142,35 @@ class Batch:
                 raise
             for entry in entries:
                 ended.add(id(entry))
-                self._fail(entry.job, error, 0.0)
+                self.fail(entry.job, error, 0.0)
             return
-        with _Line(self, pipeline, ended) as line:
+        from img2img_cli.assembly import Line
+
+        with Line(self, pipeline, ended) as line:
             line.run(entries)
 
-    def _check_limits(self) -> None:
+    def check_limits(self) -> None:
+        """Raise `Stop` when enough has failed or the time is over."""
         limit = self.limits.max_failures
         if limit is not None:
             allowed = limit if isinstance(limit, int) else math.floor(limit * self.tally.inputs)
             if self.tally.failed > allowed:
-                raise _Stop
+                raise Stop
         if self.limits.timeout_s is not None and time.monotonic() - self.began > self.limits.timeout_s:
             self.timed_out = True
-            raise _Stop
+            raise Stop
 
-    def _end(self, job: Job, event: str, **facts: Any) -> None:
+    def end(self, job: Job, event: str, **facts: Any) -> None:
+        """Count an input's end and tell of it."""
         counter = event.replace("-", "_")
         setattr(self.tally, counter, getattr(self.tally, counter) + 1)
         self.emit({"event": event, "input": job.input, "output": job.output, **facts})
 
-    def _fail(self, job: Job, error: Exception, seconds: float) -> None:
+    def fail(self, job: Job, error: Exception, seconds: float) -> None:
+        """Note a failure with its reason, and count it."""
         if isinstance(error, Img2ImgError):
             code, reason = int(error.exit_code), str(error)
         else:
             code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
         self.journal.fail(job, code, reason, seconds)
-        self._end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))
-
-
-class _Line:
-    """The assembly line of one pipeline: threads decode and write while the model works on the main thread."""
-
-    def __init__(self, batch: Batch, pipeline: ImagePipeline, ended: set[int]) -> None:
-        from img2img_cli.batcher import Batcher
-
-        self._batch, self._pipeline, self._ended = batch, pipeline, ended
-        self._batcher = Batcher(pipeline, batch_size=batch.limits.batch_size)
-        self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
-        self._preparing: dict[Future[list[Piece]], Entry] = {}
-        self._advancing: dict[Future[list[Piece] | _Written], Entry] = {}
-
-    def __enter__(self) -> _Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Let what is being written come to its end; abandon the rest."""
-        futures: list[Future[Any]] = [*self._preparing, *self._advancing]
-        for future in futures:
-            future.cancel()
-        if not self._batch.abandoned:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-        self._collect(closing=True)
-
-    def run(self, entries: Sequence[Entry]) -> None:
-        """Bring every entry to its end."""
-        coming = deque[Entry]()
-        source = iter(entries)
-        while True:
-            self._batch._check_limits()
-            if not coming:
-                coming.extend(sort_by_size(list(islice(source, LOOKAHEAD)), self._pipeline))
-            self._admit(coming)
-            self._collect()
-            if len(self._batcher) and (self._batcher.is_full() or not self._preparing):
-                self._run_model()
-            elif self._preparing or self._advancing:
-                futures: list[Future[Any]] = [*self._preparing, *self._advancing]
-                wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
-            elif not coming:
-                return
-            self._expire()
-
-    def _admit(self, coming: deque[Entry]) -> None:
-        """Start decoding, as far ahead as memory allows."""
-        ahead = [*self._preparing.values(), *self._advancing.values(), *self._batcher.waiting()]
-        pixels = sum(entry.pixels for entry in ahead)
-        window = 4 * self._batch.limits.workers + 2 * (self._batch.limits.batch_size or 8)
-        while coming and (not ahead or (len(ahead) < window and pixels + coming[0].pixels <= MAX_PIXELS_IN_FLIGHT)):
-            entry = coming.popleft()
-            ahead.append(entry)
-            pixels += entry.pixels
-            self._preparing[self._pool.submit(self._prepare, entry)] = entry
-
-    def _prepare(self, entry: Entry) -> list[Piece]:
-        from img2img_cli.runner import start_work
-
-        with _timed(entry):
-            job = entry.job
-            data = read_bytes(job.input)
-            # What is recorded is what was decoded, even when the file changed a moment ago.
-            sha256 = hashlib.sha256(data).hexdigest()
-            entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
-            entry.picture = load_image(job.input, data)
-            if job.mask:
-                load_mask(job.mask, entry.picture.size)
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline)
-            return next(entry.work.steps)
-
-    def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | _Written:
-        with _timed(entry):
-            assert entry.work is not None
-            try:
-                return entry.work.steps.send(images)
-            except StopIteration as stop:
-                return self._write(entry, stop.value)
-
-    def _write(self, entry: Entry, made: Image.Image) -> _Written:
-        from img2img_cli.runner import encode_result, finish_picture
-
-        job, picture, journal = entry.job, entry.picture, self._batch.journal
-        assert picture is not None
-        result = finish_picture(made, picture, job)
-        data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
-        journal.begin(job, entry.provenance, data)
-        os.makedirs(os.path.dirname(job.output) or ".", exist_ok=True)
-        write_output(data, job.output, replace=entry.replace, tag=BATCH_TAG)
-        journal.finish(job, entry.provenance, entry.elapsed_s())
-        return _Written(size=result.size, format=format_)
-
-    def _collect(self, *, closing: bool = False) -> None:
-        """Take what the threads have finished."""
-        for preparing in [future for future in self._preparing if future.done()]:
-            entry = self._preparing.pop(preparing)
-            if closing or preparing.cancelled():
-                continue
-            if (error := preparing.exception()) is not None:
-                self._fail(entry, error)
-            else:
-                self._batcher.add(entry, preparing.result())
-        for advancing in [future for future in self._advancing if future.done()]:
-            entry = self._advancing.pop(advancing)
-            if advancing.cancelled():
-                continue
-            if (error := advancing.exception()) is not None:
-                self._fail(entry, error)
-            elif isinstance(outcome := advancing.result(), _Written):
-                self._finish(entry, outcome)
-            elif not closing:
-                self._batcher.add(entry, outcome)
-
-    def _run_model(self) -> None:
-        batch = self._batch
-        entries = [entry for entry in self._batcher.keys_of_next() if isinstance(entry, Entry)]
-        began = time.monotonic()
-
-        def watch(step: int, steps: int) -> None:
-            seconds = time.monotonic() - began
-            batch._check_limits()
-            limit = batch.limits.item_timeout_s
-            if limit is not None and any(entry.spent_s + seconds > limit for entry in entries):
-                raise TimeLimitError("item")
-
-        try:
-            outcomes = self._batcher.run(watch)
-        except TimeLimitError:
-            outcomes = []
-        except _Stop:
-            raise
-        except Exception as error:  # noqa: BLE001 - one bad picture must not end the others
-            if len(entries) > 1:
-                self._batcher.isolate()
-            else:
-                self._batcher.drop(entries[0])
-                self._fail(entries[0], error)
-            outcomes = []
-        seconds = time.monotonic() - began
-        for entry in entries:
-            entry.spent_s += seconds
-        while self._batcher.notes:
-            batch.emit({"event": "note", "text": self._batcher.notes.pop(0)})
-        for key, outcome in outcomes:
-            assert isinstance(key, Entry)
-            if isinstance(outcome, Exception):
-                self._fail(key, outcome)
-            else:
-                self._advancing[self._pool.submit(self._advance, key, outcome)] = key
-
-    def _expire(self) -> None:
-        """Give up what takes longer than --item-timeout, also a decoder that hangs."""
-        limit = self._batch.limits.item_timeout_s
-        if limit is None:
-            return
-        for futures in (self._preparing, self._advancing):
-            for future in [f for f, entry in futures.items() if entry.elapsed_s() > limit and not f.done()]:
-                entry = futures.pop(future)  # type: ignore[arg-type]
-                self._batch.abandoned = True
-                self._replace_pool()
-                self._fail(entry, _too_slow(entry, limit))
-        for entry in self._batcher.waiting():
-            if entry.elapsed_s() > limit:
-                self._batcher.drop(entry)
-                self._fail(entry, _too_slow(entry, limit))
-
-    def _replace_pool(self) -> None:
-        """A thread cannot be stopped; the others' work goes on in a new pool of full size."""
-        self._pool.shutdown(wait=False)
-        self._pool = ThreadPoolExecutor(self._batch.limits.workers, thread_name_prefix="img2img-batch")
-
-    def _finish(self, entry: Entry, written: _Written) -> None:
-        self._close(entry)
-        width, height = written.size
-        self._batch._end(
-            entry.job,
-            "done",
-            width=width,
-            height=height,
-            format=written.format,
-            seed=entry.job.seed,
-            seconds=round(entry.spent_s, 3),
-        )
-
-    def _fail(self, entry: Entry, error: BaseException) -> None:
-        self._close(entry)
-        if not isinstance(error, Exception):
-            raise error
-        self._batch._fail(entry.job, error, entry.spent_s)
-
-    def _close(self, entry: Entry) -> None:
-        self._ended.add(id(entry))
-        entry.picture = entry.work = None
-
-
-class _timed:  # noqa: N801 - reads as a statement
-    """Counts a stage's time to its entry."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        self._entry.stage_began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
-
-
-def _too_slow(entry: Entry, limit: float) -> TimeLimitError:
-    return TimeLimitError(f"{entry.job.input}: took longer than {limit:g} s; raise --item-timeout or leave it out")
-
-
-def sort_by_size(entries: list[Entry], pipeline: ImagePipeline) -> list[Entry]:
-    """Bring those together whose pieces have one size, so that batches fill; otherwise keep the order."""
-    order: dict[tuple[object, ...], int] = {}
-    keys = []
-    for entry in entries:
-        size = peek_size(entry.job.input)
-        entry.pixels = size[0] * size[1]
-        key = (entry.job.parameters.task, *_working_size(size, entry.job, pipeline))
-        keys.append(order.setdefault(key, len(order)))
-    return [entry for _, entry in sorted(zip(keys, entries, strict=True), key=lambda pair: pair[0])]
-
-
-def _working_size(size: tuple[int, int], job: Job, pipeline: ImagePipeline) -> Iterator[int]:
-    from img2img_cli.images import plan_fit
-
-    if 0 in size or job.parameters.task in ("upscale", "restore"):
-        yield from size
-    else:
-        yield from plan_fit(size, job.parameters.image_size, pipeline.multiple).canvas
+        self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))

@@ -8,7 +8,8 @@ import sys
 import pytest
 
 LIGHT = [
-    "cli.app", "cli.picture", "control", "errors", "finish", "images", "job", "lab", "modelref", "parameters",
+    "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
+    "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "tiling", "writer", "yamlio",
 ]  # fmt: skip
 PROBE = """
@@ -36,6 +37,8 @@ def test_importing_leaves_torch_out(module: str) -> None:
         (["--help"], 0),
         (["--version"], 0),
         (["edit", "--help"], 0),
+        (["batch", "--help"], 0),
+        (["batch", "nothing-*.png", "-o", "out", "--preset", "colorize"], 4),
         (["presets", "list"], 0),
         (["presets", "show", "sd15-upscale"], 0),
         (["presets", "schema"], 0),

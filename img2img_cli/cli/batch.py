@@ -7,6 +7,17 @@ from typing import Annotated, Optional
 
 import typer
 
+from img2img_cli.cli.shared import (
+    DeviceOption,
+    DtypeOption,
+    FormatOption,
+    MetadataOption,
+    ModelOption,
+    QualityOption,
+    QuietOption,
+    SetOption,
+)
+
 _FIND, _PRESET, _OUTPUT, _RUN = "Inputs", "Preset and model", "Output", "Run"
 
 
@@ -40,37 +51,20 @@ def batch(
     prompt: Annotated[
         Optional[str], typer.Option("--prompt", "-p", rich_help_panel=_PRESET, show_default=False)
     ] = None,
-    model: Annotated[
-        Optional[str],
-        typer.Option(
-            help="bundled, a hub id, a diffusers folder or a .safetensors file.",
-            rich_help_panel=_PRESET,
-            show_default=False,
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
-    ] = [],  # noqa: B006
+    model: ModelOption = None,
+    set_: SetOption = [],  # noqa: B006
     name: Annotated[
         str,
         typer.Option(
             help="Name of a result: {stem} {ext} {name} {preset} {task} {seed} {index}.", rich_help_panel=_OUTPUT
         ),
     ] = "{stem}{ext}",
-    format: Annotated[
-        str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)
-    ] = "keep",
-    quality: Annotated[
-        Optional[int],
-        typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
-    ] = None,
+    format: FormatOption = "keep",
+    quality: QualityOption = None,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Do all again, and replace strangers' files.", rich_help_panel=_OUTPUT)
     ] = False,
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
-    ] = False,
+    no_metadata: MetadataOption = False,
     report: Annotated[
         Optional[Path],
         typer.Option(
@@ -103,16 +97,13 @@ def batch(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Only what failed before.", rich_help_panel=_RUN)
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)] = "auto",
-    dtype: Annotated[
-        Optional[str],
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
-    ] = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)] = False,
+    quiet: QuietOption = False,
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command

@@ -20,6 +20,33 @@ OutputArgument = Annotated[
     ),
 ]
 
+ModelOption = Annotated[
+    Optional[str],
+    typer.Option(
+        help="bundled, a hub id, a diffusers folder or a .safetensors file.",
+        rich_help_panel=_PRESET,
+        show_default=False,
+    ),
+]
+SetOption = Annotated[
+    list[str],
+    typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
+]
+FormatOption = Annotated[str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)]
+QualityOption = Annotated[
+    Optional[int],
+    typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
+]
+MetadataOption = Annotated[
+    bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)]
+DtypeOption = Annotated[
+    Optional[str],
+    typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class SharedOptions:
@@ -28,55 +55,35 @@ class SharedOptions:
     preset: Annotated[
         Optional[str], typer.Option(help="Preset name or YAML file.", rich_help_panel=_PRESET, show_default=False)
     ] = None
-    model: Annotated[
-        Optional[str],
-        typer.Option(
-            help="bundled, a hub id, a diffusers folder or a .safetensors file.",
-            rich_help_panel=_PRESET,
-            show_default=False,
-        ),
-    ] = None
-    set_: Annotated[
-        list[str],
-        typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
-    ] = dataclasses.field(default_factory=list)
+    model: ModelOption = None
+    set_: SetOption = dataclasses.field(default_factory=list)
     size: Annotated[
         Optional[str], typer.Option(help="original, model or WxH.", rich_help_panel=_OUTPUT, show_default=False)
     ] = None
-    format: Annotated[str, typer.Option(help="keep, png, jpeg, webp, tiff, bmp or avif.", rich_help_panel=_OUTPUT)] = (
-        "keep"
-    )
-    quality: Annotated[
-        Optional[int],
-        typer.Option(min=1, max=100, help="For jpeg, webp, avif.", rich_help_panel=_OUTPUT, show_default=False),
-    ] = None
+    format: FormatOption = "keep"
+    quality: QualityOption = None
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace an existing OUTPUT.", rich_help_panel=_OUTPUT)
     ] = False
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace INPUT by the result.", rich_help_panel=_OUTPUT)
     ] = False
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
-    ] = False
+    no_metadata: MetadataOption = False
     seed: Annotated[
         Optional[int],
         typer.Option(
             min=0, max=2**32 - 1, help="Same seed, same picture.", rich_help_panel=_RUN, show_default="random"
         ),
     ] = None
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)] = "auto"
-    dtype: Annotated[
-        Optional[str],
-        typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
-    ] = None
+    device: DeviceOption = "auto"
+    dtype: DtypeOption = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved job as YAML and stop.", rich_help_panel=_RUN)
     ] = False
     json: Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout.", rich_help_panel=_RUN)] = (
         False
     )
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)] = False
+    quiet: QuietOption = False
 
 
 def with_shared_options(command: Callable[..., None]) -> Callable[..., None]:
