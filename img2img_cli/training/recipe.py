@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import torch
+import transformers
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
@@ -58,6 +60,9 @@ def train_bundled(
             networks know no others.
         resume: stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
     """
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     shards, held_out = list_shards(data)
