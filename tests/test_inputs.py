@@ -102,7 +102,7 @@ def test_json_lines_are_a_manifest_too(tree: Path) -> None:
     manifest = tree / "jobs.jsonl"
     manifest.write_text('{"input": "in/a.jpg", "saturation": 0.5}\n\n{"input": "in/a.jpg", "output": "b.jpg"}\n')
     jobs = plan_batch(find_items([str(manifest)]), Choices(folder=Path("out"), preset="colorize"))
-    assert [job.parameters.saturation for job in jobs] == [0.5, 1.2]
+    assert [job.parameters.saturation for job in jobs] == [0.5, 1.0]
     assert jobs[0].output == "out/in/a.jpg"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -18,7 +19,7 @@ from torch import nn
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline, build_pipeline
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.runner import transform_image
 from img2img_cli.training.classifier import classify, train_classifier
 from img2img_cli.training.data import list_shards, read_shard
@@ -72,9 +73,16 @@ class Model:
         """The damaged picture restored."""
         return transform_image(image, self.parameters("restore"), 0, self.pipeline)
 
-    def edit(self, image: Image.Image, prompt: str, **overrides: Any) -> Image.Image:
-        """The picture under a prompt."""
-        return transform_image(image, self.parameters("edit", prompt=prompt, **overrides), 0, self.pipeline)
+    def edit(self, image: Image.Image, prompt: str) -> Image.Image:
+        """The picture under a prompt, by the style preset that has this prompt, if there is one."""
+        preset = _style_presets().get(prompt, "edit")
+        return transform_image(image, self.parameters(preset, prompt=prompt), 0, self.pipeline)
+
+
+@functools.cache
+def _style_presets() -> dict[str, str]:
+    names = [name for name in list_presets() if name.startswith("style-")]
+    return {str(resolve(load_preset(name), {}).parameters.prompt): name for name in names}
 
 
 def crop_square(pixels: np.ndarray, side: int) -> Image.Image:
