@@ -48,12 +48,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument(
+        "--batch-size", default="1", help="auto fills batches anew after a kill, which rounds differently"
+    )
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         good = make_files(root / "in", arguments.count)
         command = [sys.executable, "-m", "img2img_cli", "batch", str(root / "in"), "--preset", "colorize", *QUICK]
+        command += ["--batch-size", str(arguments.batch_size)]
         moments = []
         for _ in range(arguments.kills):
             began = time.monotonic()

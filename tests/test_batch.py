@@ -301,7 +301,9 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
     for name in ("g.png", "h.jpg"):
         (folder / "in" / name).unlink()
     photograph.save(folder / "in" / "plain.bmp")  # its result cannot tell what it was made from
-    arguments = ["in", "-o", "out", "--preset", "colorize", *QUICK]
+    # Kernels round differently for other batch sizes, and a killed run leaves other batches to be made.
+    common = ["--preset", "colorize", "--batch-size", "1", *QUICK]
+    arguments = ["in", "-o", "out", *common]
     rng = np.random.default_rng(0)
     for _ in range(4):
         process = subprocess.Popen(
@@ -317,7 +319,7 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
             path.unlink()  # so that the next run has something to do
     assert here("batch", *arguments).code == 0
     survived = results(folder)
-    assert here("batch", "in", "-o", "clean", "--preset", "colorize", *QUICK).code == 0
+    assert here("batch", "in", "-o", "clean", *common).code == 0
     clean = {
         str(p.relative_to("clean")): p.read_bytes() for p in Path("clean").rglob("*.*") if p.name not in (STATE, LOCK)
     }
