@@ -23,7 +23,8 @@ from img2img_cli.plan import Choices, plan_batch
 from img2img_cli.runner import run_jobs
 from img2img_cli.yamlio import parse_scalar
 
-SIZES = ((96, 72), (72, 96), (128, 128), (160, 120), (256, 192), (192, 256), (384, 256), (512, 384))
+# Photographs as people have them, from a thumbnail to twelve million pixels.
+SIZES = ((320, 240), (640, 480), (768, 1024), (1600, 1200), (1200, 1600), (2048, 1536), (3000, 2000), (4000, 3000))
 
 
 def make_pictures(folder: Path, count: int) -> None:

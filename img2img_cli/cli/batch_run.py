@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -121,6 +122,9 @@ class Pipelines:
 
     def load(self, job: Job) -> ImagePipeline:
         """The job's pipeline; one is held at a time."""
+        # Before torch starts its threads: spinning at their barriers they would starve those that read and write
+        # files (measured: a seventh more pictures a second on two cores).
+        os.environ.setdefault("GOMP_SPINCOUNT", "0")
         from img2img_cli.batch import PIPELINE_KEYS
         from img2img_cli.device import choose_placement
         from img2img_cli.pipeline import build_pipeline

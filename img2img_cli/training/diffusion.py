@@ -33,12 +33,16 @@ from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import WIDTH, build_text_encoder
 
 WIDTHS = (64, 128, 224)
-TASK_SHARES = {"colorize": 0.36, "upscale": 0.1, "restore": 0.14, "edit": 0.4}
+TASK_SHARES = {"colorize": 0.18, "upscale": 0.08, "restore": 0.12, "edit": 0.62}
+STYLED_SHARE = 0.85  # of edits; the others are about colours named in the prompt
 # Views that show the whole picture, by task: colours and light need context, detail needs crops.
 WHOLE_SHARES = {"colorize": 0.85, "upscale": 0.15, "restore": 0.15, "edit": 0.6}
 # Size in pixels, batch size, share of the steps: mostly small for speed, some larger for context.
 RESOLUTIONS = ((128, 16, 0.7), (192, 7, 0.15), (256, 4, 0.15))
 MIN_SNR_GAMMA = 5.0
+# The terminal step sees no signal but the control picture and the prompt, and decides colours and style. Colours and
+# styles are nearly functions of both, so a few steps from there give cleaner pictures than many from nearby.
+TERMINAL_SHARE = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +150,7 @@ def make_example(
 
 def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str | None]:
     """A view in a style beside the view itself; or, for colours named in a prompt, beside its grey or recoloured."""
-    if rng.random() < 0.75:
+    if rng.random() < STYLED_SHARE:
         style = str(rng.choice(list(STYLES)))
         control = view if rng.random() < 0.85 else make_control_image(view, "grey")
         return STYLES[style](view, rng), control, style
@@ -215,7 +219,7 @@ def make_stage(
             latents, source = (vae.encode(both).latents.float() * vae.config.scaling_factor).chunk(2)
         count = len(latents)
         timesteps = torch.randint(0, scheduler.config.num_train_timesteps, (count,), device=device)
-        timesteps[torch.rand(count, device=device) < 0.08] = scheduler.config.num_train_timesteps - 1
+        timesteps[torch.rand(count, device=device) < TERMINAL_SHARE] = scheduler.config.num_train_timesteps - 1
         noise = torch.randn_like(latents) + draw_residual_weights(scheduler, timesteps) * (source - latents)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         prompt_embeds = networks.text_encoder(batch["input_ids"].to(device)).last_hidden_state

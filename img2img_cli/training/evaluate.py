@@ -172,6 +172,7 @@ def _measure_styles(
             "accuracy": float(np.mean([classify(classifier, r) == style for r in results])),
             "structure": float(np.mean([correlate_structure(*pair) for pair in zip(results, subjects, strict=True)])),
             "accuracy of the style itself": float(np.mean([classify(classifier, t) == style for t in truths])),
+            "its structure": float(np.mean([correlate_structure(*pair) for pair in zip(truths, subjects, strict=True)])),
         }
     return rows
 
@@ -221,7 +222,7 @@ def format_tables(evaluation: Evaluation) -> str:
     ]
     for key, row in evaluation.figures.items():
         lines.append(f"| {key} | " + " | ".join(f"{row[s]:.2f}" if s in row else "" for s in sets) + " |")
-    keys = ["accuracy", "structure", "accuracy of the style itself"]
+    keys = ["accuracy", "structure", "accuracy of the style itself", "its structure"]
     lines += [
         "",
         f"| edit, mean of {evaluation.counts['styles']} | " + " | ".join(keys) + " |",

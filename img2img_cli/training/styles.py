@@ -62,11 +62,11 @@ def watercolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def mosaic(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Square stones of 8 pixels, one colour each, in light mortar."""
-    small = picture.resize([max(1, side // 8) for side in picture.size], Image.Resampling.BOX)
+    """Square stones of 16 pixels, one colour each, in mortar of 2 pixels: what the autoencoder can still carry."""
+    small = picture.resize([max(1, side // 16) for side in picture.size], Image.Resampling.BOX)
     stones = ImageEnhance.Color(small).enhance(1.2).resize(picture.size, Image.Resampling.NEAREST)
     y, x = np.ogrid[: picture.height, : picture.width]
-    mortar = Image.fromarray(((y % 8 == 7) | (x % 8 == 7)) * np.uint8(255))
+    mortar = Image.fromarray(((y % 16 >= 14) | (x % 16 >= 14)) * np.uint8(255))
     return Image.composite(Image.new("RGB", picture.size, "#d8d2c4"), stones, mortar)
 
 
