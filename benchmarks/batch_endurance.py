@@ -48,9 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument(
-        "--batch-size", default="1", help="auto fills batches anew after a kill, which rounds differently"
-    )
+    parser.add_argument("--batch-size", default="auto", help="a number mixes pictures, which rounds differently")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
@@ -63,7 +61,7 @@ def main() -> None:
             began = time.monotonic()
             process = subprocess.Popen([*command, "-o", str(root / "killed")], stderr=subprocess.DEVNULL)
             try:
-                process.wait(timeout=float(rng.uniform(0.5, 12)))
+                process.wait(timeout=float(rng.uniform(0.5, 8)))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

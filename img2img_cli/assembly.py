@@ -40,7 +40,8 @@ class Line:
 
     def __init__(self, batch: Batch, pipeline: ImagePipeline, ended: set[int]) -> None:
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
-        self._batcher = Batcher(pipeline, batch_size=batch.limits.batch_size)
+        size = batch.limits.batch_size
+        self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
         self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
         self._preparing: dict[Future[list[Piece]], Entry] = {}
         self._advancing: dict[Future[list[Piece] | Written], Entry] = {}

@@ -33,12 +33,22 @@ class Batcher:
 
     A work is known by its key. `add` takes pieces, `run` runs one batch and returns the works whose pieces are
     complete, with their results in order, or with the error that ended them.
+
+    Args:
+        mixed: pieces of several works may share a batch. Kernels round by a batch's size, so without it each result
+            is, bit for bit, what its work gives alone.
     """
 
     def __init__(
-        self, pipeline: ImagePipeline, *, batch_pixels: int | None = None, batch_size: int | None = None
+        self,
+        pipeline: ImagePipeline,
+        *,
+        batch_pixels: int | None = None,
+        batch_size: int | None = None,
+        mixed: bool = True,
     ) -> None:
         self._pipeline = pipeline
+        self._mixed = mixed
         self._pixels = batch_pixels or pipeline.batch_pixels
         self._limit = batch_size
         self._alone = 0
@@ -72,7 +82,7 @@ class Batcher:
     def is_full(self) -> bool:
         """Whether the next batch could not hold another piece."""
         _group, entries = self._choose()
-        return bool(entries) and len(entries) >= self._capacity(entries[0])
+        return bool(entries) and (not self._mixed or len(entries) >= self._capacity(entries[0]))
 
     def _capacity(self, entry: tuple[_Waiting, int]) -> int:
         fitting = max(1, self._pixels // entry[0].pieces[entry[1]].pixels)
@@ -88,7 +98,10 @@ class Batcher:
         """The longest queue's first entries, as many as fit."""
         group = max(self._queues, key=lambda g: len(self._queues[g]), default=None)
         queue = self._queues.get(group, [])
-        return group, queue[: self._capacity(queue[0])] if queue else []
+        if not queue:
+            return group, []
+        entries = queue[: self._capacity(queue[0])]
+        return group, entries if self._mixed else [entry for entry in entries if entry[0] is entries[0][0]]
 
     def run(self, progress: Progress | None = None) -> list[tuple[Hashable, list[Image.Image] | OutOfMemoryError]]:
         """Run the next batch; what else the pipeline raises passes through and leaves the queues as they were."""

@@ -128,17 +128,16 @@ def test_the_state_is_only_a_cache_of_what_the_results_tell(here, folder: Path) 
 
 
 def test_what_has_changed_is_made_again_and_nothing_else(here, folder: Path, photograph: Image.Image) -> None:
-    alone = ["--batch-size", "1"]  # the same bytes need the same batches
-    run(here, *alone)
+    run(here)
     first = results(folder)
     photograph.rotate(180).save("in/b.png")
     os.utime("in/a.jpg")  # touched, but the same bytes
     Path("out/sub/c.webp").unlink()
-    done = run(here, *alone)
+    done = run(here)
     assert {e["input"] for e in events(done) if e["event"] == "done"} == {"in/b.png", "in/sub/c.webp"}
     assert results(folder)["sub/c.webp"] == first["sub/c.webp"]
     assert results(folder)["b.png"] != first["b.png"]
-    assert summary(run(here, *alone, "--set", "saturation=0.5"))["done"] == 6
+    assert summary(run(here, "--set", "saturation=0.5"))["done"] == 6
     assert results(folder)["a.jpg"] != first["a.jpg"]
 
 
@@ -302,8 +301,7 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
     for name in ("g.png", "h.jpg"):
         (folder / "in" / name).unlink()
     photograph.save(folder / "in" / "plain.bmp")  # its result cannot tell what it was made from
-    # Kernels round differently for other batch sizes, and a killed run leaves other batches to be made.
-    common = ["--preset", "colorize", "--batch-size", "1", *QUICK]
+    common = ["--preset", "colorize", "--device", "cpu", *QUICK]
     arguments = ["in", "-o", "out", *common]
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -375,10 +373,31 @@ def test_one_spoilt_picture_does_not_end_its_batch(here, folder: Path, monkeypat
     spoilt = means[0]
     monkeypatch.setattr(ImagePipeline, "denoise", denoise)
     monkeypatch.setattr(ImagePipeline, "decode", spoil)
-    done = here("batch", "in", "-o", "other", "--preset", "colorize", "--json", "--dtype", "float32", *QUICK)
+    together = ["--batch-size", "8", "--dtype", "float32"]
+    done = here("batch", "in", "-o", "other", "--preset", "colorize", "--json", *together, *QUICK)
     total = summary(done)
     assert total["done"] + total["failed"] == 8
     assert total["failed"] <= 3
+
+
+def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: ImagePipeline, photograph) -> None:
+    parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
+    pictures = [photograph.resize((64, 64)), photograph.rotate(90).resize((64, 64))]
+    pieces = [
+        [Piece(image=picture, control=picture, seed=seed, parameters=parameters) for seed in range(3)]
+        for picture in pictures
+    ]
+    batcher = Batcher(pipeline, mixed=False)
+    for key, each in enumerate(pieces):
+        batcher.add(key, each)
+    outcomes = {}
+    while len(batcher):
+        assert batcher.is_full()
+        assert len(batcher.keys_of_next()) == 1
+        outcomes |= dict(batcher.run())
+    for key, each in enumerate(pieces):
+        alone = pipeline.transform(each)
+        assert [image.tobytes() for image in outcomes[key]] == [image.tobytes() for image in alone]
 
 
 def test_pieces_share_batches_only_when_they_can(pipeline: ImagePipeline, photograph: Image.Image) -> None:

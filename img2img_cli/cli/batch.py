@@ -76,7 +76,7 @@ def batch(
         typer.Option(min=0, max=2**32 - 1, help="One for all.", rich_help_panel=_RUN, show_default="by name"),
     ] = None,
     batch_size: Annotated[
-        str, typer.Option(help="auto, or how many go through at once.", rich_help_panel=_RUN)
+        str, typer.Option(help="auto (one picture at a time on a CPU), or how many.", rich_help_panel=_RUN)
     ] = "auto",
     workers: Annotated[
         int, typer.Option(min=1, max=64, help="Threads that decode and write.", rich_help_panel=_RUN)

@@ -168,11 +168,12 @@ def _measure_styles(
         say(style)
         results = [model.edit(subject, style) for subject in subjects]
         truths = [apply(subject, np.random.default_rng(0)) for subject in subjects]
+        pairs, own = zip(results, subjects, strict=True), zip(truths, subjects, strict=True)
         rows[style] = {
             "accuracy": float(np.mean([classify(classifier, r) == style for r in results])),
-            "structure": float(np.mean([correlate_structure(*pair) for pair in zip(results, subjects, strict=True)])),
+            "structure": float(np.mean([correlate_structure(*pair) for pair in pairs])),
             "accuracy of the style itself": float(np.mean([classify(classifier, t) == style for t in truths])),
-            "its structure": float(np.mean([correlate_structure(*pair) for pair in zip(truths, subjects, strict=True)])),
+            "its structure": float(np.mean([correlate_structure(*pair) for pair in own])),
         }
     return rows
 
