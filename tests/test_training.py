@@ -241,7 +241,7 @@ def test_an_evaluation_is_written_between_the_cards_marks(tmp_path) -> None:
     evaluation = Evaluation(
         counts={"held out": 2, "scikit-image": 3, "styles": 1},
         figures={"autoencoder: PSNR, dB": {"held out": 31.0, "scikit-image": 29.0}},
-        styles={"fog": {"accuracy": 1.0, "structure": 0.9, "accuracy of the style itself": 1.0}},
+        styles={"fog": {"accuracy": 1.0, "structure": 0.9, "accuracy of the style itself": 1.0, "its structure": 0.8}},
         sheet=Image.new("RGB", (8, 8)),
     )
     write_evaluation(evaluation, tmp_path / "out", card)
