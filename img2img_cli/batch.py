@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 Emit = Callable[[dict[str, Any]], None]
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
-PIPELINE_KEYS = ("model", "revision", "variant", "controlnet", "controlnet_revision", "scheduler", "dtype")
+PIPELINE_KEYS = (
+    "model",
+    "revision",
+    "variant",
+    "vae",
+    "lora",
+    "controlnet",
+    "controlnet_revision",
+    "scheduler",
+    "dtype",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

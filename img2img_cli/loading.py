@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
 from img2img_cli.errors import ModelError, PresetError
-from img2img_cli.modelref import locate_model
+from img2img_cli.modelref import locate_model, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 
+# Pipelines that are built around a picture and that diffusers' automatic choice does not know.
+OWN_CLASSES = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline")
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
@@ -30,20 +32,67 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
         ModelError: missing, refused, damaged or out of reach.
     """
     kind, reference = locate_model(parameters.model)
+    given = {} if controlnet is None else {"controlnet": controlnet}
+    if parameters.vae:
+        given["vae"] = _load_vae(parameters.vae, dtype)
     with explain_model_errors(parameters.model):
         if kind == "file":
-            pipe = _load_single_file(reference, dtype, controlnet)
+            pipe = _load_single_file(reference, dtype, given)
         else:
-            options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+            options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **given}
             if kind == "hub":
                 options |= {"revision": parameters.revision, "variant": parameters.variant}
-            if controlnet is not None:
-                options["controlnet"] = controlnet
-            options |= _leave_out_safety_checker(reference, options.get("revision"))
-            pipe = diffusers.AutoPipelineForImage2Image.from_pretrained(reference, **options)
+            config = diffusers.DiffusionPipeline.load_config(reference, revision=options.get("revision"))
+            _check_components(reference, config)
+            if "safety_checker" in config:  # it works on whole pictures; ours stop at latents and never call it
+                options |= {"safety_checker": None, "requires_safety_checker": False}
+            pipe = _pipeline_class(config).from_pretrained(reference, **options)
+    if parameters.lora:
+        _fuse_loras(pipe, parameters.lora)
     if parameters.scheduler:
         pipe.scheduler = _scheduler_class(parameters.scheduler).from_config(pipe.scheduler.config)
     return pipe
+
+
+def _pipeline_class(config: dict[str, Any]) -> Any:
+    """The class that edits pictures: the index's own if that takes a picture, else what diffusers pairs with it."""
+    name = config.get("_class_name")
+    if isinstance(name, str) and name in OWN_CLASSES:
+        return getattr(diffusers, name)
+    return diffusers.AutoPipelineForImage2Image
+
+
+def _load_vae(reference: str, dtype: torch.dtype) -> Any:
+    kind, place = locate_model(reference, index="config.json")
+    with explain_model_errors(reference):
+        if kind == "file":
+            return diffusers.AutoencoderKL.from_single_file(place, dtype=dtype)
+        return diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+
+
+def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
+    """Add LoRAs to the weights themselves, so that they cost nothing when the model runs."""
+    names, scales = [], []
+    for index, text in enumerate(references):
+        lora = parse_lora(text)
+        with explain_model_errors(f"lora {text}"):
+            if not hasattr(pipe, "load_lora_weights"):
+                raise ModelError(f"lora {text}: a {type(pipe).__name__} takes no LoRA; leave it out")
+            options: dict[str, Any] = {"weight_name": lora.file} if lora.file else {}
+            pipe.load_lora_weights(
+                lora.repository,
+                adapter_name=f"lora_{index}",
+                use_safetensors=True,
+                local_files_only=not lora.on_hub,
+                **options,
+            )
+            if f"lora_{index}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
+                raise ModelError(f"lora {text}: none of its weights fit this model; it was made for another family")
+        names.append(f"lora_{index}")
+        scales.append(lora.scale)
+    pipe.set_adapters(names, scales)
+    pipe.fuse_lora(adapter_names=names)
+    pipe.unload_lora_weights()
 
 
 def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
@@ -61,13 +110,6 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
         return diffusers.ControlNetModel.from_pretrained(
             reference, revision=revision, dtype=dtype, use_safetensors=True
         )
-
-
-def _leave_out_safety_checker(reference: str, revision: str | None) -> dict[str, Any]:
-    """Pipelines that ask for a safety checker work on whole pictures; ours stop at latents and never call it."""
-    config = diffusers.DiffusionPipeline.load_config(reference, revision=revision)
-    _check_components(reference, config)
-    return {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
 
 
 def _check_components(reference: str, config: dict[str, Any]) -> None:
@@ -100,14 +142,12 @@ def _byte_alphabet() -> Iterator[str]:
     yield from (chr(256 + index) for index in range(256 - len(printable)))
 
 
-def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
+def _load_single_file(path: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
     """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; others take their config from the hub."""
     with safe_open(path, "pt") as file:  # names and shapes only, which takes no time even for gigabytes
         shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118 - not a dict
     family = infer_diffusers_model_type(shapes)
-    options: dict[str, Any] = {"dtype": dtype}
-    if controlnet is not None:
-        options["controlnet"] = controlnet
+    options: dict[str, Any] = {"dtype": dtype, **given}
     if family == "v1":
         options |= {
             "config": str(_ARCHITECTURES / "sd15"),
@@ -125,7 +165,7 @@ def _load_single_file(path: str, dtype: torch.dtype, controlnet: Any) -> Any:
         raise ModelError(
             f"{path}: a checkpoint of kind '{family}', which cannot be loaded from one file; use a diffusers folder"
         )
-    middle = "ControlNet" if controlnet is not None else ""
+    middle = "ControlNet" if "controlnet" in given else ""
     pipeline_class = getattr(diffusers, f"{names[family]}{middle}Img2ImgPipeline")
     return pipeline_class.from_single_file(path, **options)
 

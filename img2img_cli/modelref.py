@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +58,66 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
     return "hub", reference
 
 
+@dataclass(frozen=True)
+class LoraReference:
+    """A LoRA file, where it lies, and how strongly it is applied.
+
+    Attributes:
+        repository: hub id or folder.
+        file: name of the .safetensors file in it; None when the repository has only one.
+    """
+
+    repository: str
+    file: str | None
+    scale: float
+    on_hub: bool
+
+
+def parse_lora(text: str) -> LoraReference:
+    """Read `REF` or `REF:SCALE`; REF is a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
+
+    Raises:
+        ModelError: a pickle, a missing file, a scale that is not a number, or nothing that could be on the hub.
+    """
+    reference, colon, number = text.rpartition(":")
+    if not colon:
+        reference, number = text, "1"
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not reference or not math.isfinite(scale):
+        raise ModelError(
+            f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
+        )
+    path = Path(reference).expanduser()
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(f"lora {reference}: pickle files can run code and are refused; use its .safetensors file")
+    if path.is_file() and path.suffix == ".safetensors":
+        return LoraReference(str(path.parent), path.name, scale, on_hub=False)
+    owner, _, rest = reference.partition("/")
+    name, _, file = rest.partition("/")
+    if not _HUB_ID.fullmatch(f"{owner}/{name}") or (file and not file.endswith(".safetensors")) or ".." in file:
+        raise ModelError(
+            f"lora {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
+        )
+    return LoraReference(f"{owner}/{name}", file or None, scale, on_hub=True)
+
+
+def check_references(model: str, controlnet: str | None, vae: str | None, lora: Sequence[str]) -> None:
+    """Refuse what a preset names and cannot be, before torch is loaded.
+
+    Raises:
+        ModelError: as `locate_model` and `parse_lora`.
+    """
+    locate_model(model)
+    for part in (controlnet, vae):
+        if part is not None:
+            locate_model(part, index="config.json")
+    for text in lora:
+        parse_lora(text)
+
+
 @functools.cache
 def identify_model(reference: str) -> str:
     """A text that changes when a model's weights do: of files a hash of names, sizes and times; of the hub its id.
@@ -73,3 +136,12 @@ def identify_model(reference: str) -> str:
         digest.update(f"{file.relative_to(root)} {status.st_size} ".encode())
         digest.update(file.read_bytes() if reference == BUNDLED else str(status.st_mtime_ns).encode())
     return f"{BUNDLED if reference == BUNDLED else place} {digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def identify_lora(text: str) -> str:
+    """As `identify_model`, of a LoRA reference."""
+    lora = parse_lora(text)
+    if lora.on_hub:
+        return text
+    return identify_model(str(Path(lora.repository, str(lora.file))))

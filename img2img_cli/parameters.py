@@ -15,6 +15,7 @@ ControlKind = Literal["grey", "softedge", "canny", "picture"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
+CARD_KEYS = frozenset({"description", "license", "gated", "memory_gib"})  # they tell of a preset and change no result
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -26,6 +27,10 @@ class Parameters(BaseModel):
     task: Task = Field(default="edit", description="What the preset is for.")
     description: str = Field(default="", description="One line for `presets list`.")
     license: str = Field(default="", description="Licence of the model's weights.")
+    gated: bool = Field(default=False, description="Whether the hub asks for a licence to be accepted first.")
+    memory_gib: float = Field(
+        default=1.0, gt=0, le=1000, description="Device memory that one picture needs in 16 bits, about, in GiB."
+    )
     model: str = Field(
         default=BUNDLED,
         description="'bundled', a hub id, a local diffusers folder or a single .safetensors file.",
@@ -33,6 +38,12 @@ class Parameters(BaseModel):
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
     variant: str | None = Field(default=None, description="File variant on the hub, such as fp16.")
+    vae: str | None = Field(default=None, description="Another VAE: a hub id, local folder or .safetensors file.")
+    lora: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="LoRAs fused into the model, REF or REF:SCALE; REF is a hub id, owner/name/FILE or a local file.",
+    )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
     )
@@ -52,6 +63,15 @@ class Parameters(BaseModel):
     strength: float = Field(default=0.6, gt=0, le=1, description="Share of the noise schedule that is run.")
     num_inference_steps: int = Field(default=20, ge=1, le=1000, description="Length of the noise schedule.")
     guidance_scale: float = Field(default=5.0, ge=0, le=50, description="Weight of the prompt; 1 and less is off.")
+    true_cfg_scale: float = Field(
+        default=1.0,
+        ge=0,
+        le=50,
+        description="Weight of the prompt in models whose guidance_scale is an input (FLUX, Qwen).",
+    )
+    image_guidance_scale: float = Field(
+        default=1.5, ge=0, le=20, description="InstructPix2Pix: weight of the input picture."
+    )
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=4, description="Weight of the ControlNet.")
     control_guidance_start: Unit = Field(default=0.0, description="Share of the steps before the ControlNet acts.")
     control_guidance_end: Unit = Field(default=1.0, description="Share of the steps after which it stops.")

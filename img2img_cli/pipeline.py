@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -62,7 +63,12 @@ class ImagePipeline:
     def __init__(self, pipe: Any, placement: Placement) -> None:
         self.pipe, self.placement = pipe, placement
         self.factor: int = pipe.vae_scale_factor
-        self.multiple: int = self.factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
+        unet = getattr(pipe, "unet", None)
+        # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
+        self.multiple: int = self.factor * (2 if unet is None else 2 ** (len(unet.config.block_out_channels) - 1))
+        self._accepted = inspect.signature(pipe.__call__).parameters.keys()
+        name = type(pipe).__name__
+        self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
         self._offloaded = False
 
@@ -86,8 +92,12 @@ class ImagePipeline:
                 for m, g in zip(distribution.mean, generators, strict=True)
             ]
             latents = distribution.mean + distribution.std * torch.cat(noise).to(distribution.mean)
-        scaled: torch.Tensor = latents * vae.config.scaling_factor
-        return scaled
+        scaled: torch.Tensor = (latents - self._shift) * vae.config.scaling_factor
+        return scaled.to(self.placement.dtype)
+
+    @property
+    def _shift(self) -> float:
+        return getattr(self.pipe.vae.config, "shift_factor", None) or 0.0
 
     @torch.inference_mode()
     def denoise(
@@ -104,16 +114,7 @@ class ImagePipeline:
             each: one a latent; they differ in prompts alone.
         """
         parameters = each[0]
-        arguments: dict[str, Any] = {
-            "prompt": [p.full_prompt for p in each],
-            "negative_prompt": [p.negative_prompt for p in each] if parameters.guidance_scale > 1 else None,
-            "image": latents,
-            "strength": parameters.strength,
-            "num_inference_steps": parameters.num_inference_steps,
-            "guidance_scale": parameters.guidance_scale,
-            "generator": generators,
-            "output_type": "latent",
-        }
+        arguments = self._make_arguments(each, generators, progress) | {"image": latents, "output_type": "latent"}
         if self.has_controlnet:
             if controls is None:
                 raise UsageError("this model has a ControlNet; set control to grey, softedge, canny or picture")
@@ -123,11 +124,46 @@ class ImagePipeline:
                 "control_guidance_start": parameters.control_guidance_start,
                 "control_guidance_end": parameters.control_guidance_end,
             }
-        if progress is not None:
-            arguments["callback_on_step_end"] = _make_callback(progress)
         with explain_memory_errors(self.placement.device):
             result: torch.Tensor = self.pipe(**arguments).images
         return result
+
+    def _make_arguments(
+        self, each: Sequence[Parameters], generators: list[torch.Generator], progress: Progress | None
+    ) -> dict[str, Any]:
+        """What the pipeline's class takes of the parameters."""
+        p = each[0]
+        guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+        wanted = {
+            "prompt": [q.full_prompt for q in each],
+            "negative_prompt": [q.negative_prompt for q in each] if guided else None,
+            "strength": p.strength,
+            "num_inference_steps": p.num_inference_steps,
+            "guidance_scale": p.guidance_scale,
+            "true_cfg_scale": p.true_cfg_scale,
+            "image_guidance_scale": p.image_guidance_scale,
+            "callback_on_step_end": None if progress is None else _make_callback(progress),
+        }
+        return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
+
+    @torch.inference_mode()
+    def edit_whole(self, piece: Piece, progress: Progress | None = None) -> Image.Image:
+        """One picture through a pipeline that encodes and decodes itself; the result has the picture's size.
+
+        Some of these read a list of pictures as several references for one result, so it is one picture a call.
+        """
+        width, height = piece.image.size
+        arguments = self._make_arguments([piece.parameters], make_generators([piece.seed]), progress)
+        # Kontext would go to the nearest of its training sizes, which stretches the picture.
+        size = {"width": width, "height": height, "max_area": width * height, "_auto_resize": False}
+        arguments |= {key: value for key, value in size.items() if key in self._accepted}
+        arguments |= {"image": piece.image, "output_type": "pt"}
+        with explain_memory_errors(self.placement.device):
+            pixels = self.pipe(**arguments).images.float()
+        if not torch.isfinite(pixels).all():
+            raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
+        made = Image.fromarray(pixels[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+        return made if made.size == piece.image.size else made.resize(piece.image.size, Image.Resampling.LANCZOS)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -149,13 +185,17 @@ class ImagePipeline:
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipe.vae
         with explain_memory_errors(self.placement.device):
-            decoded: torch.Tensor = vae.decode((latents / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[
-                0
-            ]
+            decoded: torch.Tensor = vae.decode(
+                (latents / vae.config.scaling_factor + self._shift).to(vae.dtype), return_dict=False
+            )[0]
         return decoded
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
+        if not self._takes_latents:
+            if pieces[0].reconstruct:
+                raise UsageError(f"keep_detail needs a Stable Diffusion model, not a {type(self.pipe).__name__}")
+            return [self.edit_whole(piece, progress) for piece in pieces]
         generators = make_generators([piece.seed for piece in pieces])
         latents = self.encode([piece.image for piece in pieces], generators)
         if pieces[0].reconstruct:
@@ -218,7 +258,10 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         pipe = load_pipeline(parameters, placement.dtype, controlnet)
         pipe.to(placement.device)
-    for module in (pipe.unet, pipe.vae, getattr(pipe, "controlnet", None)):
+    if placement.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
+        pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16
+    for name in ("unet", "vae", "controlnet"):
+        module: Any = getattr(pipe, name, None)
         if module is not None:
             module.to(memory_format=torch.channels_last)
     pipe.set_progress_bar_config(disable=True)

@@ -15,11 +15,9 @@ from img2img_cli import __version__
 from img2img_cli.errors import InputError, PresetError
 from img2img_cli.images import DAMAGE, read_bytes
 from img2img_cli.job import STDIO, Job
-from img2img_cli.parameters import Parameters
+from img2img_cli.parameters import CARD_KEYS, Parameters
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.writer import IMAGE_HISTORY
-
-_DESCRIPTIVE = ("description", "license")
 
 
 def make_record(job: Job, **provenance: str) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
     Args:
         provenance: hashes of what the result was made from, by which a batch knows its results again.
     """
-    parameters = job.parameters.model_dump(exclude=set(_DESCRIPTIVE))
+    parameters = job.parameters.model_dump(exclude=set(CARD_KEYS))
     record = {
         "version": __version__,
         "input": job.input if job.input == STDIO else _writable(Path(job.input).name),
@@ -123,7 +121,9 @@ def replay_command(record: dict[str, Any]) -> str:
     if wanted["task"] == "edit":
         words += ["--prompt", str(wanted.pop("prompt"))]
     for key, value in wanted.items():
-        if base.get(key) != value:
+        if key == "lora":
+            value = " ".join(value)
+        if (" ".join(base[key]) if key == "lora" else base.get(key)) != value:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
 

@@ -15,6 +15,8 @@ BATCH_KEYS = (
     "strength",
     "num_inference_steps",
     "guidance_scale",
+    "true_cfg_scale",
+    "image_guidance_scale",
     "controlnet_conditioning_scale",
     "control_guidance_start",
     "control_guidance_end",

@@ -18,7 +18,7 @@ from img2img_cli.errors import ExitCode, NothingMatchedError, UsageError
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
-from img2img_cli.modelref import locate_model
+from img2img_cli.modelref import check_references
 from img2img_cli.parameters import Parameters
 from img2img_cli.plan import Choices, estimate_bytes, plan_batch
 
@@ -95,10 +95,10 @@ def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
     """Every job, with all that can be refused beforehand refused."""
     items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
     jobs = plan_batch(items, choices)
-    for reference in {job.parameters.model for job in jobs}:
-        locate_model(reference)
-    for reference in {job.parameters.controlnet for job in jobs if job.parameters.controlnet}:
-        locate_model(reference, index="config.json")
+    for model, controlnet, vae, lora in {
+        (p.model, p.controlnet, p.vae, tuple(p.lora)) for p in (job.parameters for job in jobs)
+    }:
+        check_references(model, controlnet, vae, lora)
     return jobs
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
-from img2img_cli.modelref import BUNDLED, locate_model
-from img2img_cli.parameters import Parameters, Task
+from img2img_cli.modelref import BUNDLED, check_references
+from img2img_cli.parameters import CARD_KEYS, Parameters, Task
 from img2img_cli.preset import Resolved, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
 
@@ -39,9 +39,8 @@ def run_picture_command(
     """
     resolved = resolve_parameters(task, own, shared)
     jobs = make_jobs(resolved, source, output, shared, mask=mask, variations=variations)
-    locate_model(resolved.parameters.model)
-    if resolved.parameters.controlnet:
-        locate_model(resolved.parameters.controlnet, index="config.json")
+    p = resolved.parameters
+    check_references(p.model, p.controlnet, p.vae, p.lora)
     if shared.dry_run:
         print_jobs(jobs)
         return
@@ -62,7 +61,14 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     overrides = {key: value for key, value in own.items() if value is not None}
     overrides |= {
         key: value
-        for key, value in (("model", shared.model), ("size", shared.size), ("dtype", shared.dtype))
+        for key, value in (
+            ("model", shared.model),
+            ("vae", shared.vae),
+            ("controlnet", shared.controlnet),
+            ("scheduler", shared.scheduler),
+            ("size", shared.size),
+            ("dtype", shared.dtype),
+        )
         if value is not None
     }
     overrides |= dict(parse_assignment(text) for text in shared.set_)
@@ -71,7 +77,10 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
-    resolved = resolve(load_preset(name), overrides)
+    preset = load_preset(name)
+    if shared.lora:
+        overrides["lora"] = (*overrides.get("lora", preset.values.get("lora") or ()), *shared.lora)
+    resolved = resolve(preset, overrides)
     if resolved.parameters.task != task:
         other = resolved.parameters.task
         raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
@@ -93,6 +102,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
     if value in ("null", "none") and type(None) in get_args(field.annotation):
         return key, None
+    if key == "lora":
+        return key, tuple(value.split())
     return key, value if _takes_text(field.annotation) else parse_scalar(value)
 
 
@@ -171,7 +182,7 @@ def report(result: Result, shared: SharedOptions) -> None:
             "seed": job.seed,
             "preset": job.preset,
             "seconds": round(result.seconds, 3),
-            "parameters": job.parameters.model_dump(exclude={"description", "license"}),
+            "parameters": job.parameters.model_dump(exclude=set(CARD_KEYS)),
         }
         print(json.dumps(row, ensure_ascii=False))
     elif not shared.quiet:

@@ -28,6 +28,27 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
+LoraOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="REF[:SCALE]",
+        help="LoRA added to the preset's: a file, a hub id or owner/name/FILE; repeatable.",
+        rich_help_panel=_PRESET,
+    ),
+]
+VaeOption = Annotated[
+    Optional[str],
+    typer.Option(help="Another VAE: hub id, folder or file.", rich_help_panel=_PRESET, show_default=False),
+]
+ControlnetOption = Annotated[
+    Optional[str], typer.Option(help="ControlNet: hub id, folder or file.", rich_help_panel=_PRESET, show_default=False)
+]
+SchedulerOption = Annotated[
+    Optional[str],
+    typer.Option(
+        help="A diffusers class, such as EulerDiscreteScheduler.", rich_help_panel=_PRESET, show_default=False
+    ),
+]
 SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
@@ -56,6 +77,10 @@ class SharedOptions:
         Optional[str], typer.Option(help="Preset name or YAML file.", rich_help_panel=_PRESET, show_default=False)
     ] = None
     model: ModelOption = None
+    lora: LoraOption = dataclasses.field(default_factory=list)
+    controlnet: ControlnetOption = None
+    vae: VaeOption = None
+    scheduler: SchedulerOption = None
     set_: SetOption = dataclasses.field(default_factory=list)
     size: Annotated[
         Optional[str], typer.Option(help="original, model or WxH.", rich_help_panel=_OUTPUT, show_default=False)

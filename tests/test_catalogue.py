@@ -1,0 +1,126 @@
+"""Every preset of the catalogue, downloaded from a hub on loopback, built and run on its model's twin."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from loopback_hub import LoopbackHub
+from PIL import Image
+from twins import RECIPES, make_twin
+
+from img2img_cli.modelref import BUNDLED, parse_lora
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.record import read_record, replay_command
+
+SIZE = (72, 56)  # neither side a multiple of anything that models like
+
+
+def parameters_of(name: str) -> Parameters:
+    return resolve(load_preset(name), {}).parameters
+
+
+REMOTE = [name for name in list_presets() if parameters_of(name).model != BUNDLED]
+
+
+def references(parameters: Parameters) -> list[tuple[str, str | None]]:
+    """Every hub id that a preset names, with the variant it asks for."""
+    found: list[tuple[str, str | None]] = [(parameters.model, parameters.variant)]
+    found += [(part, None) for part in (parameters.vae, parameters.controlnet) if part]
+    return found + [(parse_lora(text).repository, None) for text in parameters.lora]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one batch over all presets left behind."""
+
+    folder: Path
+    events: dict[str, dict[str, Any]]
+    code: int
+    err: str
+    requests: list[str]
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("twins")
+    folders = {}
+    for name in REMOTE:
+        for reference, variant in references(parameters_of(name)):
+            if reference not in folders:
+                folders[reference] = root / reference
+                make_twin(reference, folders[reference], variant)
+    return folders
+
+
+@pytest.fixture(scope="session")
+def catalogue(
+    twins: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, photograph: Image.Image
+) -> Iterator[Run]:
+    """One process runs every preset, so that torch is imported once."""
+    root = tmp_path_factory.mktemp("catalogue")
+    photograph.resize(SIZE).save(root / "in.png")
+    rows = []
+    for name in REMOTE:
+        p = parameters_of(name)
+        few = {"num_inference_steps": max(2, int(np.ceil(1 / p.strength))), "image_size": 64, "tile_size": 64}
+        row = {"input": "in.png", "output": f"{name}.png", "preset": name, "seed": 5, "tile_overlap": 16, **few}
+        rows.append(row | ({"prompt": "a red house"} if p.task == "edit" else {}))
+    (root / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    with LoopbackHub(twins) as hub:
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-m", "img2img_cli", "batch", "jobs.jsonl", "-o", "out", "--json"]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+        requests = list(hub.requests)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    events = {Path(line["output"]).stem: line for line in lines if line.get("output")}
+    yield Run(root, events, done.returncode, done.stderr, requests)
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_preset_is_pulled_built_and_run(catalogue: Run, name: str) -> None:
+    event = catalogue.events[name]
+    assert event["event"] == "done", event
+    with Image.open(catalogue.folder / "out" / f"{name}.png") as image:
+        factor = 2 if parameters_of(name).task == "upscale" else 1
+        assert image.size == (SIZE[0] * factor, SIZE[1] * factor)
+        assert np.asarray(image.convert("RGB")).std() > 1  # random weights, but a picture
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_its_metadata_tells_the_command(catalogue: Run, name: str) -> None:
+    record = read_record(str(catalogue.folder / "out" / f"{name}.png"))
+    words = replay_command(record)
+    assert f"--preset {name} --seed 5" in words
+    assert "num_inference_steps=" in words
+    assert "lora" not in words  # the preset's own is not repeated
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_it_says_what_a_person_needs_to_know(name: str) -> None:
+    p = parameters_of(name)
+    assert p.description
+    assert p.license
+    assert p.memory_gib > 1
+    assert len(p.description) < 100
+
+
+def test_every_model_has_a_twin() -> None:
+    missing = {reference for name in REMOTE for reference, _ in references(parameters_of(name))} - set(RECIPES)
+    assert not missing
+
+
+def test_variants_are_what_is_downloaded(catalogue: Run) -> None:
+    paths = [path for path in catalogue.requests if "stable-diffusion-xl-base-1.0/resolve" in path]
+    assert any("unet/diffusion_pytorch_model.fp16.safetensors" in path for path in paths)
+    assert not any("/vae/" in path and path.endswith(".safetensors") for path in paths)  # another one is asked for

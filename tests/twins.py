@@ -1,0 +1,289 @@
+"""Twins of the catalogue's models: the same classes and file layout, tiny sizes, seeded random weights.
+
+A twin is made by `RECIPES[hub id](folder, variant)`. A new family needs one function here and one preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
+
+from img2img_cli.loading import load_clip_tokenizer
+
+Recipe = Callable[[Path, str | None], None]
+WIDTH = 32
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def unet_options(*, xl: bool) -> dict[str, Any]:
+    """What a UNet and its ControlNet share."""
+    options: dict[str, Any] = {
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "cross_attention_dim": 2 * WIDTH if xl else WIDTH,
+        "attention_head_dim": (2, 4) if xl else 4,
+    }
+    if xl:
+        options |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 6 * 8 + WIDTH,
+            "transformer_layers_per_block": (1, 2),
+            "use_linear_projection": True,
+        }
+    return options
+
+
+def fix_up(options: dict[str, Any]) -> dict[str, Any]:
+    """A UNet's options with its upward path."""
+    return options | {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 16}
+
+
+def make_vae(**options: Any) -> AutoencoderKL:
+    """A factor of 8, as the real ones have."""
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        **{"latent_channels": 4, **options},
+    )
+
+
+def make_clip(kind: Any = CLIPTextModel) -> Any:
+    """A text encoder over CLIP's own vocabulary."""
+    config = CLIPTextConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=49408,
+        projection_dim=WIDTH,
+        bos_token_id=49406,
+        eos_token_id=49407,
+        pad_token_id=49407,
+    )
+    return kind(config).eval()
+
+
+def make_t5(width: int) -> dict[str, Any]:
+    """T5's encoder and a tokenizer of single letters."""
+    letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    letters += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
+    config = T5Config(d_model=width, d_ff=WIDTH, d_kv=8, num_layers=1, num_heads=4, vocab_size=len(letters) + 100)
+    return {"encoder": T5EncoderModel(config).eval(), "tokenizer": T5Tokenizer(vocab=letters)}
+
+
+def save(pipe: Any, folder: Path, variant: str | None) -> None:
+    """As the real repository has it."""
+    pipe.save_pretrained(folder, variant=variant)
+
+
+def make_sd(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion 1.5 and SD-Turbo."""
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
+    parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
+    save(
+        StableDiffusionPipeline(
+            unet=UNet2DConditionModel(**fix_up(unet_options(xl=False))), scheduler=scheduler, **parts, **NO_CHECKER
+        ),
+        folder,
+        variant,
+    )
+
+
+def make_pix2pix(folder: Path, variant: str | None) -> None:
+    """InstructPix2Pix: four more input channels, for the picture's latents."""
+    unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=8)
+    parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
+    scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
+    save(StableDiffusionInstructPix2PixPipeline(unet=unet, scheduler=scheduler, **parts, **NO_CHECKER), folder, variant)
+
+
+def _sdxl_parts(in_channels: int) -> dict[str, Any]:
+    return {
+        "unet": UNet2DConditionModel(**fix_up(unet_options(xl=True)), in_channels=in_channels),
+        "vae": make_vae(force_upcast=True),
+        "text_encoder": make_clip(),
+        "text_encoder_2": make_clip(CLIPTextModelWithProjection),
+        "tokenizer": load_clip_tokenizer(),
+        "tokenizer_2": load_clip_tokenizer(),
+        "scheduler": EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+    }
+
+
+def make_sdxl(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion XL and SDXL-Turbo."""
+    save(StableDiffusionXLPipeline(**_sdxl_parts(4)), folder, variant)
+
+
+def make_pix2pix_xl(folder: Path, variant: str | None) -> None:
+    """InstructPix2Pix on SDXL."""
+    save(StableDiffusionXLInstructPix2PixPipeline(**_sdxl_parts(8)), folder, variant)
+
+
+def make_sd3(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion 3.5: two CLIPs, T5, a transformer and a VAE of sixteen channels with a shift."""
+    t5 = make_t5(2 * WIDTH)
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=2 * WIDTH,
+        pooled_projection_dim=2 * WIDTH,
+        pos_embed_max_size=32,
+    )
+    pipe = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=make_vae(latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609),
+        text_encoder=make_clip(CLIPTextModelWithProjection),
+        text_encoder_2=make_clip(CLIPTextModelWithProjection),
+        text_encoder_3=t5["encoder"],
+        tokenizer=load_clip_tokenizer(),
+        tokenizer_2=load_clip_tokenizer(),
+        tokenizer_3=t5["tokenizer"],
+    )
+    save(pipe, folder, variant)
+
+
+def _flux_parts(*, guidance: bool) -> dict[str, Any]:
+    t5 = make_t5(WIDTH)
+    return {
+        "transformer": FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance,
+        ),
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=guidance),
+        "vae": make_vae(scaling_factor=0.3611, shift_factor=0.1159),
+        "text_encoder": make_clip(),
+        "text_encoder_2": t5["encoder"],
+        "tokenizer": load_clip_tokenizer(),
+        "tokenizer_2": t5["tokenizer"],
+    }
+
+
+def make_flux_dev(folder: Path, variant: str | None) -> None:
+    """FLUX.1 dev."""
+    save(FluxPipeline(**_flux_parts(guidance=True)), folder, variant)
+
+
+def make_flux_schnell(folder: Path, variant: str | None) -> None:
+    """FLUX.1 schnell: no guidance embedding."""
+    save(FluxPipeline(**_flux_parts(guidance=False)), folder, variant)
+
+
+def make_kontext(folder: Path, variant: str | None) -> None:
+    """FLUX.1 Kontext."""
+    save(FluxKontextPipeline(**_flux_parts(guidance=True)), folder, variant)
+
+
+def make_controlnet(folder: Path, variant: str | None) -> None:
+    """A ControlNet of Stable Diffusion 1.5."""
+    ControlNetModel(**unet_options(xl=False), conditioning_embedding_out_channels=(16, 32, 32, 32)).save_pretrained(
+        folder, variant=variant
+    )
+
+
+def make_controlnet_xl(folder: Path, variant: str | None) -> None:
+    """A ControlNet of Stable Diffusion XL."""
+    ControlNetModel(**unet_options(xl=True), conditioning_embedding_out_channels=(16, 32, 32, 32)).save_pretrained(
+        folder, variant=variant
+    )
+
+
+def make_fixed_vae(folder: Path, variant: str | None) -> None:
+    """SDXL's VAE that stands float16."""
+    make_vae(force_upcast=False).save_pretrained(folder, variant=variant)
+
+
+def _make_lora(pipeline_class: Any, *, xl: bool, folder: Path) -> None:
+    unet = UNet2DConditionModel(**fix_up(unet_options(xl=xl)))
+    unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipeline_class.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+
+
+def make_lora(folder: Path, variant: str | None) -> None:
+    """A LoRA for Stable Diffusion 1.5."""
+    _make_lora(StableDiffusionImg2ImgPipeline, xl=False, folder=folder)
+
+
+def make_lora_xl(folder: Path, variant: str | None) -> None:
+    """A LoRA for Stable Diffusion XL."""
+    _make_lora(StableDiffusionXLImg2ImgPipeline, xl=True, folder=folder)
+
+
+RECIPES: dict[str, Recipe] = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": make_sd,
+    "stabilityai/sd-turbo": make_sd,
+    "stabilityai/stable-diffusion-xl-base-1.0": make_sdxl,
+    "stabilityai/sdxl-turbo": make_sdxl,
+    "madebyollin/sdxl-vae-fp16-fix": make_fixed_vae,
+    "latent-consistency/lcm-lora-sdv1-5": make_lora,
+    "latent-consistency/lcm-lora-sdxl": make_lora_xl,
+    "stabilityai/stable-diffusion-3.5-medium": make_sd3,
+    "stabilityai/stable-diffusion-3.5-large": make_sd3,
+    "black-forest-labs/FLUX.1-dev": make_flux_dev,
+    "black-forest-labs/FLUX.1-schnell": make_flux_schnell,
+    "black-forest-labs/FLUX.1-Kontext-dev": make_kontext,
+    "timbrooks/instruct-pix2pix": make_pix2pix,
+    "diffusers/sdxl-instructpix2pix-768": make_pix2pix_xl,
+    "latentcat/control_v1p_sd15_brightness": make_controlnet,
+    "lllyasviel/control_v11f1e_sd15_tile": make_controlnet,
+    "lllyasviel/control_v11p_sd15_canny": make_controlnet,
+    "lllyasviel/control_v11p_sd15_softedge": make_controlnet,
+    "diffusers/controlnet-canny-sdxl-1.0": make_controlnet_xl,
+    "xinsir/controlnet-tile-sdxl-1.0": make_controlnet_xl,
+}
+
+
+def make_twin(reference: str, folder: Path, variant: str | None = None) -> None:
+    """Write the twin of a hub id into a folder, the same on every machine."""
+    torch.manual_seed(0)
+    RECIPES[reference](folder, variant)
