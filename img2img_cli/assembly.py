@@ -96,9 +96,8 @@ class Line:
             sha256 = hashlib.sha256(data).hexdigest()
             entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
             entry.picture = load_image(job.input, data)
-            if job.mask:
-                load_mask(job.mask, entry.picture.size)
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline)
+            mask = load_mask(job.mask, entry.picture.size) if job.mask else None
+            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, mask)
             return next(entry.work.steps)
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:

@@ -21,7 +21,13 @@ from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
-OWN_CLASSES = ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline")
+OWN_CLASSES = (
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLInpaintPipeline",
+    "FluxFillPipeline",
+)
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 

@@ -58,6 +58,7 @@ class ImagePipeline:
     Attributes:
         factor: pixels a latent, usually 8.
         multiple: both sides of a working picture must be divisible by this.
+        takes_mask: whether the model itself repaints where a mask is white.
     """
 
     def __init__(self, pipe: Any, placement: Placement) -> None:
@@ -68,6 +69,7 @@ class ImagePipeline:
         self.multiple: int = self.factor * (2 if unet is None else 2 ** (len(unet.config.block_out_channels) - 1))
         self._accepted = inspect.signature(pipe.__call__).parameters.keys()
         name = type(pipe).__name__
+        self.takes_mask = "mask_image" in self._accepted
         self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
         self._offloaded = False
@@ -158,6 +160,10 @@ class ImagePipeline:
         size = {"width": width, "height": height, "max_area": width * height, "_auto_resize": False}
         arguments |= {key: value for key, value in size.items() if key in self._accepted}
         arguments |= {"image": piece.image, "output_type": "pt"}
+        if self.takes_mask:
+            if piece.mask is None:
+                raise UsageError("this model repaints the white part of a mask; give one with --mask")
+            arguments["mask_image"] = piece.mask
         with explain_memory_errors(self.placement.device):
             pixels = self.pipe(**arguments).images.float()
         if not torch.isfinite(pixels).all():
@@ -258,8 +264,8 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         pipe = load_pipeline(parameters, placement.dtype, controlnet)
         pipe.to(placement.device)
-    if placement.dtype == torch.float16 and getattr(pipe.vae.config, "force_upcast", False):
-        pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16
+    if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
     for name in ("unet", "vae", "controlnet"):
         module: Any = getattr(pipe, name, None)
         if module is not None:

@@ -39,9 +39,8 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
     """
     began = time.monotonic()
     picture = load_image(jobs[0].input)
-    if jobs[0].mask:
-        load_mask(jobs[0].mask, picture.size)  # refused before the model works
-    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline) for job in jobs]
+    mask = load_mask(jobs[0].mask, picture.size) if jobs[0].mask else None  # refused before the model works
+    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, mask) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
         result = finish_picture(made, picture, job)
         data, format_ = encode_result(result, picture, job)
@@ -49,9 +48,13 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
         yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began, frames=picture.frames)
 
 
-def start_work(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
-    """What the preset's task does with a picture (8-bit sRGB)."""
-    start = {"edit": edit_image, "colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
+def start_work(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, mask: Image.Image | None = None
+) -> Work:
+    """What the preset's task does with a picture (8-bit sRGB), a mask (`L`) being for models that repaint."""
+    if parameters.task == "edit":
+        return edit_image(image, parameters, seed, pipeline, mask)
+    start = {"colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
     return start[parameters.task](image, parameters, seed, pipeline)
 
 
@@ -77,16 +80,21 @@ def encode_result(result: Image.Image, picture: Picture, job: Job, **provenance:
     return encode_image(result, picture, format_, quality=job.quality, record=record, text=text), format_
 
 
-def edit_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+def edit_image(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, mask: Image.Image | None
+) -> Work:
     """The picture under the prompt."""
-    return Work(total=1, steps=_edit(image, parameters, seed, pipeline))
+    return Work(total=1, steps=_edit(image, parameters, seed, pipeline, mask))
 
 
-def _edit(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
+def _edit(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, mask: Image.Image | None
+) -> Steps:
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image, fit)
     control = make_control(working, parameters, pipeline)
-    (made,) = yield [Piece(image=working, control=control, seed=seed, parameters=parameters)]
+    shown = fit_image(mask.convert("RGB"), fit).convert("L") if mask is not None and pipeline.takes_mask else None
+    (made,) = yield [Piece(image=working, control=control, seed=seed, parameters=parameters, mask=shown)]
     return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 
 

@@ -28,6 +28,7 @@ class Piece:
     """One pass through the model: an RGB picture of the model's own size, its control picture, its noise.
 
     Attributes:
+        mask: `L` of the picture's size, white where to repaint; None unless the model is made for it.
         reconstruct: only encode and decode, without noise: what the autoencoder makes of the picture.
     """
 
@@ -35,6 +36,7 @@ class Piece:
     control: Image.Image | None
     seed: int
     parameters: Parameters
+    mask: Image.Image | None = None
     reconstruct: bool = False
 
     @property

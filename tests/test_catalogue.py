@@ -39,6 +39,13 @@ def references(parameters: Parameters) -> list[tuple[str, str | None]]:
     return found + [(parse_lora(text).repository, None) for text in parameters.lora]
 
 
+def mask_of(size: tuple[int, int]) -> np.ndarray:
+    """White in the middle."""
+    mask = np.zeros(size[::-1], np.uint8)
+    mask[16:40, 20:50] = 255
+    return mask
+
+
 @dataclass(frozen=True)
 class Run:
     """What one batch over all presets left behind."""
@@ -69,11 +76,14 @@ def catalogue(
     """One process runs every preset, so that torch is imported once."""
     root = tmp_path_factory.mktemp("catalogue")
     photograph.resize(SIZE).save(root / "in.png")
+    Image.fromarray(mask_of(SIZE)).save(root / "mask.png")
     rows = []
     for name in REMOTE:
         p = parameters_of(name)
         few = {"num_inference_steps": max(2, int(np.ceil(1 / p.strength))), "image_size": 64, "tile_size": 64}
         row = {"input": "in.png", "output": f"{name}.png", "preset": name, "seed": 5, "tile_overlap": 16, **few}
+        if "inpaint" in name:
+            row["mask"] = "mask.png"
         rows.append(row | ({"prompt": "a red house"} if p.task == "edit" else {}))
     (root / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
@@ -124,3 +134,12 @@ def test_variants_are_what_is_downloaded(catalogue: Run) -> None:
     paths = [path for path in catalogue.requests if "stable-diffusion-xl-base-1.0/resolve" in path]
     assert any("unet/diffusion_pytorch_model.fp16.safetensors" in path for path in paths)
     assert not any("/vae/" in path and path.endswith(".safetensors") for path in paths)  # another one is asked for
+
+
+@pytest.mark.parametrize("name", [name for name in REMOTE if "inpaint" in name])
+def test_inpainting_keeps_what_is_black(catalogue: Run, name: str) -> None:
+    before = np.asarray(Image.open(catalogue.folder / "in.png").convert("RGB"))
+    after = np.asarray(Image.open(catalogue.folder / "out" / f"{name}.png").convert("RGB"))
+    white = mask_of(SIZE) > 0
+    assert (before[~white] == after[~white]).all()
+    assert (before[white] != after[white]).any(-1).mean() > 0.5

@@ -177,3 +177,86 @@ def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_
     for done in (online, gated, missing, offline, unreachable):
         assert "secret" not in done.err
         assert len(done.err.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
+    """A LoRA for the tiny model whose second matrices are not zero."""
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    torch.manual_seed(1)
+    unet = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None).unet
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=64, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
+    folder = tmp_path_factory.mktemp("lora")
+    StableDiffusionImg2ImgPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def build(**keys: object) -> object:
+    return build_pipeline(Parameters.model_validate(keys), choose_placement("cpu", "float32")).pipe.unet
+
+
+def weights_of(unet: object) -> torch.Tensor:
+    return torch.cat([p.flatten() for name, p in unet.state_dict().items() if name.endswith("to_q.weight")])
+
+
+def test_a_lora_is_fused_as_strongly_as_asked(tiny_sd: Path, lora: Path) -> None:
+    plain, half, full, twice = (
+        weights_of(build(model=str(tiny_sd), lora=given))
+        for given in ((), (f"{lora}:0.5",), (str(lora),), (f"{lora}:0.5", f"{lora}:0.5"))
+    )
+    assert (full - plain).abs().max() > 1e-3
+    assert torch.allclose(half - plain, (full - plain) / 2, atol=1e-6)
+    assert torch.allclose(twice, full, atol=1e-6)
+
+
+def test_a_lora_leaves_only_plain_layers(tiny_sd: Path, lora: Path) -> None:
+    unet = build(model=str(tiny_sd), lora=(str(lora),))
+    assert not [name for name in unet.state_dict() if "lora" in name]
+
+
+def test_lora_on_the_command_line_is_in_the_metadata(here, tmp_path: Path, tiny_sd: Path, lora: Path, picture) -> None:
+    common = ["-p", "a cat", "--model", tiny_sd, *OPTIONS]
+    assert here("edit", picture, tmp_path / "plain.png", *common).code == 0
+    done = here("edit", picture, tmp_path / "lora.png", *common, "--lora", f"{lora}:0.5")
+    assert done.code == 0, done.err
+    assert psnr(Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "lora.png")) < 50
+    command = here("info", tmp_path / "lora.png").out.decode()
+    assert f"lora={lora}:0.5" in command
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("someone/style:much", "'much' is no scale"),
+        ("style.ckpt", "pickle"),
+        ("nowhere.safetensors", "no such file"),
+        ("someone/../secret.safetensors", "no such file"),
+        (":0.5", "no scale"),
+    ],
+)
+def test_a_wrong_lora_is_refused_before_torch(fresh, picture: Path, text: str, words: str) -> None:
+    done = fresh("edit", picture, "-p", "x", "--lora", text)
+    assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+    assert words in done.err
+
+
+def test_a_lora_for_another_family_is_refused(here, picture: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    from twins import make_lora_xl
+
+    torch.manual_seed(0)
+    make_lora_xl(tmp_path / "xl", None)
+    file = tmp_path / "xl" / "pytorch_lora_weights.safetensors"
+    done = here("edit", picture, "-p", "x", "--model", tiny_sd, *OPTIONS, "--lora", file)
+    assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+
+
+def test_another_vae_takes_the_place_of_the_models_own(here, picture: Path, tiny_sd: Path, tmp_path: Path) -> None:
+    vae = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None).vae
+    torch.nn.init.zeros_(vae.decoder.conv_out.weight)
+    torch.nn.init.constant_(vae.decoder.conv_out.bias, 1.0)
+    vae.save_pretrained(tmp_path / "vae")
+    done = here("edit", picture, tmp_path / "o.png", "-p", "x", "--model", tiny_sd, *OPTIONS, "--vae", tmp_path / "vae")
+    assert done.code == 0, done.err
+    assert np.asarray(Image.open(tmp_path / "o.png").convert("RGB")).min() == 255

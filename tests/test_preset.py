@@ -26,7 +26,8 @@ def test_shipped_presets_are_valid_and_described(name: str) -> None:
     parameters = resolve(load_preset(name), {}).parameters
     assert parameters.description
     assert parameters.license
-    assert name.endswith(parameters.task) or (name.startswith("style-") and parameters.prompt)
+    assert parameters.task == "edit" or name.endswith(parameters.task)
+    assert parameters.prompt or not name.startswith("style-")
 
 
 @pytest.mark.parametrize(

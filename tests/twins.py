@@ -12,19 +12,25 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
+    FluxFillPipeline,
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -35,6 +41,9 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -125,6 +134,19 @@ def make_sd(folder: Path, variant: str | None) -> None:
     )
 
 
+def make_inpaint(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion's inpainting: five more input channels, for the mask and the masked picture."""
+    unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=9)
+    parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
+    save(StableDiffusionInpaintPipeline(unet=unet, scheduler=scheduler, **parts, **NO_CHECKER), folder, variant)
+
+
+def make_inpaint_xl(folder: Path, variant: str | None) -> None:
+    """The same of Stable Diffusion XL."""
+    save(StableDiffusionXLInpaintPipeline(**_sdxl_parts(9)), folder, variant)
+
+
 def make_pix2pix(folder: Path, variant: str | None) -> None:
     """InstructPix2Pix: four more input channels, for the picture's latents."""
     unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=8)
@@ -185,12 +207,13 @@ def make_sd3(folder: Path, variant: str | None) -> None:
     save(pipe, folder, variant)
 
 
-def _flux_parts(*, guidance: bool) -> dict[str, Any]:
+def _flux_parts(*, guidance: bool, in_channels: int = 16) -> dict[str, Any]:
     t5 = make_t5(WIDTH)
     return {
         "transformer": FluxTransformer2DModel(
             patch_size=1,
-            in_channels=16,
+            in_channels=in_channels,
+            out_channels=16,
             num_layers=1,
             num_single_layers=1,
             attention_head_dim=16,
@@ -219,9 +242,55 @@ def make_flux_schnell(folder: Path, variant: str | None) -> None:
     save(FluxPipeline(**_flux_parts(guidance=False)), folder, variant)
 
 
+def make_fill(folder: Path, variant: str | None) -> None:
+    """FLUX.1 Fill: beside the latents, those of the masked picture and an 8 x 8 patch of mask for each."""
+    save(FluxFillPipeline(**_flux_parts(guidance=True, in_channels=16 + 16 + 4 * 64)), folder, variant)
+
+
 def make_kontext(folder: Path, variant: str | None) -> None:
     """FLUX.1 Kontext."""
     save(FluxKontextPipeline(**_flux_parts(guidance=True)), folder, variant)
+
+
+def make_flux2(folder: Path, variant: str | None) -> None:
+    """FLUX.2 klein: a language model whose 9th, 18th and 27th layers tell the prompt, and a VAE in patches."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz,.", "\u0120"]
+    tokenizer = Qwen2TokenizerFast(
+        vocab={token: index for index, token in enumerate(["<|endoftext|>", *letters])}, merges=[]
+    )
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    language_model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(letters) + 1,
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=28,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+        )
+    )
+    transformer = Flux2Transformer2DModel(
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 16,
+        timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    vae = AutoencoderKLFlux2(block_out_channels=(8, 8, 8, 16), norm_num_groups=4, latent_channels=4)
+    pipe = Flux2KleinPipeline(
+        transformer=transformer,
+        vae=vae,
+        text_encoder=language_model.eval(),
+        tokenizer=tokenizer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=True,
+    )
+    save(pipe, folder, variant)
 
 
 def make_controlnet(folder: Path, variant: str | None) -> None:
@@ -272,6 +341,10 @@ RECIPES: dict[str, Recipe] = {
     "black-forest-labs/FLUX.1-dev": make_flux_dev,
     "black-forest-labs/FLUX.1-schnell": make_flux_schnell,
     "black-forest-labs/FLUX.1-Kontext-dev": make_kontext,
+    "black-forest-labs/FLUX.2-klein-4B": make_flux2,
+    "black-forest-labs/FLUX.1-Fill-dev": make_fill,
+    "stable-diffusion-v1-5/stable-diffusion-inpainting": make_inpaint,
+    "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": make_inpaint_xl,
     "timbrooks/instruct-pix2pix": make_pix2pix,
     "diffusers/sdxl-instructpix2pix-768": make_pix2pix_xl,
     "latentcat/control_v1p_sd15_brightness": make_controlnet,
