@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import img2img_cli.environment  # noqa: F401 - settings for what follows
 
 import diffusers
 import torch
@@ -16,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTokenizer
 
 from img2img_cli.errors import ModelError, PresetError
+from img2img_cli.hub import fetch_lora
 from img2img_cli.modelref import locate_model, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
@@ -80,22 +84,17 @@ def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
     """Add LoRAs to the weights themselves, so that they cost nothing when the model runs."""
     names, scales = [], []
     for index, text in enumerate(references):
-        lora = parse_lora(text)
         with explain_model_errors(f"lora {text}"):
             if not hasattr(pipe, "load_lora_weights"):
                 raise ModelError(f"lora {text}: a {type(pipe).__name__} takes no LoRA; leave it out")
-            options: dict[str, Any] = {"weight_name": lora.file} if lora.file else {}
+            file = fetch_lora(parse_lora(text))
             pipe.load_lora_weights(
-                lora.repository,
-                adapter_name=f"lora_{index}",
-                use_safetensors=True,
-                local_files_only=not lora.on_hub,
-                **options,
+                str(file.parent), weight_name=file.name, adapter_name=f"lora_{index}", use_safetensors=True
             )
             if f"lora_{index}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
                 raise ModelError(f"lora {text}: none of its weights fit this model; it was made for another family")
         names.append(f"lora_{index}")
-        scales.append(lora.scale)
+        scales.append(parse_lora(text).scale)
     pipe.set_adapters(names, scales)
     pipe.fuse_lora(adapter_names=names)
     pipe.unload_lora_weights()
@@ -183,9 +182,26 @@ def _scheduler_class(name: str) -> Any:
     return getattr(diffusers, name)
 
 
+_TRANSPORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    importlib.import_module(name).HTTPError for name in ("httpx2", "httpx") if importlib.util.find_spec(name)
+)  # huggingface_hub lets them through when a download breaks off
+_LOADING_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    *_TRANSPORT_ERRORS,
+)
+_STATUS_SENTENCES = {
+    401: "the hub does not accept the token, or wants one; run `hf auth login`",
+    429: "the hub asks for fewer requests (429); try again later",
+}
 _HUB_SENTENCES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
     ((hub.GatedRepoError,), "the model is gated; accept its licence on its hub page, then run `hf auth login`"),
     ((hub.RepositoryNotFoundError,), "not on the hub, or private; check the name, or run `hf auth login`"),
+    (_TRANSPORT_ERRORS, "the connection to the hub broke off; run it again, files that are complete are kept"),
     ((hub.RevisionNotFoundError,), "the hub has no such revision; check --set revision"),
     (
         (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, ConnectionError, TimeoutError),
@@ -202,18 +218,30 @@ def explain_model_errors(reference: str) -> Iterator[None]:
         yield
     except SafetensorError as error:
         raise ModelError(f"{reference}: a weights file is damaged ({error}); get the model again") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except _LOADING_ERRORS as error:
         # diffusers wraps the hub's errors in its own, which say less.
-        for cause in _causes(error):
-            for kinds, sentence in _HUB_SENTENCES:
-                if isinstance(cause, kinds):
-                    raise ModelError(f"{reference}: {sentence}") from None
+        if (sentence := _explain_hub_error(list(_causes(error)))) is not None:
+            raise ModelError(f"{reference}: {sentence}") from None
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         if isinstance(error, RuntimeError) and "out of memory" in reason.lower():
             raise
         raise ModelError(
             f"{reference}: cannot be loaded ({reason}); check that it is a whole diffusers model"
         ) from None
+
+
+def _explain_hub_error(causes: Sequence[BaseException]) -> str | None:
+    for cause in causes:
+        for kinds, sentence in _HUB_SENTENCES[:2]:
+            if isinstance(cause, kinds):
+                return sentence
+        if isinstance(cause, hub.HfHubHTTPError) and cause.response.status_code in _STATUS_SENTENCES:
+            return _STATUS_SENTENCES[cause.response.status_code]
+    for cause in causes:
+        for kinds, sentence in _HUB_SENTENCES:
+            if isinstance(cause, kinds):
+                return sentence
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -6,15 +6,10 @@ import contextlib
 import gc
 import inspect
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-os.environ.setdefault("DIFFUSERS_DISABLE_REMOTE_CODE", "1")
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+import img2img_cli.environment  # noqa: F401 - settings for what follows
 
 import diffusers
 import numpy as np

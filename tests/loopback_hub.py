@@ -15,7 +15,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class LoopbackHub:
-    """Serves local folders as repositories; a name ending in `gated` is gated, any other is missing."""
+    """Serves local folders as repositories; any other is missing, or wrong as its name's end says.
+
+    `gated`, `unauthorised` and `busy` are refused; of `cutoff` large files end early.
+    """
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
         self.requests: list[str] = []
@@ -37,7 +40,10 @@ class LoopbackHub:
                 for key, value in {"Content-Length": str(len(content)), **headers}.items():
                     self.send_header(key, value)
                 self.end_headers()
-                if body:
+                if body and "cutoff/" in self.path and len(content) > 10_000:
+                    self.wfile.write(content[:5_000])
+                    self.close_connection = True
+                elif body:
                     self.wfile.write(content)
 
             def log_message(self, format: str, *args: object) -> None:
@@ -52,6 +58,10 @@ class LoopbackHub:
         name, rest = (match[1], match[2] or "") if match else ("", "")
         if name.endswith("gated"):
             return 403, {"X-Error-Code": "GatedRepo"}, b"{}"
+        if name.endswith("unauthorised"):
+            return 401, {}, b"{}"
+        if name.endswith("busy"):
+            return 429, {"Retry-After": "0"}, b"{}"
         if name not in repositories:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         folder = repositories[name]

@@ -18,6 +18,7 @@ from img2img_cli.cli.colorize import colorize
 from img2img_cli.cli.doctor import doctor
 from img2img_cli.cli.edit import edit
 from img2img_cli.cli.info import info
+from img2img_cli.cli.models import models
 from img2img_cli.cli.presets import presets
 from img2img_cli.cli.restore import restore
 from img2img_cli.cli.train import train
@@ -37,6 +38,7 @@ app = typer.Typer(
 for command in (edit, colorize, upscale, restore, batch, info, doctor):
     app.command()(command)
 app.add_typer(presets, name="presets")
+app.add_typer(models, name="models")
 app.add_typer(train, name="train")
 
 

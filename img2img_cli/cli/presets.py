@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
+
+from img2img_cli.modelref import BUNDLED
+from img2img_cli.parameters import Parameters
 
 presets = typer.Typer(help="List, show and check presets.")
 
@@ -13,16 +17,45 @@ presets = typer.Typer(help="List, show and check presets.")
 def list_(
     json: Annotated[bool, typer.Option("--json", help="One JSON line a preset.")] = False,
 ) -> None:
-    """Name, task and description of every preset that comes along."""
+    """Every preset that comes along: by task, with memory, steps, licence, and whether it is here."""
     from json import dumps
 
     from img2img_cli.preset import list_presets, load_preset, resolve
 
-    rows = [(name, resolve(load_preset(name), {}).parameters) for name in list_presets()]
-    width = max(len(name) for name, _ in rows)
-    for name, p in rows:
-        row = {"name": name, "task": p.task, "model": p.model, "license": p.license, "description": p.description}
-        typer.echo(dumps(row) if json else f"{name:{width}}  {p.task:8}  {p.description}")
+    parameters = {name: resolve(load_preset(name), {}).parameters for name in list_presets()}
+    if not json:
+        _print_table(parameters)
+        return
+    for name, p in parameters.items():
+        keys = ("task", "model", "license", "gated", "memory_gib", "num_inference_steps", "description")
+        typer.echo(dumps({"name": name, **{key: getattr(p, key) for key in keys}, "cached": _is_here(p)}))
+
+
+def _print_table(parameters: Mapping[str, Parameters]) -> None:
+    """By task, the presets that work offline first."""
+    from typing import get_args
+
+    from img2img_cli.parameters import Task
+
+    width = max(map(len, parameters))
+    for task in get_args(Task):
+        typer.echo(f"{task}")
+        rows = [(name, p) for name, p in parameters.items() if p.task == task]
+        for name, p in sorted(rows, key=lambda row: (row[1].model != BUNDLED, row[0])):
+            here = "here" if _is_here(p) else "gated" if p.gated else ""
+            steps = max(1, int(p.num_inference_steps * p.strength))
+            facts = f"{here:5}  {p.memory_gib:3.0f} GiB  {steps:2} steps"
+            typer.echo(f"  {name:{width}}  {facts}  {p.description}. {p.license}")
+    typer.echo("\nhere: needs no network. gated: accept its licence on the hub first. GiB: device memory, 16 bits.")
+
+
+def _is_here(parameters: Parameters) -> bool:
+    """Whether the preset's models lie on this machine; of the hub's, whether they were ever fetched."""
+    if parameters.model == BUNDLED:
+        return True
+    from img2img_cli.hub import is_cached
+
+    return is_cached(parameters)
 
 
 @presets.command()

@@ -1,0 +1,240 @@
+"""Models in the hub's cache: what a preset needs of it, fetched, listed, checked and removed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import img2img_cli.environment  # noqa: F401 - settings for what follows
+
+from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
+
+from img2img_cli.errors import ModelError
+from img2img_cli.modelref import LoraReference, locate_model, parse_lora
+from img2img_cli.parameters import Parameters
+from img2img_cli.preset import list_presets, load_preset, resolve
+
+INDEX = "model_index.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PART_FILES = [
+    "config.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model-*-of-*.safetensors",
+]
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repository:
+    """One repository of the hub that a preset needs.
+
+    Attributes:
+        role: `pipeline` is a whole model, `part` a VAE or ControlNet.
+        without: components of the pipeline that another repository takes the place of.
+    """
+
+    reference: str
+    role: str
+    revision: str | None = None
+    variant: str | None = None
+    without: tuple[str, ...] = ()
+    file: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedModel:
+    """A repository in the cache, its size in bytes, and the presets that use it."""
+
+    reference: str
+    size: int
+    presets: tuple[str, ...]
+
+
+def list_repositories(parameters: Parameters) -> list[Repository]:
+    """What a preset needs of the hub; nothing for local models."""
+    p = parameters
+    found = []
+    if locate_model(p.model)[0] == "hub":
+        without = ("vae",) if p.vae else ()
+        found.append(
+            Repository(reference=p.model, role="pipeline", revision=p.revision, variant=p.variant, without=without)
+        )
+    for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
+        if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
+            found.append(Repository(reference=reference, role="part", revision=revision))
+    loras = map(parse_lora, p.lora)
+    return found + [Repository(reference=r.repository, role="lora", file=r.file) for r in loras if r.on_hub]
+
+
+def list_needs(name: str) -> list[Repository]:
+    """The repositories of a preset by name or file, or the one that a hub id names.
+
+    Raises:
+        PresetError, ModelError: neither.
+    """
+    if name in list_presets() or name.endswith((".yaml", ".yml")):
+        return list_repositories(resolve(load_preset(name), {}).parameters)
+    kind, reference = locate_model(name)
+    if kind != "hub":
+        raise ModelError(f"{name}: lies on this machine already; `models` is about what comes from the hub")
+    return [Repository(reference=reference, role="unknown")]
+
+
+def pull(repository: Repository) -> None:
+    """Download what is missing of a repository: safetensors in the variant asked for, and configs.
+
+    Raises:
+        ModelError: gated, missing, out of reach.
+    """
+    from img2img_cli.loading import explain_model_errors
+
+    role, reference = repository.role, repository.reference
+    with explain_model_errors(reference):
+        if role == "unknown":
+            role = _find_role(reference)
+        if role == "pipeline":
+            _pull_pipeline(repository)
+        elif role == "part":
+            snapshot_download(reference, revision=repository.revision, allow_patterns=PART_FILES)
+        else:
+            fetch_lora(LoraReference(reference, repository.file, 1.0, on_hub=True))
+
+
+def _find_role(reference: str) -> str:
+    for name, role in ((INDEX, "pipeline"), ("config.json", "part")):
+        try:
+            hf_hub_download(reference, name)
+        except LocalEntryNotFoundError:
+            raise
+        except EntryNotFoundError:
+            continue
+        return role
+    return "lora"
+
+
+def _pull_pipeline(repository: Repository) -> None:
+    import diffusers
+
+    hf_hub_download(repository.reference, INDEX, revision=repository.revision)
+    diffusers.DiffusionPipeline.download(
+        repository.reference,
+        revision=repository.revision,
+        variant=repository.variant,
+        use_safetensors=True,
+        **dict.fromkeys((*repository.without, "safety_checker")),
+    )
+
+
+def fetch_lora(lora: LoraReference) -> Path:
+    """The path of a LoRA's file, downloaded if need be. A repository with only one file needs no name.
+
+    Raises:
+        ModelError: several files and none named.
+    """
+    if not lora.on_hub:
+        return Path(lora.repository, str(lora.file))
+    if lora.file:
+        return Path(hf_hub_download(lora.repository, lora.file))
+    try:
+        names = [f.name for f in Path(snapshot_download(lora.repository, local_files_only=True)).rglob("*.safetensors")]
+    except LocalEntryNotFoundError:
+        names = [name for name in HfApi().list_repo_files(lora.repository) if name.endswith(".safetensors")]
+    if LORA_FILE in names:
+        names = [LORA_FILE]
+    if len(names) != 1:
+        listed = ", ".join(sorted(names)[:8]) or "none"
+        raise ModelError(
+            f"lora {lora.repository}: has {len(names)} .safetensors files ({listed}); name one: {lora.repository}/FILE"
+        )
+    return Path(hf_hub_download(lora.repository, names[0]))
+
+
+def is_cached(parameters: Parameters) -> bool:
+    """Whether something of each repository that a preset needs was fetched. Asks the disk alone."""
+    cached = {model.name for model in Path(HF_HUB_CACHE).glob("models--*") if any(model.glob("snapshots/*/*"))}
+    return all(f"models--{r.reference.replace('/', '--')}" in cached for r in list_repositories(parameters))
+
+
+def list_users() -> dict[str, list[str]]:
+    """For each repository the names of the shipped presets that need it."""
+    users: dict[str, list[str]] = defaultdict(list)
+    for name in list_presets():
+        for repository in list_repositories(resolve(load_preset(name), {}).parameters):
+            users[repository.reference].append(name)
+    return users
+
+
+def list_cached() -> list[CachedModel]:
+    """Every model in the cache, by name."""
+    users = list_users()
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = [
+        CachedModel(reference=r.repo_id, size=r.size_on_disk, presets=tuple(users.get(r.repo_id, ())))
+        for r in repositories
+        if r.repo_type == "model"
+    ]
+    return sorted(found, key=lambda model: model.reference.lower())
+
+
+def remove(reference: str) -> int:
+    """Delete a repository from the cache; bytes freed.
+
+    Raises:
+        ModelError: it is not there.
+    """
+    revisions = []
+    try:
+        cache = scan_cache_dir()
+        revisions = [
+            revision.commit_hash
+            for r in cache.repos
+            if r.repo_type == "model" and r.repo_id == reference
+            for revision in r.revisions
+        ]
+    except CacheNotFound:
+        pass
+    if not revisions:
+        raise ModelError(f"{reference}: not in the cache; `img2img models list` shows what is")
+    strategy = cache.delete_revisions(*revisions)
+    strategy.execute()
+    return int(strategy.expected_freed_size)
+
+
+def find_damage(reference: str) -> list[str]:
+    """Names of cached files whose content is not what the hub's checksum in their blob's name says.
+
+    Raises:
+        ModelError: it is not in the cache.
+    """
+    try:
+        repositories = [r for r in scan_cache_dir().repos if r.repo_type == "model" and r.repo_id == reference]
+    except CacheNotFound:
+        repositories = []
+    if not repositories:
+        raise ModelError(f"{reference}: not in the cache; `img2img models pull {reference}` fetches it")
+    files = {
+        (file.file_path.relative_to(revision.snapshot_path).as_posix(), file.blob_path)
+        for revision in repositories[0].revisions
+        for file in revision.files
+    }
+    return sorted(name for name, blob in files if not _matches(blob))
+
+
+def _matches(blob: Path) -> bool:
+    """Large files are stored under their SHA-256, small ones under git's SHA-1 of a blob."""
+    size = blob.stat().st_size
+    digest = (
+        hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    )
+    with blob.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == blob.name
