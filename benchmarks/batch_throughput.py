@@ -27,13 +27,15 @@ from img2img_cli.yamlio import parse_scalar
 SIZES = ((320, 240), (640, 480), (768, 1024), (1600, 1200), (1200, 1600), (2048, 1536), (3000, 2000), (4000, 3000))
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """Smooth random pictures of mixed sizes as JPEG, PNG and WebP."""
+def make_pictures(folder: Path, count: int, longest: int) -> None:
+    """Smooth random pictures of mixed sizes as JPEG, PNG and WebP, the longest side at most `longest`."""
     folder.mkdir()
     for index in range(count):
         rng = np.random.default_rng(index)
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
-        picture = coarse.resize(SIZES[index % len(SIZES)], Image.Resampling.BICUBIC)
+        width, height = SIZES[index % len(SIZES)]
+        factor = min(1.0, longest / max(width, height))
+        picture = coarse.resize((round(width * factor), round(height * factor)), Image.Resampling.BICUBIC)
         picture.save(folder / f"{index:05}{('.jpg', '.png', '.webp')[index % 3]}")
 
 
@@ -71,11 +73,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=64)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--no-loop", action="store_true", help="only the batch, to look at its memory")
+    parser.add_argument("--longest", type=int, default=4000, help="scale larger pictures down to this side")
     arguments = parser.parse_args()
     overrides = {key: parse_scalar(value) for key, value in (text.split("=", 1) for text in arguments.set)}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        make_pictures(root / "in", arguments.count)
+        make_pictures(root / "in", arguments.count, arguments.longest)
         plans = {}
         for run in ("warm", "before", "batch", "after"):
             choices = Choices(folder=root / run, preset=arguments.preset, overrides=overrides)

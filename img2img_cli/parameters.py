@@ -19,6 +19,11 @@ CARD_KEYS = frozenset({"description", "license", "gated", "memory_gib"})  # they
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
+def fewest_steps(strength: float) -> int:
+    """The shortest schedule of which `strength` leaves a step to run, as diffusers rounds."""
+    return next(n for n in count(math.ceil(1 / strength)) if int(n * strength) >= 1)
+
+
 class Parameters(BaseModel):
     """A resolved preset. Keys are spelled as diffusers spells them."""
 
@@ -102,7 +107,7 @@ class Parameters(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> Parameters:
         if int(self.num_inference_steps * self.strength) < 1:
-            steps = next(n for n in count(math.ceil(1 / self.strength)) if int(n * self.strength) >= 1)
+            steps = fewest_steps(self.strength)
             raise ValueError(
                 f"strength {self.strength:g} of {self.num_inference_steps} steps leaves no step to run; "
                 f"use num_inference_steps {steps} or more, or strength "

@@ -13,10 +13,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from img2img_cli.errors import PresetError
-from img2img_cli.parameters import Parameters
+from img2img_cli.parameters import Parameters, fewest_steps
 from img2img_cli.yamlio import YamlError, parse_yaml
 
 DEFAULT, COMMAND_LINE = "default", "command line"
+LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
 _EXTENDS = "extends"
 
 
@@ -127,6 +128,8 @@ def resolve(preset: Preset, overrides: Mapping[str, Any]) -> Resolved:
         if key not in Parameters.model_fields:
             raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
     merged = {**preset.values, **overrides}
+    if "strength" in overrides and "num_inference_steps" not in overrides:
+        merged["num_inference_steps"] = _lengthen_schedule(merged)
     try:
         parameters = Parameters.model_validate(merged)
     except ValidationError as error:
@@ -136,6 +139,14 @@ def resolve(preset: Preset, overrides: Mapping[str, Any]) -> Resolved:
         for key in Parameters.model_fields
     }
     return Resolved(name=preset.name, parameters=parameters, origin=origin)
+
+
+def _lengthen_schedule(merged: Mapping[str, Any]) -> Any:
+    """The preset's steps, or as many as leave one to run when it has few and `--strength` is low."""
+    steps = merged.get("num_inference_steps", Parameters.model_fields["num_inference_steps"].default)
+    strength = merged["strength"]
+    sound = isinstance(steps, int) and isinstance(strength, int | float) and LEAST_STRENGTH <= strength <= 1
+    return max(steps, fewest_steps(strength)) if sound else steps
 
 
 def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:

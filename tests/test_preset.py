@@ -103,6 +103,17 @@ def test_the_remedy_for_zero_steps_works(strength: float, steps: int) -> None:
     Parameters(strength=better_strength, num_inference_steps=steps)
 
 
+@pytest.mark.parametrize(("strength", "steps"), [(0.2, 5), (0.3, 4), (0.6, 2), (1.0, 2), (0.01, 100)])
+def test_a_low_strength_lengthens_a_short_schedule(strength: float, steps: int) -> None:
+    assert resolve(load_preset("style-sepia"), {"strength": strength}).parameters.num_inference_steps == steps
+
+
+def test_steps_that_are_asked_for_are_not_changed() -> None:
+    for overrides in ({"strength": 0.2, "num_inference_steps": 3}, {"strength": 0.001}, {"strength": -1.0}):
+        with pytest.raises(PresetError, match="strength"):
+            resolve(load_preset("style-sepia"), overrides)
+
+
 def test_the_schema_file_is_the_models_schema() -> None:
     shipped = json.loads((configs_dir() / "preset.schema.json").read_text())
     assert shipped == preset_schema()

@@ -251,3 +251,5 @@ def test_an_evaluation_is_written_between_the_cards_marks(tmp_path) -> None:
     assert "old" not in text
     assert format_tables(evaluation) in text
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["styles"]["fog"]["accuracy"] == 1.0
+    assert (tmp_path / "evaluation.json").read_bytes() == (tmp_path / "out" / "evaluation.json").read_bytes()
+    assert Image.open(tmp_path / "evaluation.jpg").size == (4, 4)

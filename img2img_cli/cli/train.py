@@ -58,7 +58,7 @@ def evaluate(
     model: Annotated[str, typer.Option(help="bundled, or a diffusers folder that was trained here.")] = "bundled",
     out: Annotated[Path, typer.Option(help="Folder for evaluation.json, .md and .jpg.")] = Path("runs/evaluation"),
     count: Annotated[int, typer.Option(min=1, help="Photographs of the last shard, spread evenly.")] = 24,
-    card: Annotated[bool, typer.Option("--card", help="Write the tables into the model's README.md too.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Write tables and sheet into the model's card too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
     """Measure a model on photographs it has never seen: colours, detail, restoration, styles, seconds."""

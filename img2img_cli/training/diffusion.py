@@ -33,7 +33,7 @@ from img2img_cli.training.styles import STYLES
 from img2img_cli.training.text import WIDTH, build_text_encoder
 
 WIDTHS = (64, 128, 224)
-TASK_SHARES = {"colorize": 0.18, "upscale": 0.08, "restore": 0.12, "edit": 0.62}
+TASK_SHARES = {"colorize": 0.27, "upscale": 0.07, "restore": 0.12, "edit": 0.54}
 STYLED_SHARE = 0.85  # of edits; the others are about colours named in the prompt
 # Views that show the whole picture, by task: colours and light need context, detail needs crops.
 WHOLE_SHARES = {"colorize": 0.85, "upscale": 0.15, "restore": 0.15, "edit": 0.6}

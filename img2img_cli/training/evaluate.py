@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -235,7 +236,10 @@ def format_tables(evaluation: Evaluation) -> str:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) -> None:
-    """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg`; and the tables into a card between its marks."""
+    """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg`.
+
+    Given a card, the tables go between its marks, the figures and the contact sheet at half the size beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"counts": evaluation.counts, "figures": evaluation.figures, "styles": evaluation.styles}
     (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -246,3 +250,5 @@ def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) ->
         text = card.read_text(encoding="utf-8")
         marked = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL)
         card.write_text(marked, encoding="utf-8")
+        shutil.copy(folder / "evaluation.json", card.parent)
+        evaluation.sheet.reduce(2).save(card.parent / "evaluation.jpg", quality=85)
