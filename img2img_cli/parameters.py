@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from itertools import count
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from img2img_cli.modelref import BUNDLED
 
@@ -17,6 +17,11 @@ SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
 CARD_KEYS = frozenset({"description", "license", "gated", "memory_gib"})  # they tell of a preset and change no result
 Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def _split_words(value: Any) -> Any:
+    """Several references in one text, as `--set` and a CSV file have them."""
+    return tuple(value.split()) if isinstance(value, str) else value
 
 
 def fewest_steps(strength: float) -> int:
@@ -44,7 +49,7 @@ class Parameters(BaseModel):
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
     variant: str | None = Field(default=None, description="File variant on the hub, such as fp16.")
     vae: str | None = Field(default=None, description="Another VAE: a hub id, local folder or .safetensors file.")
-    lora: tuple[str, ...] = Field(
+    lora: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
         default=(),
         strict=False,
         description="LoRAs fused into the model, REF or REF:SCALE; REF is a hub id, owner/name/FILE or a local file.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -118,8 +118,11 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     return Preset(name=path.stem, values={**base.values, **values}, sources={**base.sources, **sources})
 
 
-def resolve(preset: Preset, overrides: Mapping[str, Any]) -> Resolved:
+def resolve(preset: Preset, overrides: Mapping[str, Any], *, more_lora: Sequence[str] = ()) -> Resolved:
     """Merge defaults < preset < command line and validate the result.
+
+    Args:
+        more_lora: LoRAs that come to those of the preset.
 
     Raises:
         PresetError: naming the file and line, or the command-line key, of each value that is refused.
@@ -134,6 +137,8 @@ def resolve(preset: Preset, overrides: Mapping[str, Any]) -> Resolved:
         parameters = Parameters.model_validate(merged)
     except ValidationError as error:
         raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
+    if more_lora:
+        parameters = parameters.model_copy(update={"lora": (*parameters.lora, *more_lora)})
     origin = {
         key: COMMAND_LINE if key in overrides else str(preset.sources[key]) if key in preset.values else DEFAULT
         for key in Parameters.model_fields

@@ -502,3 +502,14 @@ def test_a_plan_of_many_files_is_quick(tmp_path: Path, photograph: Image.Image, 
     seconds = time.monotonic() - began
     assert len(jobs) == 3000
     assert seconds < 20  # 100,000 in a minute is 1.8 s; the rest is for slow machines
+
+
+def test_loras_come_to_those_of_each_row(here, folder: Path, tmp_path: Path) -> None:
+    (folder / "jobs.csv").write_text(
+        "input,output,preset,lora\nin/a.jpg,a.png,sd15-lcm,\nin/a.jpg,b.png,sd15-edit,x/one y/two:0.5\n"
+    )
+    done = here("batch", folder / "jobs.csv", "-o", tmp_path / "o", "-p", "x", "--lora", "z/more", "--dry-run")
+    assert done.code == 0, done.err
+    assert "latent-consistency/lcm-lora-sdv1-5" in done.out.decode()
+    assert "y/two:0.5" in done.out.decode()
+    assert done.out.decode().count("z/more") == 2

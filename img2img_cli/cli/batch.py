@@ -8,14 +8,18 @@ from typing import Annotated, Optional
 import typer
 
 from img2img_cli.cli.shared import (
+    ControlnetOption,
     DeviceOption,
     DtypeOption,
     FormatOption,
+    LoraOption,
     MetadataOption,
     ModelOption,
     QualityOption,
     QuietOption,
+    SchedulerOption,
     SetOption,
+    VaeOption,
 )
 
 _FIND, _PRESET, _OUTPUT, _RUN = "Inputs", "Preset and model", "Output", "Run"
@@ -52,6 +56,10 @@ def batch(
         Optional[str], typer.Option("--prompt", "-p", rich_help_panel=_PRESET, show_default=False)
     ] = None,
     model: ModelOption = None,
+    lora: LoraOption = [],  # noqa: B006
+    controlnet: ControlnetOption = None,
+    vae: VaeOption = None,
+    scheduler: SchedulerOption = None,
     set_: SetOption = [],  # noqa: B006
     name: Annotated[
         str,
@@ -111,11 +119,13 @@ def batch(
     from img2img_cli.plan import Choices
 
     overrides = {"prompt": prompt, "model": model, "dtype": dtype}
+    overrides |= {"controlnet": controlnet, "vae": vae, "scheduler": scheduler}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     choices = Choices(
         folder=output,
         preset=preset,
         overrides=overrides | dict(parse_assignment(text) for text in set_),
+        more_lora=lora,
         name=name,
         format=check_format(format),
         quality=quality,

@@ -77,10 +77,7 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
-    preset = load_preset(name)
-    if shared.lora:
-        overrides["lora"] = (*overrides.get("lora", preset.values.get("lora") or ()), *shared.lora)
-    resolved = resolve(preset, overrides)
+    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora)
     if resolved.parameters.task != task:
         other = resolved.parameters.task
         raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
@@ -102,8 +99,6 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise UsageError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
     if value in ("null", "none") and type(None) in get_args(field.annotation):
         return key, None
-    if key == "lora":
-        return key, tuple(value.split())
     return key, value if _takes_text(field.annotation) else parse_scalar(value)
 
 
