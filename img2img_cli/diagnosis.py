@@ -15,8 +15,10 @@ from PIL import Image
 
 from img2img_cli import __version__
 from img2img_cli.device import choose_placement
-from img2img_cli.errors import Img2ImgError, ModelError
+from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
+from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
+from img2img_cli.modelref import check_references
 from img2img_cli.pipeline import build_pipeline
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.runner import transform_image
@@ -44,6 +46,35 @@ def diagnose() -> dict[str, str]:
     }
 
 
+def diagnose_preset(name: str) -> dict[str, str]:
+    """Whether this machine can run a preset, and what it still has to fetch.
+
+    Raises:
+        PresetError, ModelError: no such preset, or one whose local model is not there.
+        OutOfMemoryError: the device is too small even when nothing else runs on it.
+    """
+    p = resolve(load_preset(name), {}).parameters
+    check_references(p.model, p.controlnet, p.vae, p.lora)
+    placement = choose_placement("auto", p.dtype)
+    need = p.memory_gib * (2 if placement.dtype == torch.float32 else 1)
+    free, total = _free_and_total(placement.device)
+    if need > total:
+        raise OutOfMemoryError(
+            f"{name}: needs about {need:.0f} GiB on {placement.device}, which has {total:.0f}; "
+            "`img2img presets list` shows smaller ones"
+        )
+    missing = [r.reference for r in list_repositories(p) if not is_fetched(r)]
+    access = " (gated: accept the licence on the hub, then `hf auth login`)" if p.gated else ""
+    return {
+        "preset": f"{name}: {p.description}",
+        "licence": p.license,
+        "model": f"to fetch: {', '.join(missing)}{access}; `img2img models pull {name}`" if missing else "here",
+        "runs on": f"{placement.device}, {str(placement.dtype).removeprefix('torch.')} ({placement.reason})",
+        "memory": f"about {need:.0f} GiB, {free:.1f} of {total:.1f} GiB free"
+        + ("" if need <= free else "; close other programs first"),
+    }
+
+
 def _version(package: str) -> str:
     try:
         return version(package)
@@ -57,12 +88,22 @@ def _devices() -> list[str]:
 
 
 def _memory(device: torch.device) -> str:
+    free, total = _free_and_total(device)
+    return f"{free:.1f} of {total:.1f} GiB free"
+
+
+def _free_and_total(device: torch.device) -> tuple[float, float]:
+    """GiB of the device's memory; a file cache counts as free."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-    else:
-        pages = os.sysconf("SC_PAGE_SIZE")
-        free, total = pages * os.sysconf("SC_AVPHYS_PAGES"), pages * os.sysconf("SC_PHYS_PAGES")
-    return f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        return free / 2**30, total / 2**30
+    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return total_gib, total_gib
+    return available / 2**20, total_gib
 
 
 def _cache() -> str:

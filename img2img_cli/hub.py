@@ -154,10 +154,10 @@ def fetch_lora(lora: LoraReference) -> Path:
     return Path(hf_hub_download(lora.repository, names[0]))
 
 
-def is_cached(parameters: Parameters) -> bool:
-    """Whether something of each repository that a preset needs was fetched. Asks the disk alone."""
-    cached = {model.name for model in Path(HF_HUB_CACHE).glob("models--*") if any(model.glob("snapshots/*/*"))}
-    return all(f"models--{r.reference.replace('/', '--')}" in cached for r in list_repositories(parameters))
+def is_fetched(repository: Repository) -> bool:
+    """Whether something of a repository was ever fetched. Asks the disk alone."""
+    folder = Path(HF_HUB_CACHE, f"models--{repository.reference.replace('/', '--')}")
+    return any(folder.glob("snapshots/*/*"))
 
 
 def list_users() -> dict[str, list[str]]:

@@ -56,6 +56,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
             _check_components(reference, config)
             if "safety_checker" in config:  # it works on whole pictures; ours stop at latents and never call it
                 options |= {"safety_checker": None, "requires_safety_checker": False}
+            if controlnet is not None and config.get("_class_name") in OWN_CLASSES:
+                raise ModelError(f"{reference}: a {config['_class_name']} takes no ControlNet; leave --control out")
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
         _fuse_loras(pipe, parameters.lora)

@@ -15,7 +15,9 @@ ControlKind = Literal["grey", "softedge", "canny", "picture"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
-CARD_KEYS = frozenset({"description", "license", "gated", "memory_gib"})  # they tell of a preset and change no result
+CARD_KEYS = frozenset(
+    {"description", "license", "gated", "memory_gib", "controlnets"}
+)  # they tell of a preset and change no result
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -60,6 +62,9 @@ class Parameters(BaseModel):
     controlnet_revision: str | None = Field(default=None, description="Branch, tag or commit of the ControlNet.")
     control: ControlKind | None = Field(
         default=None, description="The control picture made from the input for the ControlNet."
+    )
+    controlnets: dict[ControlKind, str] = Field(
+        default_factory=dict, description="The ControlNets of the model's family, for `--control` to choose from."
     )
     scheduler: str | None = Field(
         default=None, description="diffusers scheduler class, such as DPMSolverMultistepScheduler.", max_length=80

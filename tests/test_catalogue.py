@@ -33,7 +33,7 @@ REMOTE = [name for name in list_presets() if parameters_of(name).model != BUNDLE
 
 
 def references(parameters: Parameters) -> list[tuple[str, str | None]]:
-    """Every hub id that a preset names, with the variant it asks for."""
+    """Every hub id that a preset names for a run, with the variant it asks for."""
     found: list[tuple[str, str | None]] = [(parameters.model, parameters.variant)]
     found += [(part, None) for part in (parameters.vae, parameters.controlnet) if part]
     return found + [(parse_lora(text).repository, None) for text in parameters.lora]
@@ -126,8 +126,34 @@ def test_it_says_what_a_person_needs_to_know(name: str) -> None:
 
 
 def test_every_model_has_a_twin() -> None:
-    missing = {reference for name in REMOTE for reference, _ in references(parameters_of(name))} - set(RECIPES)
-    assert not missing
+    named = {reference for name in REMOTE for reference, _ in references(parameters_of(name))}
+    named |= {reference for name in REMOTE for reference in parameters_of(name).controlnets.values()}
+    assert not named - set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("preset", "kind", "other"), [("sd15-edit", "canny", "sd15-canny"), ("sdxl-edit", "canny", "sdxl-canny")]
+)
+def test_control_chooses_the_familys_controlnet(here, tmp_path: Path, preset: str, kind: str, other: str) -> None:
+    Image.new("RGB", SIZE).save(tmp_path / "in.png")
+    done = here("edit", tmp_path / "in.png", "-p", "x", "--preset", preset, "--control", kind, "--dry-run")
+    assert done.code == 0, done.err
+    wanted = parameters_of(other)
+    assert f"controlnet: {wanted.controlnet}\n" in done.out.decode()
+    assert f"control: {wanted.control}\n" in done.out.decode()
+
+
+def test_control_that_is_not_there_is_refused(here, tmp_path: Path) -> None:
+    Image.new("RGB", SIZE).save(tmp_path / "in.png")
+    for options, words in (
+        (["--preset", "sdxl-edit", "--control", "softedge"], "has canny, picture"),
+        (["--control", "canny"], "has picture"),
+        (["--preset", "flux-dev", "--control", "canny"], "has none"),
+        (["--control", "cany"], "'canny'"),
+    ):
+        done = here("edit", tmp_path / "in.png", "-p", "x", "--dry-run", *options)
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert words in done.err
 
 
 def test_variants_are_what_is_downloaded(catalogue: Run) -> None:

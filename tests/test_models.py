@@ -125,3 +125,15 @@ def test_bundled_presets_need_nothing(run, hub: LoopbackHub) -> None:
     done = run("models", "pull", "colorize")
     assert (done.code, done.err) == (0, "colorize: needs nothing of the hub\n")
     assert len(hub.requests) == asked
+
+
+def test_doctor_tells_whether_a_preset_runs(here, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("extends: flux-dev\nmodel: someone/nowhere\nmemory_gib: 0.1\n")
+    found = json.loads(here("doctor", tmp_path / "small.yaml", "--json").out)
+    assert found["model"].startswith("to fetch: someone/nowhere (gated: ")
+    (tmp_path / "vast.yaml").write_text("extends: sd15-edit\nmemory_gib: 1000\n")
+    done = here("doctor", tmp_path / "vast.yaml")
+    assert (done.code, len(done.err.splitlines())) == (8, 1)
+    assert "GiB" in done.err
+    assert json.loads(here("doctor", "edit", "--json").out)["model"] == "here"
+    assert here("doctor", "nonesuch").code == 2

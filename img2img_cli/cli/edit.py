@@ -31,6 +31,14 @@ def edit(
     mask_feather: Annotated[
         Optional[float], typer.Option(help="Pixels over which the mask fades in.", show_default=False)
     ] = None,
+    control: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="KIND",
+            help="Hold to the picture's canny or softedge, its grey, or the picture.",
+            show_default=False,
+        ),
+    ] = None,
     variations: Annotated[
         int, typer.Option(min=1, max=64, help="Results from as many seeds, numbered -1, -2, ...")
     ] = 1,
@@ -46,5 +54,6 @@ def edit(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "mask_feather": mask_feather,
+        "control": control,
     }
     run_picture_command("edit", source, output, own, shared, mask=mask, variations=variations)

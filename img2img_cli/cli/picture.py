@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -78,6 +79,8 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
     resolved = resolve(load_preset(name), overrides, more_lora=shared.lora)
+    if own.get("control") is not None:
+        resolved = _choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:
         other = resolved.parameters.task
         raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
@@ -86,6 +89,18 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
             "--prompt is missing: say what the result should show, or choose a preset that does (style-...)"
         )
     return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
+
+
+def _choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
+    """The ControlNet of the preset's family for `--control`, unless one was named."""
+    p = resolved.parameters
+    if "controlnet" in overrides or (p.model == BUNDLED and p.control == "picture"):
+        return resolved
+    known = p.controlnets
+    if p.control not in known:
+        kinds = "picture" if p.model == BUNDLED else ", ".join(known) or "none"
+        raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
+    return dataclasses.replace(resolved, parameters=p.model_copy(update={"controlnet": known[p.control]}))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

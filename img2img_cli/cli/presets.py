@@ -53,9 +53,9 @@ def _is_here(parameters: Parameters) -> bool:
     """Whether the preset's models lie on this machine; of the hub's, whether they were ever fetched."""
     if parameters.model == BUNDLED:
         return True
-    from img2img_cli.hub import is_cached
+    from img2img_cli.hub import is_fetched, list_repositories
 
-    return is_cached(parameters)
+    return all(map(is_fetched, list_repositories(parameters)))
 
 
 @presets.command()
