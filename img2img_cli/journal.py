@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from img2img_cli.errors import InputError, LockedError, OutputError
 from img2img_cli.job import Job
 from img2img_cli.modelref import identify_lora, identify_model
-from img2img_cli.parameters import CARD_KEYS
 from img2img_cli.record import read_record
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
@@ -61,7 +60,7 @@ def hash_file(path: str) -> str:
 def make_fingerprint(job: Job) -> str:
     """A hash of the parameters, the seed, the model's weights, the mask's bytes and the form of the output."""
     content = {
-        "parameters": job.parameters.model_dump(exclude=set(CARD_KEYS)),
+        "parameters": job.parameters.to_record(),
         "seed": job.seed,
         "model": identify_model(job.parameters.model),
         "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,

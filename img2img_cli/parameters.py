@@ -114,6 +114,10 @@ class Parameters(BaseModel):
         """The prompt as the model is given it; an empty one leaves no dangling comma."""
         return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
 
+    def to_record(self) -> dict[str, Any]:
+        """What bears on a result, in JSON's types: every key but those that only tell of the preset."""
+        return self.model_dump(mode="json", exclude=set(CARD_KEYS))
+
     @model_validator(mode="after")
     def _check_together(self) -> Parameters:
         if int(self.num_inference_steps * self.strength) < 1:

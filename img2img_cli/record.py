@@ -15,7 +15,7 @@ from img2img_cli import __version__
 from img2img_cli.errors import InputError, PresetError
 from img2img_cli.images import DAMAGE, read_bytes
 from img2img_cli.job import STDIO, Job
-from img2img_cli.parameters import CARD_KEYS, Parameters
+from img2img_cli.parameters import Parameters
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.writer import IMAGE_HISTORY
 
@@ -26,7 +26,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
     Args:
         provenance: hashes of what the result was made from, by which a batch knows its results again.
     """
-    parameters = job.parameters.model_dump(exclude=set(CARD_KEYS))
+    parameters = job.parameters.to_record()
     record = {
         "version": __version__,
         "input": job.input if job.input == STDIO else _writable(Path(job.input).name),

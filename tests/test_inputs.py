@@ -100,7 +100,9 @@ def test_a_manifest_row_is_a_job(tree: Path) -> None:
 
 def test_json_lines_are_a_manifest_too(tree: Path) -> None:
     manifest = tree / "jobs.jsonl"
-    manifest.write_text('{"input": "in/a.jpg", "saturation": 0.5}\n\n{"input": "in/a.jpg", "output": "b.jpg"}\n')
+    manifest.write_text(
+        '{"input": "in/a.jpg", "saturation": 0.5}\n\n{"input": "in/a.jpg", "output": "b.jpg", "saturation": 1}\n'
+    )
     jobs = plan_batch(find_items([str(manifest)]), Choices(folder=Path("out"), preset="colorize"))
     assert [job.parameters.saturation for job in jobs] == [0.5, 1.0]
     assert jobs[0].output == "out/in/a.jpg"

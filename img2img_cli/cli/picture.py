@@ -13,7 +13,7 @@ from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED, check_references
-from img2img_cli.parameters import CARD_KEYS, Parameters, Task
+from img2img_cli.parameters import Parameters, Task
 from img2img_cli.preset import Resolved, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
 
@@ -192,7 +192,7 @@ def report(result: Result, shared: SharedOptions) -> None:
             "seed": job.seed,
             "preset": job.preset,
             "seconds": round(result.seconds, 3),
-            "parameters": job.parameters.model_dump(exclude=set(CARD_KEYS)),
+            "parameters": job.parameters.to_record(),
         }
         print(json.dumps(row, ensure_ascii=False))
     elif not shared.quiet:

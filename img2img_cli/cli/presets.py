@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from img2img_cli.modelref import BUNDLED
-from img2img_cli.parameters import Parameters
+
+if TYPE_CHECKING:
+    from img2img_cli.parameters import Parameters
 
 presets = typer.Typer(help="List, show and check presets.")
 
