@@ -7,17 +7,19 @@ from dataclasses import dataclass
 import torch
 
 from img2img_cli.errors import UsageError
+from img2img_cli.parameters import Offload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """A device, a dtype, and why that dtype."""
+    """A device, a dtype, why that dtype, and how the model shares its memory with main memory."""
 
     device: torch.device
     dtype: torch.dtype
     reason: str
+    offload: Offload = "auto"
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,21 +41,24 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_placement(device_name: str, dtype_name: str) -> Placement:
+def choose_placement(device_name: str, dtype_name: str, offload: Offload = "auto") -> Placement:
     """16 bits where the device multiplies them fast, else float32."""
     device = choose_device(device_name)
-    if dtype_name != "auto":
-        return Placement(device=device, dtype=DTYPES[dtype_name], reason="asked for")
+    dtype, reason = (DTYPES[dtype_name], "asked for") if dtype_name != "auto" else _choose_dtype(device)
+    return Placement(device=device, dtype=dtype, reason=reason, offload=offload)
+
+
+def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
         if torch.cuda.get_device_capability(device) >= (8, 0):
-            return Placement(device=device, dtype=torch.bfloat16, reason="compute capability 8.0 or later")
-        return Placement(device=device, dtype=torch.float16, reason="compute capability under 8.0")
+            return torch.bfloat16, "compute capability 8.0 or later"
+        return torch.float16, "compute capability under 8.0"
     if device.type == "cpu":
         for probe, name in (("_is_amx_tile_supported", "AMX"), ("_is_avx512_bf16_supported", "AVX512-BF16")):
             if getattr(torch.cpu, probe, bool)():
-                return Placement(device=device, dtype=torch.bfloat16, reason=f"the processor has {name}")
-        return Placement(device=device, dtype=torch.float32, reason="the processor has no fast 16-bit arithmetic")
-    return Placement(device=device, dtype=torch.float16, reason=f"{device.type} multiplies float16 fast")
+                return torch.bfloat16, f"the processor has {name}"
+        return torch.float32, "the processor has no fast 16-bit arithmetic"
+    return torch.float16, f"{device.type} multiplies float16 fast"
 
 
 def make_generators(seeds: list[int]) -> list[torch.Generator]:

@@ -13,6 +13,7 @@ from img2img_cli.modelref import BUNDLED
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Offload = Literal["auto", "none", "model", "group", "sequential"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
 CARD_KEYS = frozenset(

@@ -20,12 +20,14 @@ from PIL import Image
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.loading import load_controlnet, load_pipeline
-from img2img_cli.parameters import Parameters
+from img2img_cli.offload import apply_offload, choose_offload, measure_parts
+from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.work import Piece
 
 Progress = Callable[[int, int], None]
 PIXELS_PER_BATCH = 2 * 512 * 512
 BYTES_PER_PIXEL = 6_000  # of a guided Stable Diffusion pass in 16 bits, with room to spare
+VAE_TILING_PIXELS = 1280 * 1280  # a VAE's activations take more than the model's from about here on
 
 diffusers.utils.logging.set_verbosity_error()
 transformers.utils.logging.set_verbosity_error()
@@ -54,10 +56,11 @@ class ImagePipeline:
         factor: pixels a latent, usually 8.
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
+        offload: where its parts lie while they wait.
     """
 
-    def __init__(self, pipe: Any, placement: Placement) -> None:
-        self.pipe, self.placement = pipe, placement
+    def __init__(self, pipe: Any, placement: Placement, offload: Offload = "none") -> None:
+        self.pipe, self.placement, self.offload = pipe, placement, offload
         self.factor: int = pipe.vae_scale_factor
         unet = getattr(pipe, "unet", None)
         # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
@@ -67,7 +70,7 @@ class ImagePipeline:
         self.takes_mask = "mask_image" in self._accepted
         self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
-        self._offloaded = False
+        self._tiling_pixels = VAE_TILING_PIXELS
 
     @torch.inference_mode()
     def encode(self, images: list[Image.Image], generators: list[torch.Generator]) -> torch.Tensor:
@@ -77,6 +80,7 @@ class ImagePipeline:
         it, as the stock pipelines do.
         """
         vae = self.pipe.vae
+        self._tile_vae(images[0].size)
         pixels = self.pipe.image_processor.preprocess(images)
         with explain_memory_errors(self.placement.device):
             encoded = vae.encode(pixels.to(self.placement.device, vae.dtype))
@@ -150,6 +154,7 @@ class ImagePipeline:
         Some of these read a list of pictures as several references for one result, so it is one picture a call.
         """
         width, height = piece.image.size
+        self._tile_vae(piece.image.size)
         arguments = self._make_arguments([piece.parameters], make_generators([piece.seed]), progress)
         # Kontext would go to the nearest of its training sizes, which stretches the picture.
         size = {"width": width, "height": height, "max_area": width * height, "_auto_resize": False}
@@ -185,6 +190,7 @@ class ImagePipeline:
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipe.vae
+        self._tile_vae((latents.shape[-1] * self.factor, latents.shape[-2] * self.factor))
         with explain_memory_errors(self.placement.device):
             decoded: torch.Tensor = vae.decode(
                 (latents / vae.config.scaling_factor + self._shift).to(vae.dtype), return_dict=False
@@ -222,16 +228,26 @@ class ImagePipeline:
     def save_memory(self) -> str | None:
         """Switch on the next measure against running out of memory and name it; None when there is none left."""
         self._release()
-        vae = self.pipe.vae
-        # AutoencoderTiny is small anyway, and its tiling assumes a factor of 8.
-        if not isinstance(vae, diffusers.AutoencoderTiny) and not getattr(vae, "use_tiling", True):
-            vae.enable_tiling()
+        if self._tiling_pixels and self._can_tile_vae:
+            self._tiling_pixels = 0
             return "the VAE in tiles"
-        if self.placement.device.type == "cuda" and not self._offloaded:
-            self.pipe.enable_model_cpu_offload(device=self.placement.device)
-            self._offloaded = True
-            return "the model's parts moved to the device one at a time"
+        if self.placement.device.type == "cuda" and self.offload in ("none", "model"):
+            self.offload = "model" if self.offload == "none" else "group"
+            apply_offload(self.pipe, self.offload, self.placement.device)
+            return "the model's " + ("parts" if self.offload == "model" else "layers") + " moved to the device in turn"
         return None
+
+    @property
+    def _can_tile_vae(self) -> bool:
+        # AutoencoderTiny is small anyway, and its tiling assumes a factor of 8.
+        vae = self.pipe.vae
+        return hasattr(vae, "enable_tiling") and not isinstance(vae, diffusers.AutoencoderTiny)
+
+    def _tile_vae(self, size: tuple[int, int]) -> None:
+        """The VAE in overlapping tiles for large pictures, whole for others: tiles differ a little in tone."""
+        if self._can_tile_vae:
+            vae = self.pipe.vae
+            (vae.enable_tiling if size[0] * size[1] > self._tiling_pixels else vae.disable_tiling)()
 
     def _release(self) -> None:
         gc.collect()
@@ -258,12 +274,23 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
     with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         pipe = load_pipeline(parameters, placement.dtype, controlnet)
-        pipe.to(placement.device)
-    if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
-        pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
-    for name in ("unet", "vae", "controlnet"):
-        module: Any = getattr(pipe, name, None)
-        if module is not None:
-            module.to(memory_format=torch.channels_last)
+        if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
+        for name in ("unet", "vae", "controlnet"):
+            module: Any = getattr(pipe, name, None)
+            if module is not None:
+                module.to(memory_format=torch.channels_last)
+        offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
+        apply_offload(pipe, offload, placement.device)
     pipe.set_progress_bar_config(disable=True)
-    return ImagePipeline(pipe, placement)
+    return ImagePipeline(pipe, placement, offload)
+
+
+def _settle_offload(pipe: Any, placement: Placement, work: int) -> Offload:
+    """What was asked for, or what fits. A CPU has nowhere to move parts to, and Apple's GPUs share its memory."""
+    if placement.device.type in ("cpu", "mps"):
+        return "none"
+    if placement.offload != "auto":
+        return placement.offload
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    return choose_offload(measure_parts(pipe), work, free)

@@ -15,6 +15,7 @@ from img2img_cli.cli.shared import (
     LoraOption,
     MetadataOption,
     ModelOption,
+    OffloadOption,
     QualityOption,
     QuietOption,
     SchedulerOption,
@@ -107,6 +108,7 @@ def batch(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    offload: OffloadOption = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
@@ -115,7 +117,7 @@ def batch(
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
-    from img2img_cli.cli.picture import check_format, parse_assignment
+    from img2img_cli.cli.picture import check_format, check_offload, parse_assignment
     from img2img_cli.plan import Choices
 
     overrides = {"prompt": prompt, "model": model, "dtype": dtype}
@@ -148,6 +150,7 @@ def batch(
         watch=watch,
         report=report,
         device=device,
+        offload=check_offload(offload),
         dry_run=dry_run,
         json=json,
         quiet=quiet,

@@ -13,14 +13,16 @@ from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED, check_references
-from img2img_cli.parameters import Parameters, Task
+from img2img_cli.parameters import Offload, Parameters, Task
 from img2img_cli.preset import Resolved, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:
+    from img2img_cli.pipeline import ImagePipeline
     from img2img_cli.runner import Result
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 
 
 def run_picture_command(
@@ -39,6 +41,7 @@ def run_picture_command(
         own: the command's own options by parameter name; None means not given.
     """
     resolved = resolve_parameters(task, own, shared)
+    offload = check_offload(shared.offload)
     jobs = make_jobs(resolved, source, output, shared, mask=mask, variations=variations)
     p = resolved.parameters
     check_references(p.model, p.controlnet, p.vae, p.lora)
@@ -49,8 +52,10 @@ def run_picture_command(
     from img2img_cli.pipeline import build_pipeline
     from img2img_cli.runner import run_jobs
 
-    placement = choose_placement(shared.device, resolved.parameters.dtype)
+    placement = choose_placement(shared.device, resolved.parameters.dtype, offload)
     pipeline = build_pipeline(resolved.parameters, placement)
+    if not shared.quiet:
+        tell_offload(pipeline)
     with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
         results = list(run_jobs(jobs, pipeline, progress))
     for result in results:
@@ -156,6 +161,24 @@ def check_format(name: str) -> Format:
         if name == known:
             return known
     raise UsageError(f"--format {name}: must be one of {', '.join(FORMATS)}{suggest(name, FORMATS)}")
+
+
+def check_offload(name: str) -> Offload:
+    """The value of --offload.
+
+    Raises:
+        UsageError: no such way.
+    """
+    for known in OFFLOADS:
+        if name == known:
+            return known
+    raise UsageError(f"--offload {name}: must be one of {', '.join(OFFLOADS)}{suggest(name, OFFLOADS)}")
+
+
+def tell_offload(pipeline: ImagePipeline) -> None:
+    """Say it when the model was too large for its device as a whole."""
+    if pipeline.offload != "none":
+        print(f"img2img: --offload {pipeline.offload} on {pipeline.placement.device}", file=sys.stderr)
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

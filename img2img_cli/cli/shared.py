@@ -66,6 +66,13 @@ DtypeOption = Annotated[
     Optional[str],
     typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
 ]
+OffloadOption = Annotated[
+    str,
+    typer.Option(
+        help="What waits in main memory for its turn on a GPU: auto, none, model, group or sequential.",
+        rich_help_panel=_RUN,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]
 
 
@@ -102,6 +109,7 @@ class SharedOptions:
     ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = None
+    offload: OffloadOption = "auto"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved job as YAML and stop.", rich_help_panel=_RUN)
     ] = False
