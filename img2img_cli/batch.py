@@ -29,6 +29,10 @@ PIPELINE_KEYS = (
     "lora",
     "controlnet",
     "controlnet_revision",
+    "ip_adapter",
+    "ip_adapter_image_encoder",
+    "ip_adapter_scale",
+    "ip_adapter_blocks",
     "scheduler",
     "dtype",
 )

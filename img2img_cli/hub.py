@@ -14,7 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
 from img2img_cli.errors import ModelError
-from img2img_cli.modelref import LoraReference, locate_model, parse_lora
+from img2img_cli.modelref import LoraReference, locate_model, parse_lora, split_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import list_presets, load_preset, resolve
 
@@ -25,6 +25,7 @@ PART_FILES = [
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model-*-of-*.safetensors",
+    "model.safetensors",
 ]
 _CHUNK = 1 << 22
 
@@ -36,6 +37,7 @@ class Repository:
     Attributes:
         role: `pipeline` is a whole model, `part` a VAE or ControlNet.
         without: components of the pipeline that another repository takes the place of.
+        folder: where in the repository a part lies.
     """
 
     reference: str
@@ -43,6 +45,7 @@ class Repository:
     revision: str | None = None
     variant: str | None = None
     without: tuple[str, ...] = ()
+    folder: str = ""
     file: str | None = None
 
 
@@ -67,7 +70,11 @@ def list_repositories(parameters: Parameters) -> list[Repository]:
     for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
         if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
             found.append(Repository(reference=reference, role="part", revision=revision))
-    loras = map(parse_lora, p.lora)
+    loras = map(parse_lora, (*p.lora, *filter(None, [p.ip_adapter])))
+    if p.ip_adapter is not None:
+        place, folder = split_folder(p.ip_adapter_image_encoder)
+        if not Path(place).is_dir():
+            found.append(Repository(reference=place, role="part", folder=folder))
     return found + [Repository(reference=r.repository, role="lora", file=r.file) for r in loras if r.on_hub]
 
 
@@ -100,7 +107,8 @@ def pull(repository: Repository) -> None:
         if role == "pipeline":
             _pull_pipeline(repository)
         elif role == "part":
-            snapshot_download(reference, revision=repository.revision, allow_patterns=PART_FILES)
+            patterns = [str(Path(repository.folder, name)) for name in PART_FILES]
+            snapshot_download(reference, revision=repository.revision, allow_patterns=patterns)
         else:
             fetch_lora(LoraReference(reference, repository.file, 1.0, on_hub=True))
 

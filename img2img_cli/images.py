@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
@@ -260,6 +261,21 @@ def from_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     result = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
     assert result is not None
     return result
+
+
+def load_style(name: str) -> Image.Image:
+    """A style picture as RGB; the same object while the file stays, as jobs that share one share batches.
+
+    Raises:
+        InputError: not a picture that can be read.
+    """
+    path = Path(name)
+    return _load_style(name, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@functools.lru_cache(maxsize=8)
+def _load_style(name: str, changed: int) -> Image.Image:
+    return load_image(name).rgb
 
 
 def load_mask(name: str, size: tuple[int, int]) -> Image.Image:

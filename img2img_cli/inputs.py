@@ -23,7 +23,8 @@ from img2img_cli.yamlio import parse_scalar
 # What is picked up from folders; more formats can be read when they are named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
 MANIFESTS = (".csv", ".jsonl")
-ROW_KEYS = ("input", "output", "mask", "preset", "seed")
+ROW_KEYS = ("input", "output", "mask", "style", "preset", "seed")
+PATH_KEYS = ("input", "output", "mask", "style", "preset")
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -43,6 +44,7 @@ class Item:
     relative: str
     output: str | None = None
     mask: str | None = None
+    style: str | None = None
     preset: str | None = None
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -149,7 +151,7 @@ def read_names(data: bytes) -> list[str]:
 
 
 def read_manifest(path: Path) -> list[Item]:
-    """The rows of a CSV or JSON Lines file. Inputs and masks are relative to the manifest's folder.
+    """The rows of a CSV or JSON Lines file. Inputs, masks and styles are relative to the manifest's folder.
 
     Raises:
         InputError: it cannot be read.
@@ -177,7 +179,7 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _read_cell(key: str, value: str) -> Any:
-    return value if key in ("input", "output", "mask", "preset", "prompt", "negative_prompt") else parse_scalar(value)
+    return value if key in (*PATH_KEYS, "prompt", "negative_prompt") else parse_scalar(value)
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -200,7 +202,7 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
     for key in overrides:
         if key not in Parameters.model_fields:
             raise UsageError(f"{origin}: {key}: no such column{suggest(key, (*ROW_KEYS, *Parameters.model_fields))}")
-    for key in ("input", "output", "mask", "preset"):
+    for key in PATH_KEYS:
         if not isinstance(row.get(key, ""), str):
             raise UsageError(f"{origin}: {key}: must be text")
     if not row.get("input"):
@@ -217,6 +219,7 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
         relative=os.path.normpath(relative),
         output=output,
         mask=str(path.parent / row["mask"]) if row.get("mask") else None,
+        style=str(path.parent / row["style"]) if row.get("style") else None,
         preset=row.get("preset"),
         seed=seed,
         overrides=overrides,

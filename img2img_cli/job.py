@@ -44,6 +44,7 @@ class Job(BaseModel):
     parameters: Parameters
     seed: int = Field(ge=0, le=MAX_SEED)
     mask: str | None = None
+    style: str | None = None
     format: Format = "keep"
     quality: int | None = Field(default=None, ge=1, le=100)
     force: bool = False
@@ -59,6 +60,18 @@ def choose_seed() -> int:
 def telling_suffix(parameters: Parameters) -> str:
     """What is added to the input's name: `-edit`, `-colorize`, `-x2`."""
     return f"-x{parameters.scale:g}" if parameters.task == "upscale" else f"-{parameters.task}"
+
+
+def check_style(parameters: Parameters, style: str | None, where: str) -> None:
+    """Refuse a style picture that nobody looks at, and the lack of one.
+
+    Raises:
+        UsageError: naming `where`.
+    """
+    if style is not None and parameters.ip_adapter is None:
+        raise UsageError(f"{where} takes no --style; use --preset sd15-style or sdxl-style")
+    if style is None and parameters.ip_adapter is not None:
+        raise UsageError(f"{where} takes its style from a picture; give one with --style")
 
 
 def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list[Job]:
@@ -78,6 +91,11 @@ def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list
             raise UsageError("--mask keeps the picture's own pixels, so it needs --size original and no upscaling")
         if template.mask == STDIO:
             raise UsageError("--mask cannot be read from stdin; give a file")
+    check_style(template.parameters, template.style, f"preset '{template.preset}'")
+    if template.style is not None:
+        check_input(template.style)
+        if template.style == STDIO:
+            raise UsageError("--style cannot be read from stdin; give a file")
     base = _name_output(template, output)
     if base == STDIO and variations > 1:
         raise UsageError("several variations cannot go to stdout; name an OUTPUT file or folder")
@@ -152,7 +170,7 @@ def _check_output(path: str, job: Job) -> None:
         raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {target.parent} cannot be written to; check its permissions")
-    for read in filter(None, (job.input, job.mask)):
+    for read in filter(None, (job.input, job.mask, job.style)):
         if read != STDIO and target.exists() and target.samefile(read) and not (job.in_place and read == job.input):
             raise OutputError(f"{path}: is the input itself; name another OUTPUT, or use --in-place to replace it")
     if target.is_dir():

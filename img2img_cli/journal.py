@@ -58,15 +58,17 @@ def hash_file(path: str) -> str:
 
 
 def make_fingerprint(job: Job) -> str:
-    """A hash of the parameters, the seed, the model's weights, the mask's bytes and the form of the output."""
+    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output."""
     content = {
         "parameters": job.parameters.to_record(),
         "seed": job.seed,
         "model": identify_model(job.parameters.model),
         "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
         **{text: identify_lora(text) for text in job.parameters.lora},
+        **({"ip_adapter": identify_lora(job.parameters.ip_adapter)} if job.parameters.ip_adapter else {}),
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
         "mask": hash_file(job.mask) if job.mask else None,
+        "style": hash_file(job.style) if job.style else None,
         "output": [job.format, job.quality, job.metadata],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

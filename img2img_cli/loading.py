@@ -20,6 +20,7 @@ from transformers import CLIPTokenizer
 
 from img2img_cli.errors import ModelError, PresetError
 from img2img_cli.hub import fetch_lora
+from img2img_cli.ip_adapter import load_ip_adapter
 from img2img_cli.modelref import locate_model, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
@@ -61,6 +62,9 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
         _fuse_loras(pipe, parameters.lora)
+    if parameters.ip_adapter:
+        with explain_model_errors(parameters.ip_adapter):
+            load_ip_adapter(pipe, parameters, dtype)
     if parameters.scheduler:
         pipe.scheduler = _scheduler_class(parameters.scheduler).from_config(pipe.scheduler.config)
     return pipe

@@ -104,6 +104,21 @@ def parse_lora(text: str) -> LoraReference:
     return LoraReference(f"{owner}/{name}", file or None, scale, on_hub=True)
 
 
+def split_folder(reference: str) -> tuple[str, str]:
+    """A local folder, or a hub id and the folder in that repository.
+
+    Raises:
+        ModelError: neither.
+    """
+    if Path(reference).expanduser().is_dir():
+        return str(Path(reference).expanduser()), ""
+    owner, _, rest = reference.partition("/")
+    name, _, folder = rest.partition("/")
+    if not _HUB_ID.fullmatch(f"{owner}/{name}") or ".." in folder:
+        raise ModelError(f"{reference}: no such folder; give a folder, or owner/name/FOLDER of the hub")
+    return f"{owner}/{name}", folder
+
+
 def check_references(model: str, controlnet: str | None, vae: str | None, lora: Sequence[str]) -> None:
     """Refuse what a preset names and cannot be, before torch is loaded.
 

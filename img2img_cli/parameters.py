@@ -67,6 +67,17 @@ class Parameters(BaseModel):
     controlnets: dict[ControlKind, str] = Field(
         default_factory=dict, description="The ControlNets of the model's family, for `--control` to choose from."
     )
+    ip_adapter: str | None = Field(
+        default=None, description="IP-Adapter for --style: owner/name/FILE.safetensors on the hub, or a local file."
+    )
+    ip_adapter_image_encoder: str = Field(
+        default="h94/IP-Adapter/models/image_encoder",
+        description="The IP-Adapter's image encoder: owner/name/FOLDER on the hub, or a local folder.",
+    )
+    ip_adapter_scale: float = Field(default=0.8, ge=0, le=2, description="Weight of the style picture.")
+    ip_adapter_blocks: Literal["all", "style"] = Field(
+        default="style", description="Where the style picture acts: in the layers that hold style, or in all."
+    )
     scheduler: str | None = Field(
         default=None, description="diffusers scheduler class, such as DPMSolverMultistepScheduler.", max_length=80
     )

@@ -19,6 +19,7 @@ from PIL import Image
 
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
+from img2img_cli.ip_adapter import encode_style
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
@@ -108,11 +109,13 @@ class ImagePipeline:
         each: Sequence[Parameters],
         controls: list[Image.Image] | None,
         progress: Progress | None = None,
+        style: Image.Image | None = None,
     ) -> torch.Tensor:
         """Noise latents by `strength` and denoise them, each under its own prompt; same shape out as in.
 
         Args:
             each: one a latent; they differ in prompts alone.
+            style: for a model with an IP-Adapter.
         """
         parameters = each[0]
         arguments = self._make_arguments(each, generators, progress) | {"image": latents, "output_type": "latent"}
@@ -126,6 +129,10 @@ class ImagePipeline:
                 "control_guidance_end": parameters.control_guidance_end,
             }
         with explain_memory_errors(self.placement.device):
+            if style is not None:
+                guided = parameters.guidance_scale > 1
+                embeds = encode_style(self.pipe, style, self.placement.device, guided=guided)
+                arguments["ip_adapter_image_embeds"] = [embeds]
             result: torch.Tensor = self.pipe(**arguments).images
         return result
 
@@ -209,7 +216,8 @@ class ImagePipeline:
             return self.decode(latents)
         controls = [piece.control for piece in pieces if piece.control is not None]
         parameters = [piece.parameters for piece in pieces]
-        return self.decode(self.denoise(latents, generators, parameters, controls or None, progress))
+        style = pieces[0].style
+        return self.decode(self.denoise(latents, generators, parameters, controls or None, progress, style))
 
     @property
     def batch_pixels(self) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 from img2img_cli.errors import OutputError, PresetError, UsageError
 from img2img_cli.inputs import Item, check_inside
-from img2img_cli.job import EXTENSIONS, Format, Job
+from img2img_cli.job import EXTENSIONS, Format, Job, check_style
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import load_preset, resolve
 
@@ -33,6 +33,7 @@ class Choices:
     preset: str | None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     more_lora: Sequence[str] = ()
+    style: str | None = None
     name: str = DEFAULT_NAME
     format: Format = "keep"
     quality: int | None = None
@@ -90,6 +91,7 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
         parameters=parameters,
         seed=seed,
         mask=item.mask,
+        style=item.style or choices.style,
         format=choices.format,
         quality=choices.quality,
         force=choices.force,
@@ -107,6 +109,7 @@ def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
         raise UsageError(f"{item.origin or 'preset ' + preset}: no prompt; give --prompt or a preset that has one")
     if item.mask and (parameters.size != "original" or parameters.task == "upscale"):
         raise UsageError(f"{item.origin}: a mask keeps the picture's own pixels, so it needs size original")
+    check_style(parameters, item.style or choices.style, item.origin or f"preset '{preset}'")
     return parameters
 
 

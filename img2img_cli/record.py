@@ -34,8 +34,9 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
         "seed": job.seed,
         "parameters": parameters,
     }
-    if job.mask:
-        record["mask"] = _writable(Path(job.mask).name)
+    for key in ("mask", "style"):
+        if name := getattr(job, key):
+            record[key] = _writable(Path(name).name)
     return record | provenance
 
 
@@ -116,8 +117,9 @@ def replay_command(record: dict[str, Any]) -> str:
     if record["input"] == STDIO:
         words.append(STDIO)
     words += ["--preset", preset_name, "--seed", str(record["seed"])]
-    if record.get("mask"):
-        words += ["--mask", str(record["mask"])]
+    for key in ("mask", "style"):
+        if record.get(key):
+            words += [f"--{key}", str(record[key])]
     if wanted["task"] == "edit":
         words += ["--prompt", str(wanted.pop("prompt"))]
     for key, value in wanted.items():
@@ -134,5 +136,5 @@ def _current_preset(reference: str, task: str) -> tuple[str, dict[str, Any]]:
             parameters = resolve(load_preset(name), {}).parameters
         except PresetError:
             continue
-        return name, parameters.model_dump()
+        return name, parameters.to_record()
     raise InputError(f"its preset '{reference}' is not here, so the command cannot be told")

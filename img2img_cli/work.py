@@ -29,6 +29,7 @@ class Piece:
 
     Attributes:
         mask: `L` of the picture's size, white where to repaint; None unless the model is made for it.
+        style: RGB of any size, for an IP-Adapter; a batch has one.
         reconstruct: only encode and decode, without noise: what the autoencoder makes of the picture.
     """
 
@@ -37,6 +38,7 @@ class Piece:
     seed: int
     parameters: Parameters
     mask: Image.Image | None = None
+    style: Image.Image | None = None
     reconstruct: bool = False
 
     @property
@@ -44,7 +46,12 @@ class Piece:
         """Equal for pieces that may share a batch."""
         if self.reconstruct:
             return self.image.size, "reconstruct"
-        return self.image.size, self.control is None, *(getattr(self.parameters, key) for key in BATCH_KEYS)
+        return (
+            self.image.size,
+            self.control is None,
+            id(self.style),
+            *(getattr(self.parameters, key) for key in BATCH_KEYS),
+        )
 
     @property
     def pixels(self) -> int:

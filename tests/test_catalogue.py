@@ -36,7 +36,8 @@ def references(parameters: Parameters) -> list[tuple[str, str | None]]:
     """Every hub id that a preset names for a run, with the variant it asks for."""
     found: list[tuple[str, str | None]] = [(parameters.model, parameters.variant)]
     found += [(part, None) for part in (parameters.vae, parameters.controlnet) if part]
-    return found + [(parse_lora(text).repository, None) for text in parameters.lora]
+    files = [*parameters.lora, *([parameters.ip_adapter] if parameters.ip_adapter else [])]
+    return found + [(parse_lora(text).repository, None) for text in files]
 
 
 def mask_of(size: tuple[int, int]) -> np.ndarray:
@@ -77,6 +78,7 @@ def catalogue(
     root = tmp_path_factory.mktemp("catalogue")
     photograph.resize(SIZE).save(root / "in.png")
     Image.fromarray(mask_of(SIZE)).save(root / "mask.png")
+    Image.effect_noise((90, 70), 80).convert("RGB").save(root / "style.png")
     rows = []
     for name in REMOTE:
         p = parameters_of(name)
@@ -84,6 +86,8 @@ def catalogue(
         row = {"input": "in.png", "output": f"{name}.png", "preset": name, "seed": 5, "tile_overlap": 16, **few}
         if "inpaint" in name:
             row["mask"] = "mask.png"
+        if p.ip_adapter:
+            row["style"] = "style.png"
         rows.append(row | ({"prompt": "a red house"} if p.task == "edit" else {}))
     (root / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}

@@ -37,10 +37,13 @@ from diffusers import (
 )
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -328,6 +331,42 @@ def make_lora_xl(folder: Path, variant: str | None) -> None:
     _make_lora(StableDiffusionXLImg2ImgPipeline, xl=True, folder=folder)
 
 
+def _ip_adapter_weights(unet: UNet2DConditionModel, width: int, tokens: int = 4) -> dict[str, torch.Tensor]:
+    """Keys and values of a picture's tokens for each cross-attention, numbered as the original's layers are."""
+    cross = unet.config.cross_attention_dim
+    weights = {
+        "image_proj.proj.weight": torch.randn(tokens * cross, width) / width**0.5,
+        "image_proj.proj.bias": torch.zeros(tokens * cross),
+        "image_proj.norm.weight": torch.ones(cross),
+        "image_proj.norm.bias": torch.zeros(cross),
+    }
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if "attn2" in name]
+    for index, name in enumerate(names):
+        inner = unet.get_submodule(name).to_k.out_features
+        for kind in ("k", "v"):
+            weights[f"ip_adapter.{2 * index + 1}.to_{kind}_ip.weight"] = torch.randn(inner, cross)
+    return weights
+
+
+def make_ip_adapter(folder: Path, variant: str | None) -> None:
+    """IP-Adapters for Stable Diffusion 1.5 and XL and the image encoder that they share."""
+    config = CLIPVisionConfig(
+        hidden_size=WIDTH,
+        intermediate_size=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=32,
+        patch_size=8,
+        projection_dim=WIDTH,
+    )
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "models" / "image_encoder")
+    for xl, file in ((False, "models/ip-adapter_sd15"), (True, "sdxl_models/ip-adapter_sdxl_vit-h")):
+        unet = UNet2DConditionModel(**fix_up(unet_options(xl=xl)))
+        path = folder / f"{file}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(_ip_adapter_weights(unet, WIDTH), path)
+
+
 RECIPES: dict[str, Recipe] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": make_sd,
     "stabilityai/sd-turbo": make_sd,
@@ -347,6 +386,7 @@ RECIPES: dict[str, Recipe] = {
     "diffusers/stable-diffusion-xl-1.0-inpainting-0.1": make_inpaint_xl,
     "timbrooks/instruct-pix2pix": make_pix2pix,
     "diffusers/sdxl-instructpix2pix-768": make_pix2pix_xl,
+    "h94/IP-Adapter": make_ip_adapter,
     "latentcat/control_v1p_sd15_brightness": make_controlnet,
     "lllyasviel/control_v11f1e_sd15_tile": make_controlnet,
     "lllyasviel/control_v11p_sd15_canny": make_controlnet,

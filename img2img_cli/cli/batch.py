@@ -58,6 +58,14 @@ def batch(
     ] = None,
     model: ModelOption = None,
     lora: LoraOption = [],  # noqa: B006
+    style: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Picture whose style to take; for presets with an IP-Adapter.",
+            rich_help_panel=_PRESET,
+            show_default=False,
+        ),
+    ] = None,
     controlnet: ControlnetOption = None,
     vae: VaeOption = None,
     scheduler: SchedulerOption = None,
@@ -126,6 +134,7 @@ def batch(
     choices = Choices(
         folder=output,
         preset=preset,
+        style=style,
         overrides=overrides | dict(parse_assignment(text) for text in set_),
         more_lora=lora,
         name=name,

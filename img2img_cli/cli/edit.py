@@ -39,6 +39,10 @@ def edit(
             show_default=False,
         ),
     ] = None,
+    style: Annotated[
+        Optional[str],
+        typer.Option(help="Picture whose style to take; for presets with an IP-Adapter.", show_default=False),
+    ] = None,
     variations: Annotated[
         int, typer.Option(min=1, max=64, help="Results from as many seeds, numbered -1, -2, ...")
     ] = 1,
@@ -56,4 +60,4 @@ def edit(
         "mask_feather": mask_feather,
         "control": control,
     }
-    run_picture_command("edit", source, output, own, shared, mask=mask, variations=variations)
+    run_picture_command("edit", source, output, own, shared, mask=mask, style=style, variations=variations)

@@ -33,6 +33,7 @@ def run_picture_command(
     shared: SharedOptions,
     *,
     mask: str | None = None,
+    style: str | None = None,
     variations: int = 1,
 ) -> None:
     """Resolve, plan, check, and only then load torch and run.
@@ -42,7 +43,7 @@ def run_picture_command(
     """
     resolved = resolve_parameters(task, own, shared)
     offload = check_offload(shared.offload)
-    jobs = make_jobs(resolved, source, output, shared, mask=mask, variations=variations)
+    jobs = make_jobs(resolved, source, output, shared, mask=mask, style=style, variations=variations)
     p = resolved.parameters
     check_references(p.model, p.controlnet, p.vae, p.lora)
     if shared.dry_run:
@@ -127,7 +128,14 @@ def _takes_text(annotation: Any) -> bool:
 
 
 def make_jobs(
-    resolved: Resolved, source: str, output: str | None, shared: SharedOptions, *, mask: str | None, variations: int
+    resolved: Resolved,
+    source: str,
+    output: str | None,
+    shared: SharedOptions,
+    *,
+    mask: str | None,
+    style: str | None,
+    variations: int,
 ) -> list[Job]:
     """The planned and checked jobs of one command."""
     format_ = check_format(shared.format)
@@ -140,6 +148,7 @@ def make_jobs(
         parameters=resolved.parameters,
         seed=choose_seed() if shared.seed is None else shared.seed,
         mask=mask,
+        style=style,
         format=format_,
         quality=shared.quality,
         force=shared.force,
