@@ -6,6 +6,7 @@ import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
 
@@ -111,6 +112,24 @@ def pull(repository: Repository) -> None:
             snapshot_download(reference, revision=repository.revision, allow_patterns=patterns)
         else:
             fetch_lora(LoraReference(reference, repository.file, 1.0, on_hub=True))
+    check_download(reference)
+
+
+def check_download(reference: str) -> None:
+    """Compare what was fetched with the hub's checksums, which huggingface_hub does not; remove what differs.
+
+    Raises:
+        ModelError: naming a file that differed.
+    """
+    damaged = _find_damage(_find_cached(reference))
+    for path, blob in damaged:
+        path.unlink()
+        blob.unlink(missing_ok=True)
+    if damaged:
+        raise ModelError(
+            f"{reference}: {damaged[0][0].name} came with other bytes than the hub's checksum says and was removed; "
+            "run it again, and look at the proxy if it stays so"
+        )
 
 
 def _find_role(reference: str) -> str:
@@ -222,22 +241,32 @@ def find_damage(reference: str) -> list[str]:
     Raises:
         ModelError: it is not in the cache.
     """
-    try:
-        repositories = [r for r in scan_cache_dir().repos if r.repo_type == "model" and r.repo_id == reference]
-    except CacheNotFound:
-        repositories = []
-    if not repositories:
+    cached = _find_cached(reference)
+    if not cached:
         raise ModelError(f"{reference}: not in the cache; `img2img models pull {reference}` fetches it")
+    # Below the folder of a snapshot, named by its commit.
+    return sorted("/".join(path.parts[path.parts.index("snapshots") + 2 :]) for path, _ in _find_damage(cached))
+
+
+def _find_cached(reference: str) -> list[Any]:
+    try:
+        return [r for r in scan_cache_dir().repos if r.repo_type == "model" and r.repo_id == reference]
+    except CacheNotFound:
+        return []
+
+
+def _find_damage(repositories: list[Any]) -> list[tuple[Path, Path]]:
+    """Damaged files with their blobs."""
     files = {
-        (file.file_path.relative_to(revision.snapshot_path).as_posix(), file.blob_path)
-        for revision in repositories[0].revisions
-        for file in revision.files
+        (file.file_path, file.blob_path) for r in repositories for revision in r.revisions for file in revision.files
     }
-    return sorted(name for name, blob in files if not _matches(blob))
+    return sorted((path, blob) for path, blob in files if not _matches(blob))
 
 
 def _matches(blob: Path) -> bool:
-    """Large files are stored under their SHA-256, small ones under git's SHA-1 of a blob."""
+    """Large files are stored under their SHA-256, small ones under git's SHA-1 of a blob; a mirror may do otherwise."""
+    if len(blob.name) not in (40, 64):
+        return True
     size = blob.stat().st_size
     digest = (
         hashlib.sha256() if len(blob.name) == 64 else hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
+from img2img_cli.hub import check_download, is_fetched, list_repositories
 from img2img_cli.ip_adapter import encode_style
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
@@ -280,8 +281,11 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
     """
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
     with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
+        new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         pipe = load_pipeline(parameters, placement.dtype, controlnet)
+        for reference in new:
+            check_download(reference)
         if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
         for name in ("unet", "vae", "controlnet"):

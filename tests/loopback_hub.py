@@ -17,11 +17,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 class LoopbackHub:
     """Serves local folders as repositories; any other is missing, or wrong as its name's end says.
 
-    `gated`, `unauthorised` and `busy` are refused; of `cutoff` large files end early.
+    `gated`, `unauthorised` and `busy` are refused; of `cutoff` large files end early, of `slow` they stop coming, of
+    `lying` a bit is flipped.
     """
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
         self.requests: list[str] = []
+        self.stopped = threading.Event()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,6 +45,13 @@ class LoopbackHub:
                 if body and "cutoff/" in self.path and len(content) > 10_000:
                     self.wfile.write(content[:5_000])
                     self.close_connection = True
+                elif body and "slow/" in self.path and len(content) > 10_000:
+                    self.wfile.write(content[:5_000])
+                    self.wfile.flush()
+                    hub.stopped.wait(20)
+                    self.close_connection = True
+                elif body and "lying/" in self.path and len(content) > 10_000:
+                    self.wfile.write(content[:-1] + bytes([content[-1] ^ 1]))
                 elif body:
                     self.wfile.write(content)
 
@@ -88,5 +97,6 @@ class LoopbackHub:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stopped.set()
         self._server.shutdown()
         self._server.server_close()

@@ -26,9 +26,9 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
     two.mkdir(parents=True)
     for name in "ab":
         (two / f"{name}.safetensors").write_bytes((folders[LCM[1]] / "pytorch_lora_weights.safetensors").read_bytes())
-    with LoopbackHub(
-        folders | {"someone/two": two, "someone/cutoff": folders["madebyollin/sdxl-vae-fp16-fix"]}
-    ) as served:
+    vae = folders["madebyollin/sdxl-vae-fp16-fix"]
+    wrong = {f"someone/{fault}": vae for fault in ("cutoff", "slow", "lying")}
+    with LoopbackHub(folders | {"someone/two": two} | wrong) as served:
         yield served
 
 
@@ -38,7 +38,13 @@ def run(fresh: Callable[..., Outcome], hub: LoopbackHub, tmp_path: Path) -> Call
 
     def command(*arguments: object, offline: bool = False) -> Outcome:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": TOKEN}
-        done = fresh(*arguments, **environment, HF_HUB_OFFLINE="1" if offline else "0", HF_HUB_DISABLE_XET="1")
+        done = fresh(
+            *arguments,
+            **environment,
+            HF_HUB_OFFLINE="1" if offline else "0",
+            HF_HUB_DISABLE_XET="1",
+            HF_HUB_DOWNLOAD_TIMEOUT="1",
+        )
         assert TOKEN not in done.err + done.out.decode()
         return done
 
@@ -101,6 +107,8 @@ def test_removing_a_preset_keeps_what_others_use(run) -> None:
         ("someone/unauthorised", "hf auth login"),
         ("someone/busy", "fewer requests"),
         ("someone/cutoff", "broke off"),
+        ("someone/slow", "broke off"),
+        ("someone/lying", "other bytes than the hub's checksum says"),
         ("someone/two", "name one: someone/two/FILE"),
         ("no such thing", "no such model"),
     ],
@@ -110,6 +118,15 @@ def test_each_failure_has_its_sentence(run, tmp_path: Path, reference: str, word
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
     assert words in done.err
     assert not [path for path in blobs(tmp_path) if path.name.endswith(".incomplete")]
+
+
+def test_what_came_wrong_does_not_stay(run, tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "p.yaml").write_text("extends: sd15-edit\nvae: someone/lying\nimage_size: 64\nnum_inference_steps: 4\n")
+    done = run("edit", picture, tmp_path / "o.png", "-p", "x", "--preset", tmp_path / "p.yaml")
+    assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+    assert "someone/lying: diffusion_pytorch_model.safetensors came with other bytes" in done.err
+    assert not (tmp_path / "o.png").exists()
+    assert run("models", "verify", "someone/lying").code == 0  # the good files stay
 
 
 def test_offline_opens_no_socket(run, hub: LoopbackHub) -> None:
