@@ -21,6 +21,7 @@ from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.parameters import Parameters
+from img2img_cli.prompts import Prompts
 from img2img_cli.work import Piece
 
 Progress = Callable[[int, int], None]
@@ -54,10 +55,11 @@ class ImagePipeline:
         factor: pixels a latent, usually 8.
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
+        prompts: encodes what the pipeline's own encoder would cut off or take literally.
     """
 
     def __init__(self, pipe: Any, placement: Placement) -> None:
-        self.pipe, self.placement = pipe, placement
+        self.pipe, self.placement, self.prompts = pipe, placement, Prompts(pipe)
         self.factor: int = pipe.vae_scale_factor
         unet = getattr(pipe, "unet", None)
         # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
@@ -130,10 +132,14 @@ class ImagePipeline:
     ) -> dict[str, Any]:
         """What the pipeline's class takes of the parameters."""
         p = each[0]
-        guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+        prompts = [q.full_prompt for q in each]
+        negatives = [q.negative_prompt for q in each] if self._is_guided(p) else None
+        self.prompts.note_cuts([*prompts, *(negatives or ())])
+        texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
+        if any(map(self._count_windows, each)):
+            texts = dict(self.prompts.embed(prompts, negatives))
         wanted = {
-            "prompt": [q.full_prompt for q in each],
-            "negative_prompt": [q.negative_prompt for q in each] if guided else None,
+            **texts,
             "strength": p.strength,
             "num_inference_steps": p.num_inference_steps,
             "guidance_scale": p.guidance_scale,
@@ -142,6 +148,12 @@ class ImagePipeline:
             "callback_on_step_end": None if progress is None else _make_callback(progress),
         }
         return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
+
+    def _is_guided(self, p: Parameters) -> bool:
+        return (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+
+    def _count_windows(self, p: Parameters) -> int:
+        return self.prompts.count_windows(p.full_prompt, p.negative_prompt if self._is_guided(p) else None)
 
     @torch.inference_mode()
     def edit_whole(self, piece: Piece, progress: Progress | None = None) -> Image.Image:
@@ -197,6 +209,13 @@ class ImagePipeline:
             if pieces[0].reconstruct:
                 raise UsageError(f"keep_detail needs a Stable Diffusion model, not a {type(self.pipe).__name__}")
             return [self.edit_whole(piece, progress) for piece in pieces]
+        windows = [0 if piece.reconstruct else self._count_windows(piece.parameters) for piece in pieces]
+        if len(set(windows)) > 1:  # filled up to one length, a prompt would change with its neighbours
+            made: dict[int, Image.Image] = {}
+            for count in dict.fromkeys(windows):
+                places = [index for index, number in enumerate(windows) if number == count]
+                made |= zip(places, self.transform([pieces[index] for index in places], progress), strict=True)
+            return [made[index] for index in range(len(pieces))]
         generators = make_generators([piece.seed for piece in pieces])
         latents = self.encode([piece.image for piece in pieces], generators)
         if pieces[0].reconstruct:

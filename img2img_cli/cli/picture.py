@@ -53,6 +53,8 @@ def run_picture_command(
     pipeline = build_pipeline(resolved.parameters, placement)
     with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
         results = list(run_jobs(jobs, pipeline, progress))
+    for note in pipeline.prompts.notes if not shared.quiet else ():
+        print(f"img2img: {printable(note)}", file=sys.stderr)
     for result in results:
         report(result, shared)
 
