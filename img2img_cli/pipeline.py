@@ -132,8 +132,8 @@ class ImagePipeline:
     ) -> dict[str, Any]:
         """What the pipeline's class takes of the parameters."""
         p = each[0]
-        prompts = [q.full_prompt for q in each]
-        negatives = [q.negative_prompt for q in each] if self._is_guided(p) else None
+        read = [self._read_texts(q) for q in each]
+        prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
         self.prompts.note_cuts([*prompts, *(negatives or ())])
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
@@ -149,11 +149,14 @@ class ImagePipeline:
         }
         return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
 
-    def _is_guided(self, p: Parameters) -> bool:
-        return (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+    def _read_texts(self, p: Parameters) -> tuple[str, str | None]:
+        """The prompt and, if guidance is on, the negative one. CLIP reads lower case, and so are embeddings named."""
+        guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+        texts = p.full_prompt, p.negative_prompt if guided else None
+        return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
 
     def _count_windows(self, p: Parameters) -> int:
-        return self.prompts.count_windows(p.full_prompt, p.negative_prompt if self._is_guided(p) else None)
+        return self.prompts.count_windows(*self._read_texts(p))
 
     @torch.inference_mode()
     def edit_whole(self, piece: Piece, progress: Progress | None = None) -> Image.Image:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import psnr
+from loopback_hub import LoopbackHub
 from PIL import Image
-from twins import RECIPES, make_twin
+from safetensors.torch import save_file
+from twins import RECIPES, WIDTH, make_twin
 
 from img2img_cli.device import choose_placement
+from img2img_cli.modelref import identify_embedding, identify_model
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline, build_pipeline
 from img2img_cli.prompts import split_weights
@@ -166,3 +169,113 @@ def test_t5_takes_long_prompts_itself(folder_of: Callable[[str], Path]) -> None:
     assert pipeline.prompts.count_windows("a (red:1.3) house", "") == 0
     pipeline.prompts.note_cuts(["a house " * 10, "ab" * 400])
     assert [note.split("'")[1][:4] for note in pipeline.prompts.notes] == ["abab"]
+
+
+def write_embedding(path: Path, **vectors: torch.Tensor) -> Path:
+    save_file(vectors, path)
+    return path
+
+
+def vectors_of(count: int, width: int = WIDTH) -> torch.Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("reference", [SD, XL])
+def test_an_embedding_is_a_word_in_the_prompt(
+    here, tmp_path: Path, picture: Path, folder_of: Callable[[str], Path], reference: str
+) -> None:
+    parts = {"clip_l": vectors_of(2), "clip_g": vectors_of(2)} if reference == XL else {"emb_params": vectors_of(2)}
+    file = write_embedding(tmp_path / "MyStyle.safetensors", **parts)
+    common = ["edit", picture, "--model", folder_of(reference), *OPTIONS]
+    results = {}
+    for name, prompt, given in (
+        ("without", "a MyStyle house", []),
+        ("named", "a MyStyle house", ["--embedding", file]),
+        ("lower", "a mystyle house", ["--embedding", file]),
+        ("unnamed", "a plain house", ["--embedding", file]),
+        ("plain", "a plain house", []),
+        ("weighted", "a (MyStyle:1.5) house", ["--embedding", file]),
+    ):
+        done = here(*common, tmp_path / f"{name}.png", "-p", prompt, *given)
+        assert done.code == 0, done.err
+        assert len(done.err.splitlines()) == 1
+        results[name] = np.asarray(Image.open(tmp_path / f"{name}.png"))
+    assert (results["named"] != results["without"]).any()
+    assert (results["named"] == results["lower"]).all()
+    assert (results["unnamed"] == results["plain"]).all()
+    assert (results["weighted"] != results["named"]).any()
+    assert f"embedding={file}" in here("info", tmp_path / "named.png").out.decode()
+
+
+def test_all_vectors_of_an_embedding_count(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    vectors = vectors_of(3)
+    results = []
+    for count in (1, 3):
+        file = write_embedding(tmp_path / f"{count}.safetensors", **{"<My-Style>": vectors[:count].contiguous()})
+        pipeline = build(folder_of(SD), embedding=(str(file),))
+        results.append(run(pipeline, "a <My-Style> house", embedding=(str(file),))[0])
+    assert (results[0] != results[1]).any()
+
+
+def test_an_embedding_is_part_of_the_fingerprint(here, tmp_path: Path, picture: Path, folder_of) -> None:
+    file = write_embedding(tmp_path / "sunny.safetensors", sunnystyle=vectors_of(1))
+    command = ["batch", picture, "-o", tmp_path / "out", "-p", "a sunnystyle house", "--json", "--embedding", file]
+    command += ["--preset", "sd15-edit", "--model", folder_of(SD), "--set", "image_size=64"]
+
+    def events() -> list[str]:
+        done = here(*command)
+        assert done.code == 0, done.err
+        return [json.loads(line)["event"] for line in done.out.splitlines()]
+
+    assert "done" in events()
+    assert "up-to-date" in events()
+    write_embedding(file, sunnystyle=vectors_of(2))
+    identify_embedding.cache_clear()
+    identify_model.cache_clear()
+    assert "done" in events()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("style.pt", "pickle"), ("nowhere.safetensors", "no such file"), ("someone/../x.safetensors", "no such file")],
+)
+def test_a_wrong_embedding_is_refused_before_torch(fresh, picture: Path, text: str, words: str) -> None:
+    for command in (["edit", picture], ["batch", picture, "--preset", "edit", "-o", picture.parent / "out"]):
+        done = fresh(*command, "-p", "x", "--embedding", text)
+        assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+        assert words in done.err
+
+
+@pytest.mark.parametrize(
+    ("reference", "name", "vectors", "words"),
+    [
+        (SD, "sty.safetensors", {"mystyle": vectors_of(1, 7)}, "another family"),
+        (SD, "sty.safetensors", {"clip_l": vectors_of(1), "clip_g": vectors_of(1)}, "another family"),
+        (XL, "sty.safetensors", {"mystyle": vectors_of(1)}, "another family"),
+        (SD, "cat.safetensors", {"emb_params": vectors_of(1)}, "has a word 'cat' already"),
+        (SD, "sty.safetensors", None, "damaged"),
+        ("black-forest-labs/FLUX.1-schnell", "sty.safetensors", {"mystyle": vectors_of(1)}, "takes no embeddings"),
+    ],
+)
+def test_an_embedding_that_does_not_fit_is_one_line(
+    here, tmp_path: Path, picture: Path, folder_of: Callable[[str], Path], reference: str, name: str, vectors, words
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"\0" * 99) if vectors is None else write_embedding(file, **vectors)
+    done = here("edit", picture, "-p", "x", "--model", folder_of(reference), *OPTIONS, "--embedding", file)
+    assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+    assert words in done.err
+
+
+def test_an_embedding_comes_from_the_hub(fresh, tmp_path: Path, picture: Path, folder_of) -> None:
+    (tmp_path / "repository").mkdir()
+    write_embedding(tmp_path / "repository" / "learned_embeds.safetensors", mystyle=vectors_of(1))
+    (tmp_path / "mine.yaml").write_text(f"extends: sd15-edit\nmodel: {folder_of(SD)}\nembedding: [someone/my-style]\n")
+    with LoopbackHub({"someone/my-style": tmp_path / "repository"}) as hub:
+        place = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        done = fresh("models", "pull", tmp_path / "mine.yaml", HF_HUB_OFFLINE="0", **place)
+        assert (done.code, done.err) == (0, "someone/my-style: here\n")
+    done = fresh(
+        "edit", picture, tmp_path / "o.png", "-p", "a mystyle", "--preset", tmp_path / "mine.yaml", *OPTIONS, **place
+    )
+    assert done.code == 0, done.err

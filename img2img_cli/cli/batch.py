@@ -11,6 +11,7 @@ from img2img_cli.cli.shared import (
     ControlnetOption,
     DeviceOption,
     DtypeOption,
+    EmbeddingOption,
     FormatOption,
     LoraOption,
     MetadataOption,
@@ -57,6 +58,7 @@ def batch(
     ] = None,
     model: ModelOption = None,
     lora: LoraOption = [],  # noqa: B006
+    embedding: EmbeddingOption = [],  # noqa: B006
     controlnet: ControlnetOption = None,
     vae: VaeOption = None,
     scheduler: SchedulerOption = None,
@@ -126,6 +128,7 @@ def batch(
         preset=preset,
         overrides=overrides | dict(parse_assignment(text) for text in set_),
         more_lora=lora,
+        more_embeddings=embedding,
         name=name,
         format=check_format(format),
         quality=quality,

@@ -41,7 +41,7 @@ def run_picture_command(
     resolved = resolve_parameters(task, own, shared)
     jobs = make_jobs(resolved, source, output, shared, mask=mask, variations=variations)
     p = resolved.parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora)
+    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
     if shared.dry_run:
         print_jobs(jobs)
         return
@@ -80,7 +80,7 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
-    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora)
+    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
     if own.get("control") is not None:
         resolved = _choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:
