@@ -169,8 +169,9 @@ class Line:
         seconds = time.monotonic() - began
         for entry in entries:
             entry.spent_s += seconds
-        while self._batcher.notes:
-            batch.emit({"event": "note", "text": self._batcher.notes.pop(0)})
+        for notes in (self._batcher.notes, self._pipeline.prompts.notes):
+            while notes:
+                batch.emit({"event": "note", "text": notes.pop(0)})
         for key, outcome in outcomes:
             assert isinstance(key, Entry)
             if isinstance(outcome, Exception):

@@ -27,6 +27,7 @@ PIPELINE_KEYS = (
     "variant",
     "vae",
     "lora",
+    "embedding",
     "controlnet",
     "controlnet_revision",
     "ip_adapter",

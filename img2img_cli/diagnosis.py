@@ -54,7 +54,7 @@ def diagnose_preset(name: str) -> dict[str, str]:
         OutOfMemoryError: the device is too small even when nothing else runs on it.
     """
     p = resolve(load_preset(name), {}).parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora)
+    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
     placement = choose_placement("auto", p.dtype)
     need = p.memory_gib * (2 if placement.dtype == torch.float32 else 1)
     free, total = _free_and_total(placement.device)

@@ -15,12 +15,12 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
 from img2img_cli.errors import ModelError
-from img2img_cli.modelref import LoraReference, locate_model, parse_lora, split_folder
+from img2img_cli.modelref import FileReference, locate_model, parse_embedding, parse_lora, split_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import list_presets, load_preset, resolve
 
 INDEX = "model_index.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"
+USUAL_FILES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")  # of a LoRA, of an embedding
 PART_FILES = [
     "config.json",
     "diffusion_pytorch_model.safetensors",
@@ -71,12 +71,14 @@ def list_repositories(parameters: Parameters) -> list[Repository]:
     for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
         if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
             found.append(Repository(reference=reference, role="part", revision=revision))
-    loras = map(parse_lora, (*p.lora, *filter(None, [p.ip_adapter])))
+    files: list[tuple[str, FileReference]] = [("lora", parse_lora(text)) for text in p.lora]
+    files += [("embedding", parse_embedding(text)) for text in p.embedding]
     if p.ip_adapter is not None:
+        files.append(("ip_adapter", parse_lora(p.ip_adapter)))
         place, folder = split_folder(p.ip_adapter_image_encoder)
         if not Path(place).is_dir():
             found.append(Repository(reference=place, role="part", folder=folder))
-    return found + [Repository(reference=r.repository, role="lora", file=r.file) for r in loras if r.on_hub]
+    return found + [Repository(reference=r.repository, role=role, file=r.file) for role, r in files if r.on_hub]
 
 
 def list_needs(name: str) -> list[Repository]:
@@ -111,7 +113,7 @@ def pull(repository: Repository) -> None:
             patterns = [str(Path(repository.folder, name)) for name in PART_FILES]
             snapshot_download(reference, revision=repository.revision, allow_patterns=patterns)
         else:
-            fetch_lora(LoraReference(reference, repository.file, 1.0, on_hub=True))
+            fetch_file(FileReference(reference, repository.file, on_hub=True), role)
     check_download(reference)
 
 
@@ -157,28 +159,30 @@ def _pull_pipeline(repository: Repository) -> None:
     )
 
 
-def fetch_lora(lora: LoraReference) -> Path:
-    """The path of a LoRA's file, downloaded if need be. A repository with only one file needs no name.
+def fetch_file(found: FileReference, role: str) -> Path:
+    """The path of a LoRA's or embedding's file, downloaded if need be. A repository with only one needs no name.
 
     Raises:
         ModelError: several files and none named.
     """
-    if not lora.on_hub:
-        return Path(lora.repository, str(lora.file))
-    if lora.file:
-        return Path(hf_hub_download(lora.repository, lora.file))
+    if not found.on_hub:
+        return Path(found.repository, str(found.file))
+    if found.file:
+        return Path(hf_hub_download(found.repository, found.file))
     try:
-        names = [f.name for f in Path(snapshot_download(lora.repository, local_files_only=True)).rglob("*.safetensors")]
+        folder = Path(snapshot_download(found.repository, local_files_only=True))
+        names = [file.name for file in folder.rglob("*.safetensors")]
     except LocalEntryNotFoundError:
-        names = [name for name in HfApi().list_repo_files(lora.repository) if name.endswith(".safetensors")]
-    if LORA_FILE in names:
-        names = [LORA_FILE]
+        names = [name for name in HfApi().list_repo_files(found.repository) if name.endswith(".safetensors")]
+    if usual := [name for name in names if name in USUAL_FILES]:
+        names = usual
     if len(names) != 1:
         listed = ", ".join(sorted(names)[:8]) or "none"
         raise ModelError(
-            f"lora {lora.repository}: has {len(names)} .safetensors files ({listed}); name one: {lora.repository}/FILE"
+            f"{role} {found.repository}: has {len(names)} .safetensors files ({listed}); "
+            f"name one: {found.repository}/FILE"
         )
-    return Path(hf_hub_download(lora.repository, names[0]))
+    return Path(hf_hub_download(found.repository, names[0]))
 
 
 def is_fetched(repository: Repository) -> bool:

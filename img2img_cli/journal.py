@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from img2img_cli.errors import InputError, LockedError, OutputError
 from img2img_cli.job import Job
-from img2img_cli.modelref import identify_lora, identify_model
+from img2img_cli.modelref import identify_embedding, identify_lora, identify_model
 from img2img_cli.record import read_record
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
@@ -66,6 +66,7 @@ def make_fingerprint(job: Job) -> str:
         "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
         **{text: identify_lora(text) for text in job.parameters.lora},
         **({"ip_adapter": identify_lora(job.parameters.ip_adapter)} if job.parameters.ip_adapter else {}),
+        **{f"embedding {text}": identify_embedding(text) for text in job.parameters.embedding},
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
         "mask": hash_file(job.mask) if job.mask else None,
         "style": hash_file(job.style) if job.style else None,

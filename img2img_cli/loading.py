@@ -16,14 +16,16 @@ import torch
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from img2img_cli.errors import ModelError, PresetError
-from img2img_cli.hub import fetch_lora
+from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
-from img2img_cli.modelref import locate_model, parse_lora
+from img2img_cli.modelref import locate_model, parse_embedding, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
+from img2img_cli.prompts import find_readers, reads_with_clip
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
 OWN_CLASSES = (
@@ -33,6 +35,7 @@ OWN_CLASSES = (
     "StableDiffusionXLInpaintPipeline",
     "FluxFillPipeline",
 )
+_NAMELESS = ("emb_params", "*")  # what other tools call every embedding
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
@@ -62,6 +65,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
         _fuse_loras(pipe, parameters.lora)
+    for text in parameters.embedding:
+        _load_embedding(pipe, text)
     if parameters.ip_adapter:
         with explain_model_errors(parameters.ip_adapter):
             load_ip_adapter(pipe, parameters, dtype)
@@ -93,7 +98,7 @@ def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
         with explain_model_errors(f"lora {text}"):
             if not hasattr(pipe, "load_lora_weights"):
                 raise ModelError(f"lora {text}: a {type(pipe).__name__} takes no LoRA; leave it out")
-            file = fetch_lora(parse_lora(text))
+            file = fetch_file(parse_lora(text), "lora")
             pipe.load_lora_weights(
                 str(file.parent), weight_name=file.name, adapter_name=f"lora_{index}", use_safetensors=True
             )
@@ -104,6 +109,27 @@ def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
     pipe.set_adapters(names, scales)
     pipe.fuse_lora(adapter_names=names)
     pipe.unload_lora_weights()
+
+
+def _load_embedding(pipe: Any, text: str) -> None:
+    """Teach the text encoders a word: the embedding's own name, or its file's where it has none. XL has two parts."""
+    with explain_model_errors(f"embedding {text}"):
+        if not hasattr(pipe, "load_textual_inversion") or not reads_with_clip(pipe):
+            raise ModelError(f"embedding {text}: a {type(pipe).__name__} takes no embeddings; leave it out")
+        file = fetch_file(parse_embedding(text), "embedding")
+        vectors, readers = load_file(file), find_readers(pipe)
+        parts = [vectors[key] for key in ("clip_l", "clip_g") if key in vectors] or list(vectors.values())
+        widths = [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers]
+        if [part.shape[-1] for part in parts] != widths:
+            raise ModelError(f"embedding {text}: does not fit this model; it was made for another family")
+        known = readers[0][0].get_vocab()
+        # CLIP reads lower case alone.
+        own = [name for name in vectors if len(vectors) == 1 and name not in _NAMELESS]
+        name = next((name for name in map(str.lower, [*own, file.stem]) if name not in known), None)
+        if name is None:
+            raise ModelError(f"embedding {text}: the model has a word '{file.stem}' already; rename the file")
+        for part, (tokenizer, encoder) in zip(parts, readers, strict=True):
+            pipe.load_textual_inversion({name: part}, tokenizer=tokenizer, text_encoder=encoder)
 
 
 def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:

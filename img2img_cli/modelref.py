@@ -59,8 +59,8 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
 
 
 @dataclass(frozen=True)
-class LoraReference:
-    """A LoRA file, where it lies, and how strongly it is applied.
+class FileReference:
+    """A LoRA's or embedding's file and where it lies.
 
     Attributes:
         repository: hub id or folder.
@@ -69,8 +69,14 @@ class LoraReference:
 
     repository: str
     file: str | None
-    scale: float
     on_hub: bool
+
+
+@dataclass(frozen=True)
+class LoraReference(FileReference):
+    """A LoRA's file, and how strongly it is applied."""
+
+    scale: float
 
 
 def parse_lora(text: str) -> LoraReference:
@@ -90,18 +96,32 @@ def parse_lora(text: str) -> LoraReference:
         raise ModelError(
             f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
         )
+    found = _parse_file("lora", reference)
+    return LoraReference(found.repository, found.file, found.on_hub, scale)
+
+
+def parse_embedding(text: str) -> FileReference:
+    """Read a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
+
+    Raises:
+        ModelError: a pickle, a missing file, or nothing that could be on the hub.
+    """
+    return _parse_file("embedding", text)
+
+
+def _parse_file(role: str, reference: str) -> FileReference:
     path = Path(reference).expanduser()
     if path.suffix.lower() in PICKLES:
-        raise ModelError(f"lora {reference}: pickle files can run code and are refused; use its .safetensors file")
+        raise ModelError(f"{role} {reference}: pickle files can run code and are refused; use its .safetensors file")
     if path.is_file() and path.suffix == ".safetensors":
-        return LoraReference(str(path.parent), path.name, scale, on_hub=False)
+        return FileReference(str(path.parent), path.name, on_hub=False)
     owner, _, rest = reference.partition("/")
     name, _, file = rest.partition("/")
     if not _HUB_ID.fullmatch(f"{owner}/{name}") or (file and not file.endswith(".safetensors")) or ".." in file:
         raise ModelError(
-            f"lora {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
+            f"{role} {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
         )
-    return LoraReference(f"{owner}/{name}", file or None, scale, on_hub=True)
+    return FileReference(f"{owner}/{name}", file or None, on_hub=True)
 
 
 def split_folder(reference: str) -> tuple[str, str]:
@@ -119,11 +139,13 @@ def split_folder(reference: str) -> tuple[str, str]:
     return f"{owner}/{name}", folder
 
 
-def check_references(model: str, controlnet: str | None, vae: str | None, lora: Sequence[str]) -> None:
+def check_references(
+    model: str, controlnet: str | None, vae: str | None, lora: Sequence[str], embedding: Sequence[str] = ()
+) -> None:
     """Refuse what a preset names and cannot be, before torch is loaded.
 
     Raises:
-        ModelError: as `locate_model` and `parse_lora`.
+        ModelError: as `locate_model`, `parse_lora` and `parse_embedding`.
     """
     locate_model(model)
     for part in (controlnet, vae):
@@ -131,6 +153,8 @@ def check_references(model: str, controlnet: str | None, vae: str | None, lora: 
             locate_model(part, index="config.json")
     for text in lora:
         parse_lora(text)
+    for text in embedding:
+        parse_embedding(text)
 
 
 @functools.cache
@@ -156,7 +180,14 @@ def identify_model(reference: str) -> str:
 @functools.cache
 def identify_lora(text: str) -> str:
     """As `identify_model`, of a LoRA reference."""
-    lora = parse_lora(text)
-    if lora.on_hub:
-        return text
-    return identify_model(str(Path(lora.repository, str(lora.file))))
+    return _identify_file(text, parse_lora(text))
+
+
+@functools.cache
+def identify_embedding(text: str) -> str:
+    """As `identify_model`, of an embedding's reference."""
+    return _identify_file(text, parse_embedding(text))
+
+
+def _identify_file(text: str, found: FileReference) -> str:
+    return text if found.on_hub else identify_model(str(Path(found.repository, str(found.file))))

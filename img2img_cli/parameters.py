@@ -57,6 +57,11 @@ class Parameters(BaseModel):
         strict=False,
         description="LoRAs fused into the model, REF or REF:SCALE; REF is a hub id, owner/name/FILE or a local file.",
     )
+    embedding: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
+        default=(),
+        strict=False,
+        description="Textual inversions whose names the prompt can use: hub ids, owner/name/FILE or local files.",
+    )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
     )

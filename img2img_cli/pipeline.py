@@ -24,6 +24,7 @@ from img2img_cli.ip_adapter import encode_style
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
+from img2img_cli.prompts import Prompts
 from img2img_cli.work import Piece
 
 Progress = Callable[[int, int], None]
@@ -59,10 +60,11 @@ class ImagePipeline:
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
         offload: where its parts lie while they wait.
+        prompts: encodes what the pipeline's own encoder would cut off or take literally.
     """
 
     def __init__(self, pipe: Any, placement: Placement, offload: Offload = "none") -> None:
-        self.pipe, self.placement, self.offload = pipe, placement, offload
+        self.pipe, self.placement, self.offload, self.prompts = pipe, placement, offload, Prompts(pipe)
         self.factor: int = pipe.vae_scale_factor
         unet = getattr(pipe, "unet", None)
         # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
@@ -142,10 +144,14 @@ class ImagePipeline:
     ) -> dict[str, Any]:
         """What the pipeline's class takes of the parameters."""
         p = each[0]
-        guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+        read = [self._read_texts(q) for q in each]
+        prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
+        self.prompts.note_cuts([*prompts, *(negatives or ())])
+        texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
+        if any(map(self._count_windows, each)):
+            texts = dict(self.prompts.embed(prompts, negatives))
         wanted = {
-            "prompt": [q.full_prompt for q in each],
-            "negative_prompt": [q.negative_prompt for q in each] if guided else None,
+            **texts,
             "strength": p.strength,
             "num_inference_steps": p.num_inference_steps,
             "guidance_scale": p.guidance_scale,
@@ -154,6 +160,15 @@ class ImagePipeline:
             "callback_on_step_end": None if progress is None else _make_callback(progress),
         }
         return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
+
+    def _read_texts(self, p: Parameters) -> tuple[str, str | None]:
+        """The prompt and, if guidance is on, the negative one. CLIP reads lower case, and so are embeddings named."""
+        guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
+        texts = p.full_prompt, p.negative_prompt if guided else None
+        return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
+
+    def _count_windows(self, p: Parameters) -> int:
+        return self.prompts.count_windows(*self._read_texts(p))
 
     @torch.inference_mode()
     def edit_whole(self, piece: Piece, progress: Progress | None = None) -> Image.Image:
@@ -211,6 +226,13 @@ class ImagePipeline:
             if pieces[0].reconstruct:
                 raise UsageError(f"keep_detail needs a Stable Diffusion model, not a {type(self.pipe).__name__}")
             return [self.edit_whole(piece, progress) for piece in pieces]
+        windows = [0 if piece.reconstruct else self._count_windows(piece.parameters) for piece in pieces]
+        if len(set(windows)) > 1:  # filled up to one length, a prompt would change with its neighbours
+            made: dict[int, Image.Image] = {}
+            for count in dict.fromkeys(windows):
+                places = [index for index, number in enumerate(windows) if number == count]
+                made |= zip(places, self.transform([pieces[index] for index in places], progress), strict=True)
+            return [made[index] for index in range(len(pieces))]
         generators = make_generators([piece.seed for piece in pieces])
         latents = self.encode([piece.image for piece in pieces], generators)
         if pieces[0].reconstruct:

@@ -33,6 +33,7 @@ class Choices:
     preset: str | None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     more_lora: Sequence[str] = ()
+    more_embeddings: Sequence[str] = ()
     style: str | None = None
     name: str = DEFAULT_NAME
     format: Format = "keep"
@@ -102,7 +103,9 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
 def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
     try:
         overrides = {**choices.overrides, **item.overrides}
-        parameters = resolve(load_preset(preset), overrides, more_lora=choices.more_lora).parameters
+        parameters = resolve(
+            load_preset(preset), overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings
+        ).parameters
     except PresetError as error:
         raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None
     if parameters.task == "edit" and not parameters.prompt:

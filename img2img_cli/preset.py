@@ -118,11 +118,13 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     return Preset(name=path.stem, values={**base.values, **values}, sources={**base.sources, **sources})
 
 
-def resolve(preset: Preset, overrides: Mapping[str, Any], *, more_lora: Sequence[str] = ()) -> Resolved:
+def resolve(
+    preset: Preset, overrides: Mapping[str, Any], *, more_lora: Sequence[str] = (), more_embeddings: Sequence[str] = ()
+) -> Resolved:
     """Merge defaults < preset < command line and validate the result.
 
     Args:
-        more_lora: LoRAs that come to those of the preset.
+        more_lora: LoRAs that come to those of the preset; `more_embeddings` the same.
 
     Raises:
         PresetError: naming the file and line, or the command-line key, of each value that is refused.
@@ -137,8 +139,9 @@ def resolve(preset: Preset, overrides: Mapping[str, Any], *, more_lora: Sequence
         parameters = Parameters.model_validate(merged)
     except ValidationError as error:
         raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
-    if more_lora:
-        parameters = parameters.model_copy(update={"lora": (*parameters.lora, *more_lora)})
+    if more_lora or more_embeddings:
+        more = {"lora": (*parameters.lora, *more_lora), "embedding": (*parameters.embedding, *more_embeddings)}
+        parameters = parameters.model_copy(update=more)
     origin = {
         key: COMMAND_LINE if key in overrides else str(preset.sources[key]) if key in preset.values else DEFAULT
         for key in Parameters.model_fields

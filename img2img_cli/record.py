@@ -123,9 +123,10 @@ def replay_command(record: dict[str, Any]) -> str:
     if wanted["task"] == "edit":
         words += ["--prompt", str(wanted.pop("prompt"))]
     for key, value in wanted.items():
-        if key == "lora":
-            value = " ".join(value)
-        if (" ".join(base[key]) if key == "lora" else base.get(key)) != value:
+        before = base.get(key)
+        if key in ("lora", "embedding"):
+            value, before = " ".join(value), " ".join(base[key])
+        if before != value:
             words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return shlex.join(words)
 

@@ -11,6 +11,7 @@ from img2img_cli.cli.shared import (
     ControlnetOption,
     DeviceOption,
     DtypeOption,
+    EmbeddingOption,
     FormatOption,
     LoraOption,
     MetadataOption,
@@ -58,6 +59,7 @@ def batch(
     ] = None,
     model: ModelOption = None,
     lora: LoraOption = [],  # noqa: B006
+    embedding: EmbeddingOption = [],  # noqa: B006
     style: Annotated[
         Optional[str],
         typer.Option(
@@ -137,6 +139,7 @@ def batch(
         style=style,
         overrides=overrides | dict(parse_assignment(text) for text in set_),
         more_lora=lora,
+        more_embeddings=embedding,
         name=name,
         format=check_format(format),
         quality=quality,

@@ -96,10 +96,8 @@ def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
     """Every job, with all that can be refused beforehand refused."""
     items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
     jobs = plan_batch(items, choices)
-    for model, controlnet, vae, lora in {
-        (p.model, p.controlnet, p.vae, tuple(p.lora)) for p in (job.parameters for job in jobs)
-    }:
-        check_references(model, controlnet, vae, lora)
+    for references in {(p.model, p.controlnet, p.vae, p.lora, p.embedding) for p in (job.parameters for job in jobs)}:
+        check_references(*references)
     return jobs
 
 

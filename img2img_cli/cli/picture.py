@@ -45,7 +45,7 @@ def run_picture_command(
     offload = check_offload(shared.offload)
     jobs = make_jobs(resolved, source, output, shared, mask=mask, style=style, variations=variations)
     p = resolved.parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora)
+    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
     if shared.dry_run:
         print_jobs(jobs)
         return
@@ -59,6 +59,8 @@ def run_picture_command(
         tell_offload(pipeline)
     with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
         results = list(run_jobs(jobs, pipeline, progress))
+    for note in pipeline.prompts.notes if not shared.quiet else ():
+        print(f"img2img: {printable(note)}", file=sys.stderr)
     for result in results:
         report(result, shared)
 
@@ -84,7 +86,7 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
-    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora)
+    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
     if own.get("control") is not None:
         resolved = _choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:

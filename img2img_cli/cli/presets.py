@@ -81,7 +81,7 @@ def validate(file: Annotated[str, typer.Argument(help="YAML file, or the name of
 
     resolved = resolve(load_preset(file), {})
     p = resolved.parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora)
+    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
     typer.echo(f"{file}: a valid preset for {p.task}", err=True)
 
 

@@ -36,6 +36,14 @@ LoraOption = Annotated[
         rich_help_panel=_PRESET,
     ),
 ]
+EmbeddingOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="REF",
+        help="Textual inversion whose name the prompt uses: a file, a hub id or owner/name/FILE; repeatable.",
+        rich_help_panel=_PRESET,
+    ),
+]
 VaeOption = Annotated[
     Optional[str],
     typer.Option(help="Another VAE: hub id, folder or file.", rich_help_panel=_PRESET, show_default=False),
@@ -85,6 +93,7 @@ class SharedOptions:
     ] = None
     model: ModelOption = None
     lora: LoraOption = dataclasses.field(default_factory=list)
+    embedding: EmbeddingOption = dataclasses.field(default_factory=list)
     controlnet: ControlnetOption = None
     vae: VaeOption = None
     scheduler: SchedulerOption = None
