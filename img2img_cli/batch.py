@@ -21,22 +21,6 @@ if TYPE_CHECKING:
 Emit = Callable[[dict[str, Any]], None]
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
-PIPELINE_KEYS = (
-    "model",
-    "revision",
-    "variant",
-    "vae",
-    "lora",
-    "embedding",
-    "controlnet",
-    "controlnet_revision",
-    "ip_adapter",
-    "ip_adapter_image_encoder",
-    "ip_adapter_scale",
-    "ip_adapter_blocks",
-    "scheduler",
-    "dtype",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +117,9 @@ class Batch:
         Raises:
             ModelError: the only model that is needed cannot be had.
         """
-        groups: dict[tuple[object, ...], list[Entry]] = {}
+        groups: dict[str, list[Entry]] = {}
         for entry in entries:
-            key = tuple(getattr(entry.job.parameters, name) for name in PIPELINE_KEYS)
+            key = entry.job.parameters.pipeline_key
             groups.setdefault(key, []).append(entry)
         ended: set[int] = set()
         try:

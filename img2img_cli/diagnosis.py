@@ -18,7 +18,6 @@ from img2img_cli.device import choose_placement
 from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
-from img2img_cli.modelref import check_references
 from img2img_cli.pipeline import build_pipeline
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.runner import transform_image
@@ -54,7 +53,7 @@ def diagnose_preset(name: str) -> dict[str, str]:
         OutOfMemoryError: the device is too small even when nothing else runs on it.
     """
     p = resolve(load_preset(name), {}).parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
+    p.check_references()
     placement = choose_placement("auto", p.dtype)
     need = p.memory_gib * (2 if placement.dtype == torch.float32 else 1)
     free, total = _free_and_total(placement.device)

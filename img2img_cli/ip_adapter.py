@@ -14,7 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from img2img_cli.errors import ModelError
 from img2img_cli.hub import fetch_file
-from img2img_cli.modelref import parse_lora, split_folder
+from img2img_cli.modelref import parse_file, split_folder
 from img2img_cli.parameters import Parameters
 
 
@@ -29,7 +29,7 @@ def load_ip_adapter(pipe: Any, parameters: Parameters, dtype: torch.dtype) -> No
     if not hasattr(pipe, "load_ip_adapter") or getattr(pipe, "unet", None) is None:
         raise ModelError(f"{reference}: a {type(pipe).__name__} takes no IP-Adapter; leave --style out")
     weights: dict[str, dict[str, torch.Tensor]] = {"image_proj": {}, "ip_adapter": {}}
-    for name, tensor in load_file(fetch_file(parse_lora(reference), "ip_adapter")).items():
+    for name, tensor in load_file(fetch_file(parse_file("ip_adapter", reference), "ip_adapter")).items():
         part, _, key = name.partition(".")
         if part not in weights:
             raise ModelError(f"{reference}: its weights '{name}' are none of an IP-Adapter; check the file")

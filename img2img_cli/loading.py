@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +23,11 @@ from transformers import CLIPTokenizer
 from img2img_cli.errors import ModelError, PresetError
 from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
-from img2img_cli.modelref import locate_model, parse_embedding, parse_lora
+from img2img_cli.modelref import locate_model, parse_file, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
+from img2img_cli.qwen import load_processor
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
 OWN_CLASSES = (
@@ -34,6 +36,9 @@ OWN_CLASSES = (
     "StableDiffusionInpaintPipeline",
     "StableDiffusionXLInpaintPipeline",
     "FluxFillPipeline",
+    "StableDiffusionUpscalePipeline",
+    "StableDiffusionLatentUpscalePipeline",
+    "QwenImageEditPlusPipeline",
 )
 _NAMELESS = ("emb_params", "*")  # what other tools call every embedding
 _ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -62,6 +67,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
                 options |= {"safety_checker": None, "requires_safety_checker": False}
             if controlnet is not None and config.get("_class_name") in OWN_CLASSES:
                 raise ModelError(f"{reference}: a {config['_class_name']} takes no ControlNet; leave --control out")
+            if "Qwen2VLProcessor" in config.get("processor", ()):
+                options["processor"] = load_processor(reference, options.get("revision"))
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
         _fuse_loras(pipe, parameters.lora)
@@ -70,8 +77,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
     if parameters.ip_adapter:
         with explain_model_errors(parameters.ip_adapter):
             load_ip_adapter(pipe, parameters, dtype)
-    if parameters.scheduler:
-        pipe.scheduler = _scheduler_class(parameters.scheduler).from_config(pipe.scheduler.config)
+    if parameters.scheduler or parameters.scheduler_config:
+        pipe.scheduler = _make_scheduler(pipe.scheduler, parameters)
     return pipe
 
 
@@ -116,7 +123,7 @@ def _load_embedding(pipe: Any, text: str) -> None:
     with explain_model_errors(f"embedding {text}"):
         if not hasattr(pipe, "load_textual_inversion") or not reads_with_clip(pipe):
             raise ModelError(f"embedding {text}: a {type(pipe).__name__} takes no embeddings; leave it out")
-        file = fetch_file(parse_embedding(text), "embedding")
+        file = fetch_file(parse_file("embedding", text), "embedding")
         vectors, readers = load_file(file), find_readers(pipe)
         parts = [vectors[key] for key in ("clip_l", "clip_g") if key in vectors] or list(vectors.values())
         widths = [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers]
@@ -205,6 +212,16 @@ def _load_single_file(path: str, dtype: torch.dtype, given: dict[str, Any]) -> A
     middle = "ControlNet" if "controlnet" in given else ""
     pipeline_class = getattr(diffusers, f"{names[family]}{middle}Img2ImgPipeline")
     return pipeline_class.from_single_file(path, **options)
+
+
+def _make_scheduler(own: Any, parameters: Parameters) -> Any:
+    kind = _scheduler_class(parameters.scheduler) if parameters.scheduler else type(own)
+    unknown = set(parameters.scheduler_config) - set(inspect.signature(kind.__init__).parameters)
+    if unknown:
+        known = list(inspect.signature(kind.__init__).parameters)[1:]
+        key = min(unknown)
+        raise PresetError(f"scheduler_config.{key}: a {kind.__name__} has no such setting{suggest(key, known)}")
+    return kind.from_config(own.config, **parameters.scheduler_config)
 
 
 def _scheduler_class(name: str) -> Any:

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +13,8 @@ from typing import Literal
 from img2img_cli.errors import ModelError
 
 BUNDLED = "bundled"
-Kind = Literal["folder", "file", "hub"]
+NO_MODEL = "none"  # an upscaling net alone
+Kind = Literal["folder", "file", "hub", "none"]
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -35,6 +35,8 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
     """
     if reference == BUNDLED:
         return "folder", str(bundled_dir())
+    if reference == NO_MODEL:
+        return "none", reference
     path = Path(reference).expanduser()
     if path.suffix.lower() in PICKLES:
         raise ModelError(
@@ -96,20 +98,19 @@ def parse_lora(text: str) -> LoraReference:
         raise ModelError(
             f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
         )
-    found = _parse_file("lora", reference)
+    found = parse_file("lora", reference)
     return LoraReference(found.repository, found.file, found.on_hub, scale)
 
 
-def parse_embedding(text: str) -> FileReference:
+def parse_file(role: str, reference: str) -> FileReference:
     """Read a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
+
+    Args:
+        role: what the file is to be, for the error.
 
     Raises:
         ModelError: a pickle, a missing file, or nothing that could be on the hub.
     """
-    return _parse_file("embedding", text)
-
-
-def _parse_file(role: str, reference: str) -> FileReference:
     path = Path(reference).expanduser()
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{role} {reference}: pickle files can run code and are refused; use its .safetensors file")
@@ -139,24 +140,6 @@ def split_folder(reference: str) -> tuple[str, str]:
     return f"{owner}/{name}", folder
 
 
-def check_references(
-    model: str, controlnet: str | None, vae: str | None, lora: Sequence[str], embedding: Sequence[str] = ()
-) -> None:
-    """Refuse what a preset names and cannot be, before torch is loaded.
-
-    Raises:
-        ModelError: as `locate_model`, `parse_lora` and `parse_embedding`.
-    """
-    locate_model(model)
-    for part in (controlnet, vae):
-        if part is not None:
-            locate_model(part, index="config.json")
-    for text in lora:
-        parse_lora(text)
-    for text in embedding:
-        parse_embedding(text)
-
-
 @functools.cache
 def identify_model(reference: str) -> str:
     """A text that changes when a model's weights do: of files a hash of names, sizes and times; of the hub its id.
@@ -166,7 +149,7 @@ def identify_model(reference: str) -> str:
     kind, place = locate_model(
         reference, index="config.json" if Path(reference, "config.json").is_file() else "model_index.json"
     )
-    if kind == "hub":
+    if kind in ("hub", "none"):
         return place
     root = Path(place)
     digest = hashlib.sha256()
@@ -178,16 +161,7 @@ def identify_model(reference: str) -> str:
 
 
 @functools.cache
-def identify_lora(text: str) -> str:
-    """As `identify_model`, of a LoRA reference."""
-    return _identify_file(text, parse_lora(text))
-
-
-@functools.cache
-def identify_embedding(text: str) -> str:
-    """As `identify_model`, of an embedding's reference."""
-    return _identify_file(text, parse_embedding(text))
-
-
-def _identify_file(text: str, found: FileReference) -> str:
-    return text if found.on_hub else identify_model(str(Path(found.repository, str(found.file))))
+def identify_file(role: str, reference: str) -> str:
+    """As `identify_model`, of a LoRA, an embedding or an upscaling net."""
+    found = parse_lora(reference) if role == "lora" else parse_file(role, reference)
+    return reference if found.on_hub else identify_model(str(Path(found.repository, str(found.file))))

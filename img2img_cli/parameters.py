@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from img2img_cli.modelref import BUNDLED
+from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, parse_file, parse_lora, split_folder
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture"]
@@ -19,6 +19,24 @@ MAX_PIXELS = 200_000_000
 CARD_KEYS = frozenset(
     {"description", "license", "gated", "memory_gib", "controlnets"}
 )  # they tell of a preset and change no result
+PIPELINE_KEYS = (
+    "model",
+    "revision",
+    "variant",
+    "vae",
+    "lora",
+    "embedding",
+    "upscaler",
+    "controlnet",
+    "controlnet_revision",
+    "ip_adapter",
+    "ip_adapter_image_encoder",
+    "ip_adapter_scale",
+    "ip_adapter_blocks",
+    "scheduler",
+    "scheduler_config",
+    "dtype",
+)
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -46,7 +64,7 @@ class Parameters(BaseModel):
     )
     model: str = Field(
         default=BUNDLED,
-        description="'bundled', a hub id, a local diffusers folder or a single .safetensors file.",
+        description="'bundled', a hub id, a local diffusers folder, a single .safetensors file, or 'none'.",
         min_length=1,
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
@@ -61,6 +79,10 @@ class Parameters(BaseModel):
         default=(),
         strict=False,
         description="Textual inversions whose names the prompt can use: hub ids, owner/name/FILE or local files.",
+    )
+    upscaler: str | None = Field(
+        default=None,
+        description="upscale: a net such as ESRGAN before the model, or alone with model none; a file as for lora.",
     )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
@@ -86,6 +108,9 @@ class Parameters(BaseModel):
     scheduler: str | None = Field(
         default=None, description="diffusers scheduler class, such as DPMSolverMultistepScheduler.", max_length=80
     )
+    scheduler_config: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict, description="Settings of the scheduler in place of the model's own."
+    )
     dtype: Dtype = Field(default="auto", description="Number format of the weights; auto asks the device.")
     prompt: str = Field(default="", description="What the result should show.")
     prompt_template: str = Field(
@@ -103,6 +128,9 @@ class Parameters(BaseModel):
     )
     image_guidance_scale: float = Field(
         default=1.5, ge=0, le=20, description="InstructPix2Pix: weight of the input picture."
+    )
+    noise_level: int = Field(
+        default=20, ge=0, le=350, description="Stable Diffusion's x4 upscaler: noise on the input, for more invention."
     )
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0, le=4, description="Weight of the ControlNet.")
     control_guidance_start: Unit = Field(default=0.0, description="Share of the steps before the ControlNet acts.")
@@ -131,9 +159,34 @@ class Parameters(BaseModel):
         """The prompt as the model is given it; an empty one leaves no dangling comma."""
         return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
 
+    @property
+    def pipeline_key(self) -> str:
+        """Equal for parameters that one loaded pipeline serves."""
+        return self.model_dump_json(include=set(PIPELINE_KEYS))
+
     def to_record(self) -> dict[str, Any]:
         """What bears on a result, in JSON's types: every key but those that only tell of the preset."""
         return self.model_dump(mode="json", exclude=set(CARD_KEYS))
+
+    def check_references(self) -> None:
+        """Refuse what a preset names and cannot be, before torch is loaded.
+
+        Raises:
+            ModelError: as `locate_model`, `parse_lora` and `parse_file`.
+        """
+        locate_model(self.model)
+        for part in (self.controlnet, self.vae):
+            if part is not None:
+                locate_model(part, index="config.json")
+        for text in self.lora:
+            parse_lora(text)
+        for text in self.embedding:
+            parse_file("embedding", text)
+        if self.upscaler is not None:
+            parse_file("upscaler", self.upscaler)
+        if self.ip_adapter is not None:
+            parse_file("ip_adapter", self.ip_adapter)
+            split_folder(self.ip_adapter_image_encoder)
 
     @model_validator(mode="after")
     def _check_together(self) -> Parameters:
@@ -148,6 +201,10 @@ class Parameters(BaseModel):
             raise ValueError(f"size {self.size} is more than {MAX_PIXELS // 1_000_000} million pixels")
         if self.tile_overlap * 2 >= self.tile_size:
             raise ValueError(f"tile_overlap {self.tile_overlap} must be under half of tile_size {self.tile_size}")
+        if self.upscaler is not None and self.task != "upscale":
+            raise ValueError("upscaler is for presets whose task is upscale")
+        if self.model == NO_MODEL and self.upscaler is None:
+            raise ValueError("model none needs an upscaler, such as a Real-ESRGAN .safetensors file")
         if self.control_guidance_start >= self.control_guidance_end:
             raise ValueError("control_guidance_start must be below control_guidance_end")
         return self

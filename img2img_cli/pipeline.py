@@ -6,25 +6,27 @@ import contextlib
 import gc
 import inspect
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
 
 import diffusers
-import numpy as np
 import torch
 import transformers
 from PIL import Image
 
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
+from img2img_cli.feedforward import UpscalingNet, load_net
 from img2img_cli.hub import check_download, is_fetched, list_repositories
 from img2img_cli.ip_adapter import encode_style
 from img2img_cli.loading import load_controlnet, load_pipeline
+from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.prompts import Prompts
+from img2img_cli.qwen import show_whole
 from img2img_cli.work import Piece
 
 Progress = Callable[[int, int], None]
@@ -53,24 +55,36 @@ def explain_memory_errors(device: torch.device) -> Iterator[None]:
 
 
 class ImagePipeline:
-    """A diffusers img2img pipeline, with or without a ControlNet, driven batch by batch.
+    """A diffusers img2img pipeline, with or without a ControlNet or upscaling net, driven batch by batch.
+
+    Args:
+        pipe: None for a net alone.
 
     Attributes:
         factor: pixels a latent, usually 8.
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
+        enlargement: the factor of its net, or of a model made for upscaling; None when it enlarges nothing itself.
+        refines: whether the model works over a picture that was enlarged before.
         offload: where its parts lie while they wait.
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
     """
 
-    def __init__(self, pipe: Any, placement: Placement, offload: Offload = "none") -> None:
+    def __init__(
+        self, pipe: Any, placement: Placement, offload: Offload = "none", net: UpscalingNet | None = None
+    ) -> None:
         self.pipe, self.placement, self.offload, self.prompts = pipe, placement, offload, Prompts(pipe)
-        self.factor: int = pipe.vae_scale_factor
+        name = type(pipe).__name__
+        self._net = net
+        self.enlargement: int | None = net.scale if net else _find_enlargement(pipe)
+        self.refines = pipe is not None and _find_enlargement(pipe) is None
+        self.factor: int = getattr(pipe, "vae_scale_factor", 1)
         unet = getattr(pipe, "unet", None)
         # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
         self.multiple: int = self.factor * (2 if unet is None else 2 ** (len(unet.config.block_out_channels) - 1))
-        self._accepted = inspect.signature(pipe.__call__).parameters.keys()
-        name = type(pipe).__name__
+        if name in _MULTIPLES:
+            self.multiple = _MULTIPLES[name]
+        self._accepted = _list_arguments(pipe)
         self.takes_mask = "mask_image" in self._accepted
         self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
@@ -157,6 +171,7 @@ class ImagePipeline:
             "guidance_scale": p.guidance_scale,
             "true_cfg_scale": p.true_cfg_scale,
             "image_guidance_scale": p.image_guidance_scale,
+            "noise_level": p.noise_level,
             "callback_on_step_end": None if progress is None else _make_callback(progress),
         }
         return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
@@ -187,12 +202,20 @@ class ImagePipeline:
             if piece.mask is None:
                 raise UsageError("this model repaints the white part of a mask; give one with --mask")
             arguments["mask_image"] = piece.mask
-        with explain_memory_errors(self.placement.device):
-            pixels = self.pipe(**arguments).images.float()
-        if not torch.isfinite(pixels).all():
-            raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
-        made = Image.fromarray(pixels[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy())
+        with explain_memory_errors(self.placement.device), show_whole(self.pipe, width * height):
+            made = _to_images(self.pipe(**arguments).images)[0]
         return made if made.size == piece.image.size else made.resize(piece.image.size, Image.Resampling.LANCZOS)
+
+    @torch.inference_mode()
+    def enlarge(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
+        """Pieces of one size `enlargement` times larger, by the net or else by the model."""
+        with explain_memory_errors(self.placement.device):
+            if self._net is not None:
+                return _to_images(self._net.enlarge([piece.image for piece in pieces]))
+            self._tile_vae((pieces[0].image.width * self.factor, pieces[0].image.height * self.factor))
+            generators = make_generators([piece.seed for piece in pieces])
+            arguments = self._make_arguments([piece.parameters for piece in pieces], generators, progress)
+            return _to_images(self.pipe(**arguments, image=[piece.image for piece in pieces], output_type="pt").images)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -206,10 +229,7 @@ class ImagePipeline:
             self.pipe.vae.to(torch.float32)
             pixels = self._decode(latents)
             self.pipe.vae.to(self.placement.dtype)
-            if not torch.isfinite(pixels).all():
-                raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
-        array = pixels.float().div(2).add(0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)]
+        return _to_images(pixels.float().div(2).add(0.5))
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         vae = self.pipe.vae
@@ -222,6 +242,8 @@ class ImagePipeline:
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
+        if pieces[0].enlarge:
+            return self.enlarge(pieces, progress)
         if not self._takes_latents:
             if pieces[0].reconstruct:
                 raise UsageError(f"keep_detail needs a Stable Diffusion model, not a {type(self.pipe).__name__}")
@@ -262,7 +284,7 @@ class ImagePipeline:
         if self._tiling_pixels and self._can_tile_vae:
             self._tiling_pixels = 0
             return "the VAE in tiles"
-        if self.placement.device.type == "cuda" and self.offload in ("none", "model"):
+        if self.placement.device.type == "cuda" and self.pipe is not None and self.offload in ("none", "model"):
             self.offload = "model" if self.offload == "none" else "group"
             apply_offload(self.pipe, self.offload, self.placement.device)
             return "the model's " + ("parts" if self.offload == "model" else "layers") + " moved to the device in turn"
@@ -271,7 +293,7 @@ class ImagePipeline:
     @property
     def _can_tile_vae(self) -> bool:
         # AutoencoderTiny is small anyway, and its tiling assumes a factor of 8.
-        vae = self.pipe.vae
+        vae = getattr(self.pipe, "vae", None)
         return hasattr(vae, "enable_tiling") and not isinstance(vae, diffusers.AutoencoderTiny)
 
     def _tile_vae(self, size: tuple[int, int]) -> None:
@@ -284,6 +306,34 @@ class ImagePipeline:
         gc.collect()
         if self.placement.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _find_enlargement(pipe: Any) -> int | None:
+    """By how much a model made for upscaling enlarges: its VAE decodes latents of the input's own size, or of twice."""
+    if isinstance(pipe, diffusers.StableDiffusionUpscalePipeline):
+        return int(pipe.vae_scale_factor)
+    return 2 if isinstance(pipe, diffusers.StableDiffusionLatentUpscalePipeline) else None
+
+
+# What sides must be divisible by where the VAE's factor does not tell: the x4 upscaler's latents have the input's
+# size; Qwen rounds to 32.
+_MULTIPLES = {"StableDiffusionUpscalePipeline": 8, "QwenImageEditPlusPipeline": 32}
+
+
+def _list_arguments(pipe: Any) -> Set[str]:
+    return inspect.signature(pipe.__call__).parameters.keys() if pipe is not None else set()
+
+
+def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
+    """`(B, 3, H, W)` in 0..1 to 8-bit RGB.
+
+    Raises:
+        ModelError: not finite.
+    """
+    if not torch.isfinite(pixels).all():
+        raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
+    array = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy()]
 
 
 def _make_callback(progress: Progress) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
@@ -304,6 +354,11 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
     with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
         new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
+        net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
+        if net is not None and parameters.model == NO_MODEL:
+            for reference in new:
+                check_download(reference)
+            return ImagePipeline(None, placement, net=net)
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         pipe = load_pipeline(parameters, placement.dtype, controlnet)
         for reference in new:
@@ -312,12 +367,13 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
             pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
         for name in ("unet", "vae", "controlnet"):
             module: Any = getattr(pipe, name, None)
-            if module is not None:
+            # A video model's VAE has kernels of rank 5, which have no such format.
+            if module is not None and all(p.ndim < 5 for p in module.parameters()):
                 module.to(memory_format=torch.channels_last)
         offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
         apply_offload(pipe, offload, placement.device)
     pipe.set_progress_bar_config(disable=True)
-    return ImagePipeline(pipe, placement, offload)
+    return ImagePipeline(pipe, placement, offload, net)
 
 
 def _settle_offload(pipe: Any, placement: Placement, work: int) -> Offload:

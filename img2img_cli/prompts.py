@@ -54,8 +54,10 @@ class Prompts:
         self.notes: list[str] = []
         self._pipe, self._told = pipe, set[str]()
         self._readers = find_readers(pipe)
-        accepted = inspect.signature(pipe.__call__).parameters
-        self._has_clip = reads_with_clip(pipe) and "prompt_embeds" in accepted
+        accepted = inspect.signature(pipe.__call__).parameters if pipe is not None else {}
+        # The latent upscaler reads other layers of CLIP than Stable Diffusion does.
+        latent = type(pipe).__name__ == "StableDiffusionLatentUpscalePipeline"
+        self._has_clip = reads_with_clip(pipe) and "prompt_embeds" in accepted and not latent
         self._has_pooled = "pooled_prompt_embeds" in accepted
         length = accepted.get("max_sequence_length")
         clip = reads_with_clip(pipe) or length is None

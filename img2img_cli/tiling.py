@@ -22,6 +22,12 @@ class Tile:
         """Left, top, right, bottom, as Pillow's `crop` takes them."""
         return self.left, self.top, self.left + self.width, self.top + self.height
 
+    def scale(self, factor: int) -> Tile:
+        """The same part of a picture `factor` times as large."""
+        return Tile(
+            left=self.left * factor, top=self.top * factor, width=self.width * factor, height=self.height * factor
+        )
+
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
     """Evenly spread starts; neighbours share at least `overlap`."""

@@ -48,9 +48,10 @@ def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipelin
             f"over {MAX_PIXELS // 1_000_000} million; use a smaller --scale"
         )
     factor = max(final[0] / width, final[1] / height, 1.0)
-    passes = max(1, math.ceil(math.log(factor, MAX_FACTOR_PER_PASS) - 1e-9))
+    passes = max(1, math.ceil(math.log(factor, pipeline.enlargement or MAX_FACTOR_PER_PASS) - 1e-9))
     sizes = [_between(image.size, final, index / passes) for index in range(1, passes)] + [final]
-    total = sum(len(_plan(size, parameters, pipeline)) for size in sizes)
+    worked_on = [image.size, *sizes[:-1]] if pipeline.enlargement else []
+    total = sum(len(_plan(size, parameters, pipeline)) for size in [*worked_on, *(sizes if pipeline.refines else [])])
     return Work(total=total, steps=_upscale(image, sizes, parameters, seed, pipeline))
 
 
@@ -63,8 +64,13 @@ def _upscale(
     image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: ImagePipeline
 ) -> Steps:
     for number, size in enumerate(sizes):
-        enlarged = image.resize(size, Image.Resampling.BICUBIC)
-        result = yield from _transform_tiles(enlarged, parameters, seed + number, pipeline)
+        if pipeline.enlargement:
+            large = yield from _transform_tiles(image, parameters, seed + number, pipeline, enlarge=True)
+            result = large.resize(size, Image.Resampling.LANCZOS)
+        else:
+            result = image.resize(size, Image.Resampling.BICUBIC)
+        if pipeline.refines:
+            result = yield from _transform_tiles(result, parameters, seed + number, pipeline)
         image = back_project(result, image)
     return image
 
@@ -96,12 +102,24 @@ def _plan(size: tuple[int, int], parameters: Parameters, pipeline: ImagePipeline
 
 
 def _transform_tiles(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline, *, reconstruct: bool = False
+    image: Image.Image,
+    parameters: Parameters,
+    seed: int,
+    pipeline: ImagePipeline,
+    *,
+    enlarge: bool = False,
+    reconstruct: bool = False,
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
-    """The model's version of a picture of any size, tile by tile; each tile has its own noise."""
+    """The model's version of a picture of any size, tile by tile; each tile has its own noise.
+
+    Args:
+        enlarge: `pipeline.enlargement` times as large.
+        reconstruct: only through the autoencoder.
+    """
+    factor = (pipeline.enlargement or 1) if enlarge else 1
     padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
     tiles = _plan(image.size, parameters, pipeline)
-    canvas = Canvas(*padded.size, parameters.tile_overlap)
+    canvas = Canvas(padded.width * factor, padded.height * factor, parameters.tile_overlap * factor)
     at_once = max(1, TILES_AT_ONCE_PIXELS // (tiles[0].width * tiles[0].height))
     for start, batch in _batches(tiles, at_once):
         pieces = []
@@ -110,16 +128,17 @@ def _transform_tiles(
             pieces.append(
                 Piece(
                     image=crop,
-                    control=None if reconstruct else make_control(crop, parameters, pipeline),
+                    control=None if reconstruct or enlarge else make_control(crop, parameters, pipeline),
                     seed=derive_seed(seed, index),
                     parameters=parameters,
+                    enlarge=enlarge,
                     reconstruct=reconstruct,
                 )
             )
         made = yield pieces
         for tile, result in zip(batch, made, strict=True):
-            canvas.add(tile, np.asarray(result))
-    return Image.fromarray(canvas.merge()).crop((0, 0, *image.size))
+            canvas.add(tile.scale(factor), np.asarray(result))
+    return Image.fromarray(canvas.merge()).crop((0, 0, image.width * factor, image.height * factor))
 
 
 def _batches(tiles: list[Tile], size: int) -> Iterator[tuple[int, list[Tile]]]:

@@ -17,10 +17,12 @@ BATCH_KEYS = (
     "guidance_scale",
     "true_cfg_scale",
     "image_guidance_scale",
+    "noise_level",
     "controlnet_conditioning_scale",
     "control_guidance_start",
     "control_guidance_end",
 )
+ENLARGED_PIXELS = 4  # a x4 net's last layers work on sixteen times the pixels, though with few channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class Piece:
     Attributes:
         mask: `L` of the picture's size, white where to repaint; None unless the model is made for it.
         style: RGB of any size, for an IP-Adapter; a batch has one.
+        enlarge: through an upscaling net or model, which makes it larger by its own factor.
         reconstruct: only encode and decode, without noise: what the autoencoder makes of the picture.
     """
 
@@ -39,6 +42,7 @@ class Piece:
     parameters: Parameters
     mask: Image.Image | None = None
     style: Image.Image | None = None
+    enlarge: bool = False
     reconstruct: bool = False
 
     @property
@@ -48,6 +52,7 @@ class Piece:
             return self.image.size, "reconstruct"
         return (
             self.image.size,
+            self.enlarge,
             self.control is None,
             id(self.style),
             *(getattr(self.parameters, key) for key in BATCH_KEYS),
@@ -55,8 +60,8 @@ class Piece:
 
     @property
     def pixels(self) -> int:
-        """Width times height."""
-        return self.image.width * self.image.height
+        """Width times height, of what the model works on."""
+        return self.image.width * self.image.height * (ENLARGED_PIXELS if self.enlarge else 1)
 
 
 Steps = Generator[list[Piece], list[Image.Image], Image.Image]

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from twins import RECIPES, make_twin
 
-from img2img_cli.modelref import BUNDLED, parse_lora
+from img2img_cli.modelref import BUNDLED, NO_MODEL, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.record import read_record, replay_command
@@ -34,9 +34,11 @@ REMOTE = [name for name in list_presets() if parameters_of(name).model != BUNDLE
 
 def references(parameters: Parameters) -> list[tuple[str, str | None]]:
     """Every hub id that a preset names for a run, with the variant it asks for."""
-    found: list[tuple[str, str | None]] = [(parameters.model, parameters.variant)]
+    found: list[tuple[str, str | None]] = []
+    if parameters.model != NO_MODEL:
+        found.append((parameters.model, parameters.variant))
     found += [(part, None) for part in (parameters.vae, parameters.controlnet) if part]
-    files = [*parameters.lora, *([parameters.ip_adapter] if parameters.ip_adapter else [])]
+    files = [*parameters.lora, *(text for text in (parameters.ip_adapter, parameters.upscaler) if text)]
     return found + [(parse_lora(text).repository, None) for text in files]
 
 
@@ -106,7 +108,8 @@ def test_a_preset_is_pulled_built_and_run(catalogue: Run, name: str) -> None:
     event = catalogue.events[name]
     assert event["event"] == "done", event
     with Image.open(catalogue.folder / "out" / f"{name}.png") as image:
-        factor = 2 if parameters_of(name).task == "upscale" else 1
+        p = parameters_of(name)
+        factor = p.scale if p.task == "upscale" else 1
         assert image.size == (SIZE[0] * factor, SIZE[1] * factor)
         assert np.asarray(image.convert("RGB")).std() > 1  # random weights, but a picture
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from twins import RECIPES, WIDTH, make_twin
 
 from img2img_cli.device import choose_placement
-from img2img_cli.modelref import identify_embedding, identify_model
+from img2img_cli.modelref import identify_file, identify_model
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline, build_pipeline
 from img2img_cli.prompts import split_weights
@@ -230,7 +230,7 @@ def test_an_embedding_is_part_of_the_fingerprint(here, tmp_path: Path, picture: 
     assert "done" in events()
     assert "up-to-date" in events()
     write_embedding(file, sunnystyle=vectors_of(2))
-    identify_embedding.cache_clear()
+    identify_file.cache_clear()
     identify_model.cache_clear()
     assert "done" in events()
 

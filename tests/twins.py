@@ -5,6 +5,8 @@ A twin is made by `RECIPES[hub id](folder, variant)`. A new family needs one fun
 
 from __future__ import annotations
 
+import json
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     ControlNetModel,
     DDIMScheduler,
+    DDPMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
@@ -23,12 +27,16 @@ from diffusers import (
     FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
+    StableDiffusionLatentUpscalePipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
     StableDiffusionXLInstructPix2PixPipeline,
@@ -44,7 +52,10 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
+    Qwen2VLImageProcessorPil,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
@@ -52,7 +63,9 @@ from transformers import (
     T5Tokenizer,
 )
 
+from img2img_cli import feedforward
 from img2img_cli.loading import load_clip_tokenizer
+from img2img_cli.qwen import PictureProcessor
 
 Recipe = Callable[[Path, str | None], None]
 WIDTH = 32
@@ -296,6 +309,144 @@ def make_flux2(folder: Path, variant: str | None) -> None:
     save(pipe, folder, variant)
 
 
+def make_qwen(folder: Path, variant: str | None) -> None:
+    """Qwen-Image-Edit: a language model with eyes, a transformer and a video VAE."""
+    special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", "vision_start", "vision_end")]
+    special += ["<|image_pad|>", "<|video_pad|>"]
+    letters = [*string.ascii_letters, *string.digits, *string.punctuation, "\u0120", "\u010a"]
+    ids = {token: index for index, token in enumerate([*letters, *special])}
+    tokenizer = Qwen2TokenizerFast(vocab=ids, merges=[], extra_special_tokens=special)
+    text = {
+        "vocab_size": len(ids),
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+        "fullatt_block_indexes": [0],
+    }
+    config = Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=eyes,
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    transformer = QwenImageTransformer2DModel(
+        in_channels=64,
+        out_channels=16,
+        num_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=(4, 4, 8),
+    )
+    pipe = QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02),
+        vae=AutoencoderKLQwenImage(base_dim=8, z_dim=16, num_res_blocks=1),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(config).eval(),
+        tokenizer=tokenizer,
+        processor=PictureProcessor(Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=56 * 56), tokenizer),
+        transformer=transformer,
+    )
+    save(pipe, folder, variant)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["processor"] = ["transformers", "Qwen2VLProcessor"]  # as the real index has it
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def make_lightning(folder: Path, variant: str | None) -> None:
+    """The LoRA that lets Qwen-Image-Edit do with four steps."""
+    weights = {}
+    for name in ("to_q", "to_v"):
+        weights[f"transformer_blocks.0.attn.{name}.lora_down.weight"] = torch.randn(2, WIDTH)
+        weights[f"transformer_blocks.0.attn.{name}.lora_up.weight"] = torch.randn(WIDTH, 2)
+        weights[f"transformer_blocks.0.attn.{name}.alpha"] = torch.tensor(2.0)
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "Qwen-Image-Edit-2511-Lightning-4steps-V1.0-bf16.safetensors")
+
+
+def make_x4_upscaler(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion's x4 upscaler: latents of the input's size beside the input, and a VAE of factor 4."""
+    unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=7, num_class_embeds=1000)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+    )
+    pipe = StableDiffusionUpscalePipeline(
+        vae=vae,
+        text_encoder=make_clip(),
+        tokenizer=load_clip_tokenizer(),
+        unet=unet,
+        low_res_scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction"),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+    )
+    save(pipe, folder, variant)
+
+
+def make_x2_upscaler(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion's latent upscaler: a UNet of k-diffusion's blocks with one channel too many."""
+    unet = UNet2DConditionModel(
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        time_cond_proj_dim=128 + WIDTH,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        cross_attention_dim=WIDTH,
+        down_block_types=("KDownBlock2D", "KCrossAttnDownBlock2D"),
+        up_block_types=("KCrossAttnUpBlock2D", "KUpBlock2D"),
+        mid_block_type=None,
+        in_channels=8,
+        out_channels=5,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+    )
+    pipe = StableDiffusionLatentUpscalePipeline(
+        vae=make_vae(),
+        text_encoder=make_clip(),
+        tokenizer=load_clip_tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(prediction_type="sample"),
+    )
+    save(pipe, folder, variant)
+
+
+def make_esrgan(folder: Path, variant: str | None) -> None:
+    """A Real-ESRGAN of one block, which has learnt nothing."""
+    feedforward.import_spandrel("twin")
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+
+    folder.mkdir(parents=True)
+    net = RRDBNet(num_filters=8, num_blocks=1, scale=4)
+    save_file(net.state_dict(), folder / "RealESRGAN_x4plus.safetensors")
+
+
+def make_hyper(folder: Path, variant: str | None) -> None:
+    """Hyper-SD's LoRAs for Stable Diffusion 1.5 and XL, in one repository."""
+    for xl, name in ((False, "Hyper-SD15-8steps-CFG-lora"), (True, "Hyper-SDXL-8steps-CFG-lora")):
+        (make_lora_xl if xl else make_lora)(folder, variant)
+        (folder / "pytorch_lora_weights.safetensors").rename(folder / f"{name}.safetensors")
+
+
 def make_controlnet(folder: Path, variant: str | None) -> None:
     """A ControlNet of Stable Diffusion 1.5."""
     ControlNetModel(**unet_options(xl=False), conditioning_embedding_out_channels=(16, 32, 32, 32)).save_pretrained(
@@ -387,6 +538,13 @@ RECIPES: dict[str, Recipe] = {
     "timbrooks/instruct-pix2pix": make_pix2pix,
     "diffusers/sdxl-instructpix2pix-768": make_pix2pix_xl,
     "h94/IP-Adapter": make_ip_adapter,
+    "ByteDance/Hyper-SD": make_hyper,
+    "Qwen/Qwen-Image-Edit-2509": make_qwen,
+    "Qwen/Qwen-Image-Edit-2511": make_qwen,
+    "lightx2v/Qwen-Image-Edit-2511-Lightning": make_lightning,
+    "stabilityai/stable-diffusion-x4-upscaler": make_x4_upscaler,
+    "stabilityai/sd-x2-latent-upscaler": make_x2_upscaler,
+    "Comfy-Org/Real-ESRGAN_repackaged": make_esrgan,
     "latentcat/control_v1p_sd15_brightness": make_controlnet,
     "lllyasviel/control_v11f1e_sd15_tile": make_controlnet,
     "lllyasviel/control_v11p_sd15_canny": make_controlnet,

@@ -18,7 +18,6 @@ from img2img_cli.errors import ExitCode, NothingMatchedError, UsageError
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
-from img2img_cli.modelref import check_references
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.plan import Choices, estimate_bytes, plan_batch
 
@@ -96,8 +95,8 @@ def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
     """Every job, with all that can be refused beforehand refused."""
     items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
     jobs = plan_batch(items, choices)
-    for references in {(p.model, p.controlnet, p.vae, p.lora, p.embedding) for p in (job.parameters for job in jobs)}:
-        check_references(*references)
+    for parameters in {job.parameters.pipeline_key: job.parameters for job in jobs}.values():
+        parameters.check_references()
     return jobs
 
 
@@ -116,7 +115,7 @@ class Pipelines:
 
     def __init__(self, options: BatchOptions) -> None:
         self._options = options
-        self._key: tuple[object, ...] | None = None
+        self._key: str | None = None
         self._pipeline: ImagePipeline | None = None
 
     def load(self, job: Job) -> ImagePipeline:
@@ -124,13 +123,12 @@ class Pipelines:
         # Before torch starts its threads: spinning at their barriers they would starve those that read and write
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        from img2img_cli.batch import PIPELINE_KEYS
         from img2img_cli.cli.picture import tell_offload
         from img2img_cli.device import choose_placement
         from img2img_cli.pipeline import build_pipeline
 
         parameters: Parameters = job.parameters
-        key = tuple(getattr(parameters, name) for name in PIPELINE_KEYS)
+        key = parameters.pipeline_key
         if self._pipeline is None or key != self._key:
             self._pipeline = None
             placement = choose_placement(self._options.device, parameters.dtype, self._options.offload)

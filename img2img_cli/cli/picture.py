@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
-from img2img_cli.modelref import BUNDLED, check_references
+from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
 from img2img_cli.preset import Resolved, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
@@ -45,7 +45,7 @@ def run_picture_command(
     offload = check_offload(shared.offload)
     jobs = make_jobs(resolved, source, output, shared, mask=mask, style=style, variations=variations)
     p = resolved.parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
+    p.check_references()
     if shared.dry_run:
         print_jobs(jobs)
         return

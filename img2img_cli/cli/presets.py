@@ -76,13 +76,11 @@ def show(preset: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
 @presets.command()
 def validate(file: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped preset.")]) -> None:
     """Check a preset; exit 2 with the file and line when it cannot be used."""
-    from img2img_cli.modelref import check_references
     from img2img_cli.preset import load_preset, resolve
 
     resolved = resolve(load_preset(file), {})
-    p = resolved.parameters
-    check_references(p.model, p.controlnet, p.vae, p.lora, p.embedding)
-    typer.echo(f"{file}: a valid preset for {p.task}", err=True)
+    resolved.parameters.check_references()
+    typer.echo(f"{file}: a valid preset for {resolved.parameters.task}", err=True)
 
 
 @presets.command()

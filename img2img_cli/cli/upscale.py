@@ -18,9 +18,17 @@ def upscale(
     prompt: Annotated[
         Optional[str], typer.Option("--prompt", "-p", help="What is in the picture.", show_default=False)
     ] = None,
+    upscaler: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="REF",
+            help="Net such as Real-ESRGAN that enlarges first: a .safetensors file, hub id or owner/name/FILE.",
+            show_default=False,
+        ),
+    ] = None,
     shared: SharedOptions,
 ) -> None:
     """Make a picture larger, with detail. Scaled down again, the result gives the input back."""
     from img2img_cli.cli.picture import run_picture_command
 
-    run_picture_command("upscale", source, output, {"scale": scale, "prompt": prompt}, shared)
+    run_picture_command("upscale", source, output, {"scale": scale, "prompt": prompt, "upscaler": upscaler}, shared)
