@@ -18,7 +18,7 @@ from PIL import Image
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher
 from img2img_cli.errors import TimeLimitError
-from img2img_cli.images import load_image, load_mask, load_style, peek_size, plan_fit, read_bytes
+from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
 from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.runner import encode_result, finish_picture, start_work
@@ -96,9 +96,8 @@ class Line:
             sha256 = hashlib.sha256(data).hexdigest()
             entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
             entry.picture = load_image(job.input, data)
-            mask = load_mask(job.mask, entry.picture.size) if job.mask else None
-            style = load_style(job.style) if job.style else None
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, mask, style)
+            guides = load_guides(job, entry.picture.size)
+            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, guides)
             return next(entry.work.steps)
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter
 
-from img2img_cli.parameters import ControlKind
+from img2img_cli.parameters import MAP_KINDS, ControlKind
 
 SOFTEDGE_GAIN = 6.0
 
@@ -15,9 +15,9 @@ def make_control_image(image: Image.Image, kind: ControlKind) -> Image.Image:
 
     Args:
         kind: `grey` is luminance, `softedge` smooth edge strength, `canny` thin white edges on black, `picture`
-            the input itself.
+            the input itself. The others are maps already and stay as they are.
     """
-    if kind == "picture":
+    if kind == "picture" or kind in MAP_KINDS:
         return image.convert("RGB")
     grey = image.convert("L")
     if kind == "softedge":

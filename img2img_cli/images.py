@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.errors import InputError
-from img2img_cli.job import STDIO
+from img2img_cli.job import STDIO, Job
 from img2img_cli.parameters import MAX_PIXELS
 
 # MPO has no name of its own here: Pillow opens it as JPEG.
@@ -23,6 +23,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_BYTES = 1 << 30
 MAX_ASPECT = 40
+CONTROL_TOLERANCE = 0.02  # of aspect ratios, for what rounding to whole pixels does
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
 # What Pillow's parsers raise on damaged files, besides their own errors.
 DAMAGE = (
@@ -263,6 +264,44 @@ def from_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class Guides:
+    """The pictures beside the input that a job is given.
+
+    Attributes:
+        mask: `L` of the picture's size, for models that repaint.
+        style: RGB of any size, for an IP-Adapter.
+        control: RGB of the picture's size, for a ControlNet to look at instead.
+    """
+
+    mask: Image.Image | None = None
+    style: Image.Image | None = None
+    control: Image.Image | None = None
+
+
+def load_guides(job: Job, size: tuple[int, int]) -> Guides:
+    """A job's guides for a picture of this size.
+
+    Raises:
+        InputError: not readable, or not of the picture's size or shape.
+    """
+    return Guides(
+        mask=load_mask(job.mask, size) if job.mask else None,
+        style=load_style(job.style) if job.style else None,
+        control=_load_control(job.control_image, size) if job.control_image else None,
+    )
+
+
+def _load_control(name: str, size: tuple[int, int]) -> Image.Image:
+    image = load_image(name).rgb
+    if abs(image.width * size[1] / (image.height * size[0]) - 1) > CONTROL_TOLERANCE:
+        raise InputError(
+            f"{name}: the control picture is {image.width} x {image.height}, the picture {size[0]} x {size[1]}; "
+            "crop it to the same shape"
+        )
+    return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
 def load_style(name: str) -> Image.Image:
     """A style picture as RGB; the same object while the file stays, as jobs that share one share batches.
 
@@ -270,11 +309,11 @@ def load_style(name: str) -> Image.Image:
         InputError: not a picture that can be read.
     """
     path = Path(name)
-    return _load_style(name, path.stat().st_mtime_ns if path.exists() else 0)
+    return _read_style(name, path.stat().st_mtime_ns if path.exists() else 0)
 
 
 @functools.lru_cache(maxsize=8)
-def _load_style(name: str, changed: int) -> Image.Image:
+def _read_style(name: str, changed: int) -> Image.Image:
     return load_image(name).rgb
 
 

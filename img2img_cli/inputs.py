@@ -23,8 +23,8 @@ from img2img_cli.yamlio import parse_scalar
 # What is picked up from folders; more formats can be read when they are named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
 MANIFESTS = (".csv", ".jsonl")
-ROW_KEYS = ("input", "output", "mask", "style", "preset", "seed")
-PATH_KEYS = ("input", "output", "mask", "style", "preset")
+ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
+PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
 GLOB_CHARACTERS = frozenset("*?[")
 
 
@@ -45,6 +45,7 @@ class Item:
     output: str | None = None
     mask: str | None = None
     style: str | None = None
+    control_image: str | None = None
     preset: str | None = None
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -151,7 +152,7 @@ def read_names(data: bytes) -> list[str]:
 
 
 def read_manifest(path: Path) -> list[Item]:
-    """The rows of a CSV or JSON Lines file. Inputs, masks and styles are relative to the manifest's folder.
+    """The rows of a CSV or JSON Lines file, whose pictures are relative to the manifest's folder.
 
     Raises:
         InputError: it cannot be read.
@@ -220,6 +221,7 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
         output=output,
         mask=str(path.parent / row["mask"]) if row.get("mask") else None,
         style=str(path.parent / row["style"]) if row.get("style") else None,
+        control_image=str(path.parent / row["control_image"]) if row.get("control_image") else None,
         preset=row.get("preset"),
         seed=seed,
         overrides=overrides,

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img_cli.errors import InputError, OutputError, UsageError
-from img2img_cli.parameters import Parameters
+from img2img_cli.parameters import MAP_KINDS, Parameters
 
 STDIO = "-"
 MAX_SEED = 2**32 - 1
@@ -45,6 +45,7 @@ class Job(BaseModel):
     seed: int = Field(ge=0, le=MAX_SEED)
     mask: str | None = None
     style: str | None = None
+    control_image: str | None = None
     format: Format = "keep"
     quality: int | None = Field(default=None, ge=1, le=100)
     force: bool = False
@@ -74,6 +75,19 @@ def check_style(parameters: Parameters, style: str | None, where: str) -> None:
         raise UsageError(f"{where} takes its style from a picture; give one with --style")
 
 
+def check_control(parameters: Parameters, control_image: str | None, where: str) -> None:
+    """Refuse a control picture that nobody looks at, and the lack of one that cannot be made of the input.
+
+    Raises:
+        UsageError: naming `where`.
+    """
+    kind = parameters.control
+    if control_image is not None and (parameters.task != "edit" or kind is None):
+        raise UsageError(f"{where} takes no control picture; use edit with --control KIND=PICTURE")
+    if control_image is None and kind in MAP_KINDS:
+        raise UsageError(f"{where}: {kind} cannot be made of the picture; give the map as --control {kind}=MAP.png")
+
+
 def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list[Job]:
     """Give each variation its seed and output, and refuse what could not be written.
 
@@ -92,10 +106,12 @@ def plan_jobs(template: Job, output: str | None, *, variations: int = 1) -> list
         if template.mask == STDIO:
             raise UsageError("--mask cannot be read from stdin; give a file")
     check_style(template.parameters, template.style, f"preset '{template.preset}'")
-    if template.style is not None:
-        check_input(template.style)
-        if template.style == STDIO:
-            raise UsageError("--style cannot be read from stdin; give a file")
+    check_control(template.parameters, template.control_image, f"preset '{template.preset}'")
+    for option, path in (("--style", template.style), ("--control", template.control_image)):
+        if path is not None:
+            check_input(path)
+            if path == STDIO:
+                raise UsageError(f"{option} cannot be read from stdin; give a file")
     base = _name_output(template, output)
     if base == STDIO and variations > 1:
         raise UsageError("several variations cannot go to stdout; name an OUTPUT file or folder")
@@ -170,7 +186,7 @@ def _check_output(path: str, job: Job) -> None:
         raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
         raise OutputError(f"{path}: the folder {target.parent} cannot be written to; check its permissions")
-    for read in filter(None, (job.input, job.mask, job.style)):
+    for read in filter(None, (job.input, job.mask, job.style, job.control_image)):
         if read != STDIO and target.exists() and target.samefile(read) and not (job.in_place and read == job.input):
             raise OutputError(f"{path}: is the input itself; name another OUTPUT, or use --in-place to replace it")
     if target.is_dir():

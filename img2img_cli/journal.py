@@ -69,6 +69,7 @@ def make_fingerprint(job: Job) -> str:
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
         "mask": hash_file(job.mask) if job.mask else None,
         "style": hash_file(job.style) if job.style else None,
+        "control_image": hash_file(job.control_image) if job.control_image else None,
         "output": [job.format, job.quality, job.metadata],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

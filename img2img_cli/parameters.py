@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, parse_file, parse_lora, split_folder
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
-ControlKind = Literal["grey", "softedge", "canny", "picture"]
+ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
+MAP_KINDS = ("lineart", "depth", "openpose")  # which we do not make of a picture ourselves
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Offload = Literal["auto", "none", "model", "group", "sequential"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"

@@ -15,9 +15,9 @@ from typing import Any
 
 from img2img_cli.errors import OutputError, PresetError, UsageError
 from img2img_cli.inputs import Item, check_inside
-from img2img_cli.job import EXTENSIONS, Format, Job, check_style
+from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_style
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import choose_controlnet, load_preset, resolve
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
@@ -93,6 +93,7 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
         seed=seed,
         mask=item.mask,
         style=item.style or choices.style,
+        control_image=item.control_image,
         format=choices.format,
         quality=choices.quality,
         force=choices.force,
@@ -103,16 +104,19 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
 def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
     try:
         overrides = {**choices.overrides, **item.overrides}
-        parameters = resolve(
+        resolved = resolve(
             load_preset(preset), overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings
-        ).parameters
+        )
+        parameters = choose_controlnet(preset, resolved, overrides).parameters
     except PresetError as error:
         raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None
     if parameters.task == "edit" and not parameters.prompt:
         raise UsageError(f"{item.origin or 'preset ' + preset}: no prompt; give --prompt or a preset that has one")
     if item.mask and (parameters.size != "original" or parameters.task == "upscale"):
         raise UsageError(f"{item.origin}: a mask keeps the picture's own pixels, so it needs size original")
-    check_style(parameters, item.style or choices.style, item.origin or f"preset '{preset}'")
+    where = item.origin or f"preset '{preset}'"
+    check_style(parameters, item.style or choices.style, where)
+    check_control(parameters, item.control_image, where)
     return parameters
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from img2img_cli.errors import PresetError
+from img2img_cli.errors import PresetError, UsageError
+from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Parameters, fewest_steps
 from img2img_cli.yamlio import YamlError, parse_yaml
 
@@ -116,6 +118,24 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
         raise PresetError(f"{path}:{lines[(_EXTENDS,)]}: extends must be a preset's name or file, not {parent!r}")
     base = _load(_find(parent, path), (*seen, path))
     return Preset(name=path.stem, values={**base.values, **values}, sources={**base.sources, **sources})
+
+
+def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
+    """The ControlNet of the preset's family for the kind of control that is asked for, unless one was named.
+
+    Raises:
+        UsageError: the family has none of this kind.
+    """
+    p = resolved.parameters
+    if p.control is None or "control" not in overrides or "controlnet" in overrides:
+        return resolved
+    if p.model == BUNDLED and p.control == "picture":
+        return resolved
+    if p.control not in p.controlnets:
+        kinds = "picture" if p.model == BUNDLED else ", ".join(p.controlnets) or "none"
+        raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
+    chosen = p.model_copy(update={"controlnet": p.controlnets[p.control]})
+    return dataclasses.replace(resolved, parameters=chosen)
 
 
 def resolve(

@@ -34,7 +34,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
         "seed": job.seed,
         "parameters": parameters,
     }
-    for key in ("mask", "style"):
+    for key in ("mask", "style", "control_image"):
         if name := getattr(job, key):
             record[key] = _writable(Path(name).name)
     return record | provenance
@@ -120,6 +120,8 @@ def replay_command(record: dict[str, Any]) -> str:
     for key in ("mask", "style"):
         if record.get(key):
             words += [f"--{key}", str(record[key])]
+    if record.get("control_image"):
+        words += ["--control", f"{wanted.pop('control')}={record['control_image']}"]
     if wanted["task"] == "edit":
         words += ["--prompt", str(wanted.pop("prompt"))]
     for key, value in wanted.items():

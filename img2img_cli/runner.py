@@ -10,7 +10,7 @@ from PIL import Image
 
 from img2img_cli.batcher import Progress, run_works
 from img2img_cli.finish import feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
-from img2img_cli.images import Picture, fit_image, from_srgb, load_image, load_mask, load_style, plan_fit
+from img2img_cli.images import Guides, Picture, fit_image, from_srgb, load_guides, load_image, load_mask, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline
@@ -39,9 +39,8 @@ def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | 
     """
     began = time.monotonic()
     picture = load_image(jobs[0].input)
-    mask = load_mask(jobs[0].mask, picture.size) if jobs[0].mask else None  # refused before the model works
-    style = load_style(jobs[0].style) if jobs[0].style else None
-    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, mask, style) for job in jobs]
+    guides = load_guides(jobs[0], picture.size)  # refused before the model works
+    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
         result = finish_picture(made, picture, job)
         data, format_ = encode_result(result, picture, job)
@@ -54,17 +53,11 @@ def start_work(
     parameters: Parameters,
     seed: int,
     pipeline: ImagePipeline,
-    mask: Image.Image | None = None,
-    style: Image.Image | None = None,
+    guides: Guides | None = None,
 ) -> Work:
-    """What the preset's task does with a picture (8-bit sRGB).
-
-    Args:
-        mask: `L` of the picture's size, for models that repaint.
-        style: RGB of any size, for an IP-Adapter.
-    """
+    """What the preset's task does with a picture (8-bit sRGB)."""
     if parameters.task == "edit":
-        return Work(total=1, steps=_edit(image, parameters, seed, pipeline, mask, style))
+        return Work(total=1, steps=_edit(image, parameters, seed, pipeline, guides or Guides()))
     start = {"colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
     return start[parameters.task](image, parameters, seed, pipeline)
 
@@ -96,15 +89,19 @@ def _edit(
     parameters: Parameters,
     seed: int,
     pipeline: ImagePipeline,
-    mask: Image.Image | None,
-    style: Image.Image | None,
+    guides: Guides,
 ) -> Steps:
     """The picture under the prompt."""
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image, fit)
-    control = make_control(working, parameters, pipeline)
-    shown = fit_image(mask.convert("RGB"), fit).convert("L") if mask is not None and pipeline.takes_mask else None
-    (made,) = yield [Piece(image=working, control=control, seed=seed, parameters=parameters, mask=shown, style=style)]
+    seen = working if guides.control is None else fit_image(guides.control, fit)
+    control = make_control(seen, parameters, pipeline)
+    mask = None
+    if guides.mask is not None and pipeline.takes_mask:
+        mask = fit_image(guides.mask.convert("RGB"), fit).convert("L")
+    (made,) = yield [
+        Piece(image=working, control=control, seed=seed, parameters=parameters, mask=mask, style=guides.style)
+    ]
     return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 
 

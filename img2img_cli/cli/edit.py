@@ -34,8 +34,9 @@ def edit(
     control: Annotated[
         Optional[str],
         typer.Option(
-            metavar="KIND",
-            help="Hold to the picture's canny or softedge, its grey, or the picture.",
+            metavar="KIND[=PICTURE]",
+            help="Hold to the canny or softedge, the grey, or tile of the picture, or of PICTURE; "
+            "depth, lineart and openpose need their map.",
             show_default=False,
         ),
     ] = None,
@@ -51,6 +52,7 @@ def edit(
     """Change a picture as a text says: style, colours, light; or only where a mask is white."""
     from img2img_cli.cli.picture import run_picture_command
 
+    kind, _, control_image = control.partition("=") if control is not None else (None, "", "")
     own = {
         "prompt": prompt,
         "negative_prompt": negative_prompt,
@@ -58,6 +60,16 @@ def edit(
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "mask_feather": mask_feather,
-        "control": control,
+        "control": "picture" if kind == "tile" else kind,
     }
-    run_picture_command("edit", source, output, own, shared, mask=mask, style=style, variations=variations)
+    run_picture_command(
+        "edit",
+        source,
+        output,
+        own,
+        shared,
+        mask=mask,
+        style=style,
+        control_image=control_image or None,
+        variations=variations,
+    )

@@ -26,7 +26,7 @@ def info(
     if json:
         typer.echo(dumps({**record, "command": command}, ensure_ascii=False))
         return
-    for key in ("version", "input", "mask", "style", "preset", "seed"):
+    for key in ("version", "input", "mask", "style", "control_image", "preset", "seed"):
         if key in record:
             typer.echo(f"{key}: {printable(str(record[key]))}")
     for key, value in record["parameters"].items():

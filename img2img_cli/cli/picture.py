@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
-from img2img_cli.preset import Resolved, load_preset, resolve, suggest
+from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve, suggest
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ def run_picture_command(
     *,
     mask: str | None = None,
     style: str | None = None,
+    control_image: str | None = None,
     variations: int = 1,
 ) -> None:
     """Resolve, plan, check, and only then load torch and run.
@@ -43,7 +43,8 @@ def run_picture_command(
     """
     resolved = resolve_parameters(task, own, shared)
     offload = check_offload(shared.offload)
-    jobs = make_jobs(resolved, source, output, shared, mask=mask, style=style, variations=variations)
+    beside = {"mask": mask, "style": style, "control_image": control_image}
+    jobs = make_jobs(resolved, source, output, shared, beside, variations=variations)
     p = resolved.parameters
     p.check_references()
     if shared.dry_run:
@@ -87,8 +88,7 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     if model != BUNDLED and "model" in overrides:
         overrides = {"revision": None, "variant": None} | overrides
     resolved = resolve(load_preset(name), overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
-    if own.get("control") is not None:
-        resolved = _choose_controlnet(name, resolved, overrides)
+    resolved = choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:
         other = resolved.parameters.task
         raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
@@ -97,18 +97,6 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
             "--prompt is missing: say what the result should show, or choose a preset that does (style-...)"
         )
     return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
-
-
-def _choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
-    """The ControlNet of the preset's family for `--control`, unless one was named."""
-    p = resolved.parameters
-    if "controlnet" in overrides or (p.model == BUNDLED and p.control == "picture"):
-        return resolved
-    known = p.controlnets
-    if p.control not in known:
-        kinds = "picture" if p.model == BUNDLED else ", ".join(known) or "none"
-        raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
-    return dataclasses.replace(resolved, parameters=p.model_copy(update={"controlnet": known[p.control]}))
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -134,12 +122,15 @@ def make_jobs(
     source: str,
     output: str | None,
     shared: SharedOptions,
+    beside: Mapping[str, str | None],
     *,
-    mask: str | None,
-    style: str | None,
     variations: int,
 ) -> list[Job]:
-    """The planned and checked jobs of one command."""
+    """The planned and checked jobs of one command.
+
+    Args:
+        beside: the mask, style and control_image that are given with the picture.
+    """
     format_ = check_format(shared.format)
     if shared.json and (output == STDIO or (output is None and source == STDIO)):
         raise UsageError("--json and a picture cannot both go to stdout; name an OUTPUT file")
@@ -149,8 +140,7 @@ def make_jobs(
         preset=resolved.name,
         parameters=resolved.parameters,
         seed=choose_seed() if shared.seed is None else shared.seed,
-        mask=mask,
-        style=style,
+        **beside,
         format=format_,
         quality=shared.quality,
         force=shared.force,

@@ -1,0 +1,156 @@
+"""Upscaling nets and models that enlarge by themselves, and a net before a diffusion model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import psnr
+from PIL import Image
+from safetensors.torch import save_file
+from twins import make_twin
+
+from img2img_cli import feedforward
+from img2img_cli.device import choose_placement
+from img2img_cli.parameters import Parameters
+from img2img_cli.pipeline import build_pipeline
+from img2img_cli.runner import transform_image
+
+pytest.importorskip("einops", reason="spandrel is not installed")
+ALONE = ["upscale", "--preset", "esrgan-upscale", "--set", "tile_overlap=16"]
+
+
+@pytest.fixture(scope="module")
+def sharp_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Real-ESRGAN whose weights copy each pixel four by four: blocky, but of the right colours and place."""
+    feedforward.import_spandrel("test")
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+
+    weights = RRDBNet(num_filters=8, num_blocks=1, scale=4).state_dict()
+    for name, tensor in weights.items():
+        tensor.zero_()
+        if tensor.ndim == 4 and "RDB" not in name and "model.1.sub.1" not in name:
+            for channel in range(3):
+                tensor[channel, channel, 1, 1] = 1
+    path = tmp_path_factory.mktemp("net") / "copy-x4.safetensors"
+    save_file(weights, path)
+    return path
+
+
+def test_a_net_alone_keeps_the_picture(here, picture: Path, photograph: Image.Image, sharp_net: Path) -> None:
+    out = picture.with_name("large.png")
+    done = here(*ALONE, "--upscaler", sharp_net, "--set", "tile_size=64", picture, out)
+    assert done.code == 0, done.err
+    before, after = Image.open(picture).convert("RGB"), Image.open(out)
+    assert after.size == (before.width * 4, before.height * 4)
+    back = after.resize(before.size, Image.Resampling.BICUBIC)
+    assert psnr(np.asarray(back), np.asarray(before)) > 34
+
+
+@pytest.mark.parametrize(("scale", "size"), [(1.5, (144, 108)), (3, (288, 216)), (6, (576, 432))])
+def test_any_scale_comes_from_a_net_of_four(here, picture: Path, sharp_net: Path, scale: float, size) -> None:
+    out = picture.with_name("large.png")
+    done = here(*ALONE, "--upscaler", sharp_net, "--scale", scale, picture, out)
+    assert done.code == 0, done.err
+    assert Image.open(out).size == size
+
+
+def test_tiles_of_a_net_leave_no_seam(here, tmp_path: Path, photograph: Image.Image, sharp_net: Path) -> None:
+    photograph.resize((150, 130)).save(tmp_path / "a.png")
+    results = []
+    for tile in (512, 64):
+        done = here(
+            *ALONE, "--upscaler", sharp_net, "--set", f"tile_size={tile}", tmp_path / "a.png", tmp_path / f"{tile}.png"
+        )
+        assert done.code == 0, done.err
+        results.append(np.asarray(Image.open(tmp_path / f"{tile}.png")))
+    assert psnr(*results) > 45
+
+
+def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> None:
+    results = []
+    for options in ([], ["--upscaler", sharp_net]):
+        out = picture.with_name(f"{len(results)}.png")
+        fast = ["--set", "num_inference_steps=5", "--set", "strength=0.3"]
+        done = here("upscale", picture, out, "--seed", 1, *fast, *options)
+        assert done.code == 0, done.err
+        results.append(np.asarray(Image.open(out)))
+    assert results[0].shape == results[1].shape
+    assert (results[0] != results[1]).any()
+
+
+@pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 38), ("float32", 60)])
+def test_a_net_in_sixteen_bits_is_close(sharp_net: Path, photograph: Image.Image, dtype: str, least: float) -> None:
+    image = photograph.resize((64, 48))
+    expected = feedforward.load_net(str(sharp_net), choose_placement("cpu", "float32")).enlarge([image])
+    made = feedforward.load_net(str(sharp_net), choose_placement("cpu", dtype)).enlarge([image])
+    assert made.shape == (1, 3, 192, 256)
+    assert made.dtype == torch.float32
+    small = torch.nn.functional.avg_pool2d(made, 4)[0].permute(1, 2, 0).numpy() * 255
+    assert psnr(small, np.asarray(image)) > 36  # where it was, in its own colours
+    assert psnr(made.numpy() * 255, expected.numpy() * 255) > least
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("net.pth", {}, "pickle"),
+        ("other.safetensors", {"weight": torch.zeros(3)}, "no net that enlarges"),
+        ("torn.safetensors", None, "damaged"),
+        ("nowhere.safetensors", {}, "no such file"),
+    ],
+)
+def test_what_is_no_net_is_one_line(here, picture: Path, tmp_path: Path, name: str, content, words: str) -> None:
+    if content is None:
+        (tmp_path / name).write_bytes(b"\0" * 64)
+    elif content:
+        save_file(content, tmp_path / name)
+    done = here(*ALONE, "--upscaler", tmp_path / name, picture, tmp_path / "o.png")
+    assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
+    assert words in done.err
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_an_upscaler_belongs_to_upscale(here, picture: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["edit", "-p", "x", "--set", "upscaler=a/b"], "task is upscale"),
+        (["upscale", "--set", "model=none"], "needs an upscaler"),
+    ):
+        done = here(*arguments, picture, tmp_path / "o.png")
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert words in done.err
+
+
+def test_without_spandrel_it_says_what_to_install(picture: Path, sharp_net: Path) -> None:
+    code = "import sys; sys.modules['spandrel'] = None; from img2img_cli.cli.app import main; main()"
+    words = [*ALONE, "--upscaler", str(sharp_net), str(picture)]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert (done.returncode, len(done.stderr.splitlines())) == (5, 1), done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_a_stand_in_for_torchvision_stays_nowhere() -> None:
+    feedforward.import_spandrel("test")
+    stands = [name for name in sys.modules if name.startswith("torchvision")]
+    assert all(hasattr(sys.modules[name], "__file__") for name in stands)
+
+
+@pytest.mark.parametrize("reference", ["stabilityai/stable-diffusion-x4-upscaler", "stabilityai/sd-x2-latent-upscaler"])
+def test_models_that_enlarge_work_in_tiles_and_keep_the_picture(
+    tmp_path: Path, photograph: Image.Image, reference: str
+) -> None:
+    make_twin(reference, tmp_path / "twin")
+    few = {"num_inference_steps": 2, "strength": 1.0, "prompt": "a house", "tile_size": 64, "tile_overlap": 16}
+    parameters = Parameters(task="upscale", model=str(tmp_path / "twin"), scale=4.0, **few)
+    pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
+    image = photograph.resize((100, 76))
+    first, again, other = (transform_image(image, parameters, seed, pipeline) for seed in (1, 1, 2))
+    assert first.size == (400, 304)
+    assert (np.asarray(first) == np.asarray(again)).all()
+    assert (np.asarray(first) != np.asarray(other)).any()
+    # Random weights make noise; back-projection makes it a picture again that scales down to the input.
+    assert psnr(np.asarray(first.resize(image.size, Image.Resampling.BICUBIC)), np.asarray(image)) > 22
