@@ -63,11 +63,13 @@ def list_repositories(parameters: Parameters) -> list[Repository]:
     """What a preset needs of the hub; nothing for local models."""
     p = parameters
     found = []
+    without_vae = ("vae",) if p.vae else ()
     if locate_model(p.model)[0] == "hub":
-        without = ("vae",) if p.vae else ()
         found.append(
-            Repository(reference=p.model, role="pipeline", revision=p.revision, variant=p.variant, without=without)
+            Repository(reference=p.model, role="pipeline", revision=p.revision, variant=p.variant, without=without_vae)
         )
+    if p.refiner is not None and locate_model(p.refiner)[0] == "hub":
+        found.append(Repository(reference=p.refiner, role="pipeline", variant=p.variant, without=without_vae))
     for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
         if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
             found.append(Repository(reference=reference, role="part", revision=revision))

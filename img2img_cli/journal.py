@@ -67,6 +67,7 @@ def make_fingerprint(job: Job) -> str:
         "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
         "files": [identify_file(role, text) for role, text in _list_files(job.parameters)],
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
+        **({"refiner": identify_model(job.parameters.refiner)} if job.parameters.refiner else {}),
         "mask": hash_file(job.mask) if job.mask else None,
         "style": hash_file(job.style) if job.style else None,
         "control_image": hash_file(job.control_image) if job.control_image else None,

@@ -14,6 +14,7 @@ import img2img_cli.environment  # noqa: F401 - settings for what follows
 
 import diffusers
 import torch
+import transformers
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError, safe_open
@@ -56,6 +57,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
         given["vae"] = _load_vae(parameters.vae, dtype)
     with explain_model_errors(parameters.model):
         if kind == "file":
+            if parameters.quantization != "none":
+                raise ModelError(f"{reference}: only diffusers folders and hub ids can be quantized; leave it out")
             pipe = _load_single_file(reference, dtype, given)
         else:
             options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **given}
@@ -69,6 +72,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
                 raise ModelError(f"{reference}: a {config['_class_name']} takes no ControlNet; leave --control out")
             if "Qwen2VLProcessor" in config.get("processor", ()):
                 options["processor"] = load_processor(reference, options.get("revision"))
+            if parameters.quantization != "none":
+                options["quantization_config"] = _quantize_parts(config)
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
         _fuse_loras(pipe, parameters.lora)
@@ -88,6 +93,18 @@ def _pipeline_class(config: dict[str, Any]) -> Any:
     if isinstance(name, str) and name in OWN_CLASSES:
         return getattr(diffusers, name)
     return diffusers.AutoPipelineForImage2Image
+
+
+def _quantize_parts(config: dict[str, Any]) -> Any:
+    """8-bit weights for what is large and made of matrix products: the denoiser and the language models."""
+    if importlib.util.find_spec("torchao") is None:
+        raise ModelError("quantization int8 needs the package torchao; run `pip install 'img2img-cli[quantize]'`")
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    kinds = {"diffusers": diffusers.TorchAoConfig, "transformers": transformers.TorchAoConfig}
+    names = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+    mapping = {name: kinds[config[name][0]](Int8WeightOnlyConfig()) for name in names if config.get(name, [None])[0]}
+    return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
 
 
 def _load_vae(reference: str, dtype: torch.dtype) -> Any:

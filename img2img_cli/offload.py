@@ -12,7 +12,14 @@ from img2img_cli.parameters import Offload
 def measure_parts(pipe: Any) -> list[int]:
     """Bytes of each of a diffusers pipeline's modules."""
     modules = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-    return [sum(p.numel() * p.element_size() for p in module.parameters()) for module in modules]
+    return [sum(map(_measure_tensor, module.parameters())) for module in modules]
+
+
+def _measure_tensor(tensor: torch.Tensor) -> int:
+    """Bytes that are stored; a quantized tensor tells those of what it stands for."""
+    if hasattr(tensor, "__tensor_flatten__"):
+        return sum(_measure_tensor(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+    return tensor.numel() * tensor.element_size()
 
 
 def choose_offload(parts: list[int], work: int, free: int) -> Offload:

@@ -14,6 +14,7 @@ Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
 MAP_KINDS = ("lineart", "depth", "openpose")  # which we do not make of a picture ourselves
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8"]
 Offload = Literal["auto", "none", "model", "group", "sequential"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
@@ -36,6 +37,8 @@ PIPELINE_KEYS = (
     "ip_adapter_blocks",
     "scheduler",
     "scheduler_config",
+    "quantization",
+    "refiner",
     "dtype",
 )
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -112,6 +115,13 @@ class Parameters(BaseModel):
     scheduler_config: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict, description="Settings of the scheduler in place of the model's own."
     )
+    quantization: Quantization = Field(
+        default="none", description="int8 halves the memory of the weights, through torchao; not with LoRAs."
+    )
+    refiner: str | None = Field(
+        default=None, description="Stable Diffusion XL's refiner, to go over the result once more: as for model."
+    )
+    refiner_strength: float = Field(default=0.25, gt=0, le=1, description="Strength of the refiner's pass.")
     dtype: Dtype = Field(default="auto", description="Number format of the weights; auto asks the device.")
     prompt: str = Field(default="", description="What the result should show.")
     prompt_template: str = Field(
@@ -176,6 +186,8 @@ class Parameters(BaseModel):
             ModelError: as `locate_model`, `parse_lora` and `parse_file`.
         """
         locate_model(self.model)
+        if self.refiner is not None:
+            locate_model(self.refiner)
         for part in (self.controlnet, self.vae):
             if part is not None:
                 locate_model(part, index="config.json")
@@ -202,6 +214,12 @@ class Parameters(BaseModel):
             raise ValueError(f"size {self.size} is more than {MAX_PIXELS // 1_000_000} million pixels")
         if self.tile_overlap * 2 >= self.tile_size:
             raise ValueError(f"tile_overlap {self.tile_overlap} must be under half of tile_size {self.tile_size}")
+        if self.refiner is not None and int(self.num_inference_steps * self.refiner_strength) < 1:
+            raise ValueError(
+                f"refiner_strength {self.refiner_strength:g} of {self.num_inference_steps} steps leaves no step to run"
+            )
+        if self.quantization != "none" and self.lora:
+            raise ValueError("quantization leaves no weights that a LoRA could be fused into; leave out one of the two")
         if self.upscaler is not None and self.task != "upscale":
             raise ValueError("upscaler is for presets whose task is upscale")
         if self.model == NO_MODEL and self.upscaler is None:

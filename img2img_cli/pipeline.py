@@ -65,6 +65,7 @@ class ImagePipeline:
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
         enlargement: the factor of its net, or of a model made for upscaling; None when it enlarges nothing itself.
+        refiner: a second model for the last steps.
         refines: whether the model works over a picture that was enlarged before.
         offload: where its parts lie while they wait.
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
@@ -76,6 +77,7 @@ class ImagePipeline:
         self.pipe, self.placement, self.offload, self.prompts = pipe, placement, offload, Prompts(pipe)
         name = type(pipe).__name__
         self._net = net
+        self.refiner: ImagePipeline | None = None
         self.enlargement: int | None = net.scale if net else _find_enlargement(pipe)
         self.refines = pipe is not None and _find_enlargement(pipe) is None
         self.factor: int = getattr(pipe, "vae_scale_factor", 1)
@@ -151,6 +153,9 @@ class ImagePipeline:
                 embeds = encode_style(self.pipe, style, self.placement.device, guided=guided)
                 arguments["ip_adapter_image_embeds"] = [embeds]
             result: torch.Tensor = self.pipe(**arguments).images
+        if self.refiner is not None:
+            again = [q.model_copy(update={"strength": q.refiner_strength}) for q in each]
+            result = self.refiner.denoise(result, generators, again, None, progress)
         return result
 
     def _make_arguments(
@@ -373,7 +378,18 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
         offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
         apply_offload(pipe, offload, placement.device)
     pipe.set_progress_bar_config(disable=True)
-    return ImagePipeline(pipe, placement, offload, net)
+    pipeline = ImagePipeline(pipe, placement, offload, net)
+    if parameters.refiner:
+        pipeline.refiner = _build_refiner(parameters, placement)
+    return pipeline
+
+
+def _build_refiner(parameters: Parameters, placement: Placement) -> ImagePipeline:
+    own = {"lora": (), "embedding": (), "refiner": None, "controlnet": None, "ip_adapter": None, "revision": None}
+    refiner = build_pipeline(parameters.model_copy(update={"model": parameters.refiner, **own}), placement)
+    if type(refiner.pipe).__name__ != "StableDiffusionXLImg2ImgPipeline":
+        raise ModelError(f"refiner {parameters.refiner}: a {type(refiner.pipe).__name__}; give Stable Diffusion XL's")
+    return refiner
 
 
 def _settle_offload(pipe: Any, placement: Placement, work: int) -> Offload:

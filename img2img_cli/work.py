@@ -18,6 +18,7 @@ BATCH_KEYS = (
     "true_cfg_scale",
     "image_guidance_scale",
     "noise_level",
+    "refiner_strength",
     "controlnet_conditioning_scale",
     "control_guidance_start",
     "control_guidance_end",

@@ -37,6 +37,8 @@ def references(parameters: Parameters) -> list[tuple[str, str | None]]:
     found: list[tuple[str, str | None]] = []
     if parameters.model != NO_MODEL:
         found.append((parameters.model, parameters.variant))
+    if parameters.refiner:
+        found.append((parameters.refiner, parameters.variant))
     found += [(part, None) for part in (parameters.vae, parameters.controlnet) if part]
     files = [*parameters.lora, *(text for text in (parameters.ip_adapter, parameters.upscaler) if text)]
     return found + [(parse_lora(text).repository, None) for text in files]
@@ -84,7 +86,8 @@ def catalogue(
     rows = []
     for name in REMOTE:
         p = parameters_of(name)
-        few = {"num_inference_steps": max(2, int(np.ceil(1 / p.strength))), "image_size": 64, "tile_size": 64}
+        least = min(p.strength, p.refiner_strength) if p.refiner else p.strength
+        few = {"num_inference_steps": max(2, int(np.ceil(1 / least))), "image_size": 64, "tile_size": 64}
         row = {"input": "in.png", "output": f"{name}.png", "preset": name, "seed": 5, "tile_overlap": 16, **few}
         if "inpaint" in name:
             row["mask"] = "mask.png"

@@ -188,6 +188,16 @@ def make_sdxl(folder: Path, variant: str | None) -> None:
     save(StableDiffusionXLPipeline(**_sdxl_parts(4)), folder, variant)
 
 
+def make_refiner(folder: Path, variant: str | None) -> None:
+    """Stable Diffusion XL's refiner: one text encoder, and a score for looks in place of a second size."""
+    options = unet_options(xl=True) | {
+        "cross_attention_dim": WIDTH,
+        "projection_class_embeddings_input_dim": 5 * 8 + WIDTH,
+    }
+    parts = _sdxl_parts(4) | {"unet": UNet2DConditionModel(**fix_up(options)), "text_encoder": None, "tokenizer": None}
+    save(StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True), folder, variant)
+
+
 def make_pix2pix_xl(folder: Path, variant: str | None) -> None:
     """InstructPix2Pix on SDXL."""
     save(StableDiffusionXLInstructPix2PixPipeline(**_sdxl_parts(8)), folder, variant)
@@ -446,18 +456,22 @@ def make_hyper(folder: Path, variant: str | None) -> None:
         (folder / "pytorch_lora_weights.safetensors").rename(folder / f"{name}.safetensors")
 
 
+def _save_controlnet(xl: bool, folder: Path, variant: str | None) -> None:
+    net = ControlNetModel(**unet_options(xl=xl), conditioning_embedding_out_channels=(16, 32, 32, 32))
+    # New ones begin with zeros and change nothing; a trained one does.
+    for module in (*net.controlnet_down_blocks, net.controlnet_mid_block, net.controlnet_cond_embedding.conv_out):
+        torch.nn.init.normal_(module.weight, std=0.3)
+    net.save_pretrained(folder, variant=variant)
+
+
 def make_controlnet(folder: Path, variant: str | None) -> None:
     """A ControlNet of Stable Diffusion 1.5."""
-    ControlNetModel(**unet_options(xl=False), conditioning_embedding_out_channels=(16, 32, 32, 32)).save_pretrained(
-        folder, variant=variant
-    )
+    _save_controlnet(False, folder, variant)
 
 
 def make_controlnet_xl(folder: Path, variant: str | None) -> None:
     """A ControlNet of Stable Diffusion XL."""
-    ControlNetModel(**unet_options(xl=True), conditioning_embedding_out_channels=(16, 32, 32, 32)).save_pretrained(
-        folder, variant=variant
-    )
+    _save_controlnet(True, folder, variant)
 
 
 def make_fixed_vae(folder: Path, variant: str | None) -> None:
@@ -521,6 +535,7 @@ RECIPES: dict[str, Recipe] = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": make_sd,
     "stabilityai/sd-turbo": make_sd,
     "stabilityai/stable-diffusion-xl-base-1.0": make_sdxl,
+    "stabilityai/stable-diffusion-xl-refiner-1.0": make_refiner,
     "stabilityai/sdxl-turbo": make_sdxl,
     "madebyollin/sdxl-vae-fp16-fix": make_fixed_vae,
     "latent-consistency/lcm-lora-sdv1-5": make_lora,
