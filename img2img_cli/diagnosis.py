@@ -57,10 +57,15 @@ def diagnose_preset(name: str) -> dict[str, str]:
     placement = choose_placement("auto", p.dtype)
     need = p.memory_gib * (2 if placement.dtype == torch.float32 else 1)
     free, total = _free_and_total(placement.device)
-    if need > total:
+    waits = 0.0 if placement.device.type == "cpu" else _free_and_total(torch.device("cpu"))[1]
+    if need > max(total, waits):
         raise OutOfMemoryError(
             f"{name}: needs about {need:.0f} GiB on {placement.device}, which has {total:.0f}; "
-            "`img2img presets list` shows smaller ones"
+            + (
+                "--set quantization=int8 halves that"
+                if need / 2 < max(total, waits)
+                else "`img2img presets list` shows smaller ones"
+            )
         )
     missing = [r.reference for r in list_repositories(p) if not is_fetched(r)]
     access = " (gated: accept the licence on the hub, then `hf auth login`)" if p.gated else ""
@@ -69,9 +74,19 @@ def diagnose_preset(name: str) -> dict[str, str]:
         "licence": p.license,
         "model": f"to fetch: {', '.join(missing)}{access}; `img2img models pull {name}`" if missing else "here",
         "runs on": f"{placement.device}, {str(placement.dtype).removeprefix('torch.')} ({placement.reason})",
-        "memory": f"about {need:.0f} GiB, {free:.1f} of {total:.1f} GiB free"
-        + ("" if need <= free else "; close other programs first"),
+        "memory": f"about {need:.0f} GiB, {free:.1f} of {total:.1f} GiB free",
+        "how": _advise(need, free, can_offload=waits > 0),
     }
+
+
+def _advise(need: float, free: float, *, can_offload: bool) -> str:
+    if need <= free:
+        return "as a whole (--offload none is what auto chooses)"
+    if can_offload:
+        return (
+            "part by part from main memory (--offload model or group, which auto chooses), or --set quantization=int8"
+        )
+    return "close other programs first, or try --set quantization=int8"
 
 
 def _version(package: str) -> str:

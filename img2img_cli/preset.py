@@ -21,6 +21,7 @@ from img2img_cli.yamlio import YamlError, parse_yaml
 DEFAULT, COMMAND_LINE = "default", "command line"
 LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
 _EXTENDS = "extends"
+_REVISIONS = {"model": "revision", "controlnet": "controlnet_revision"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,15 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     if not isinstance(parent, str):
         raise PresetError(f"{path}:{lines[(_EXTENDS,)]}: extends must be a preset's name or file, not {parent!r}")
     base = _load(_find(parent, path), (*seen, path))
-    return Preset(name=path.stem, values={**base.values, **values}, sources={**base.sources, **sources})
+    values = _replace(base.values, values)
+    sources = {**base.sources, **sources}
+    return Preset(name=path.stem, values=values, sources={key: sources[key] for key in values})
+
+
+def _replace(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """One set of values over another; a revision goes with the model that it is of."""
+    stale = {_REVISIONS[key] for key in _REVISIONS if key in values and values[key] != base.get(key)}
+    return {key: value for key, value in base.items() if key not in stale} | dict(values)
 
 
 def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
@@ -134,7 +143,7 @@ def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any
     if p.control not in p.controlnets:
         kinds = "picture" if p.model == BUNDLED else ", ".join(p.controlnets) or "none"
         raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
-    chosen = p.model_copy(update={"controlnet": p.controlnets[p.control]})
+    chosen = p.model_copy(update={"controlnet": p.controlnets[p.control], "controlnet_revision": None})
     return dataclasses.replace(resolved, parameters=chosen)
 
 
@@ -152,7 +161,9 @@ def resolve(
     for key in overrides:
         if key not in Parameters.model_fields:
             raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
-    merged = {**preset.values, **overrides}
+    merged = _replace(preset.values, overrides)
+    if "model" in overrides and "variant" not in overrides and overrides["model"] != preset.values.get("model"):
+        merged.pop("variant", None)  # many a model has no such files
     if "strength" in overrides and "num_inference_steps" not in overrides:
         merged["num_inference_steps"] = _lengthen_schedule(merged)
     try:
@@ -163,7 +174,11 @@ def resolve(
         more = {"lora": (*parameters.lora, *more_lora), "embedding": (*parameters.embedding, *more_embeddings)}
         parameters = parameters.model_copy(update=more)
     origin = {
-        key: COMMAND_LINE if key in overrides else str(preset.sources[key]) if key in preset.values else DEFAULT
+        key: COMMAND_LINE
+        if key in overrides
+        else str(preset.sources[key])
+        if key in preset.values.keys() & merged.keys()
+        else DEFAULT
         for key in Parameters.model_fields
     }
     return Resolved(name=preset.name, parameters=parameters, origin=origin)

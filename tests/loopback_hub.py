@@ -73,6 +73,8 @@ class LoopbackHub:
             return 429, {"Retry-After": "0"}, b"{}"
         if name not in repositories:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
+        pinned = re.match(r"(?:resolve|revision|tree)/([0-9a-f]{40})", rest)
+        commit = pinned[1] if pinned else COMMIT
         folder = repositories[name]
         files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
         if path.startswith("/api/"):
@@ -82,13 +84,13 @@ class LoopbackHub:
                 ]
                 return 200, {"Content-Type": "application/json"}, json.dumps(rows).encode()
             siblings = [{"rfilename": f} for f in files]
-            info = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings, "private": False, "tags": []}
+            info = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "private": False, "tags": []}
             return 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
         file = folder / re.sub(r"^resolve/[^/]+/", "", rest)
         if not file.is_file():
-            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, b""
+            return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
         content = file.read_bytes()
-        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT}, content
+        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": commit}, content
 
     def __enter__(self) -> LoopbackHub:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -134,3 +134,17 @@ def test_validate_exits_0_and_2(fresh, tmp_path: Path) -> None:
     bad = fresh("presets", "validate", write(tmp_path, "strengthh: 0.4\n"))
     assert bad.code == 2
     assert "mine.yaml:1" in bad.err
+
+
+def test_a_revision_goes_with_its_model(tmp_path: Path) -> None:
+    pinned = resolve(load_preset("sd15-edit"), {}).parameters
+    assert pinned.revision
+    assert resolve(load_preset("sd15-edit"), {"strength": 0.5}).parameters.revision == pinned.revision
+    other = resolve(load_preset("sd15-edit"), {"model": "someone/model"}).parameters
+    assert (other.revision, other.variant) == (None, None)
+    both = resolve(load_preset("sd15-edit"), {"model": "someone/model", "revision": "v2"}).parameters
+    assert both.revision == "v2"
+    (tmp_path / "mine.yaml").write_text("extends: sd15-canny\nmodel: someone/model\ncontrolnet: someone/net\n")
+    mine = resolve(load_preset(str(tmp_path / "mine.yaml")), {})
+    assert (mine.parameters.revision, mine.parameters.controlnet_revision) == (None, None)
+    assert mine.origin["revision"] == "default"

@@ -85,8 +85,6 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     model = overrides.get("model", BUNDLED)
     # The bundled presets are tuned for a small model; a real checkpoint starts from Stable Diffusion's.
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
-    if model != BUNDLED and "model" in overrides:
-        overrides = {"revision": None, "variant": None} | overrides
     resolved = resolve(load_preset(name), overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
     resolved = choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:
