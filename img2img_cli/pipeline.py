@@ -21,6 +21,7 @@ from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.feedforward import UpscalingNet, load_net
 from img2img_cli.hub import check_download, is_fetched, list_repositories
 from img2img_cli.ip_adapter import encode_style
+from img2img_cli.kernels import replace_kernels
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
@@ -375,6 +376,7 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
             # A video model's VAE has kernels of rank 5, which have no such format.
             if module is not None and all(p.ndim < 5 for p in module.parameters()):
                 module.to(memory_format=torch.channels_last)
+                replace_kernels(module, placement.device)
         offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
         apply_offload(pipe, offload, placement.device)
     pipe.set_progress_bar_config(disable=True)

@@ -101,7 +101,7 @@ def test_unweighted_words_are_encoded_as_the_stock_path_does(pipeline: ImagePipe
 def test_the_tail_of_a_long_prompt_counts(pipeline: ImagePipeline) -> None:
     cat, dog = run(pipeline, LONG + "a cat", LONG + "a dog")
     assert (cat != dog).any()
-    assert (cat == run(pipeline, LONG + "a cat")[0]).all()
+    assert psnr(cat, run(pipeline, LONG + "a cat")[0]) > 40  # kernels round by a batch's size
     assert not pipeline.prompts.notes
 
 

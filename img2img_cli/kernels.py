@@ -1,0 +1,32 @@
+"""Faster ways to compute the same, where a library's own way is slow on the device at hand."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+FEW_CHANNELS = 8
+
+
+class GroupNorm(torch.nn.GroupNorm):
+    """`torch.nn.GroupNorm` for groups of few channels on a CPU.
+
+    torch's kernel for channels_last reads such a group a few numbers at a time: with two channels a group, 2.4 ms where
+    the contiguous kernel takes 0.07 and copying there and back 0.07 more (4 x 64 x 32 x 24 in bfloat16 on two cores).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """`(B, C, H, W)` to the same, in the same memory format."""
+        if input.ndim != 4 or not input.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(input)
+        made = functional.group_norm(input.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+        return made.contiguous(memory_format=torch.channels_last)
+
+
+def replace_kernels(module: torch.nn.Module, device: torch.device) -> None:
+    """Give a module's layers the faster way, in place. Weights and their names stay."""
+    if device.type != "cpu":
+        return
+    for layer in module.modules():
+        if type(layer) is torch.nn.GroupNorm and layer.num_channels < FEW_CHANNELS * layer.num_groups:
+            layer.__class__ = GroupNorm
