@@ -102,18 +102,20 @@ class ImagePipeline:
         """
         vae = self.pipe.vae
         self._tile_vae(images[0].size)
-        pixels = self.pipe.image_processor.preprocess(images)
+        # Several samples of one picture share its encoding.
+        distinct = {id(image): image for image in images}
+        places = [list(distinct).index(id(image)) for image in images]
+        pixels = self.pipe.image_processor.preprocess(list(distinct.values()))
         with explain_memory_errors(self.placement.device):
             encoded = vae.encode(pixels.to(self.placement.device, vae.dtype))
         if hasattr(encoded, "latents"):
-            latents = encoded.latents
+            latents = encoded.latents[places]
         else:
-            distribution = encoded.latent_dist
+            mean, std = encoded.latent_dist.mean[places], encoded.latent_dist.std[places]
             noise = [
-                torch.randn(m[None].shape, generator=g, dtype=m.dtype)
-                for m, g in zip(distribution.mean, generators, strict=True)
+                torch.randn(m[None].shape, generator=g, dtype=m.dtype) for m, g in zip(mean, generators, strict=True)
             ]
-            latents = distribution.mean + distribution.std * torch.cat(noise).to(distribution.mean)
+            latents = mean + std * torch.cat(noise).to(mean)
         scaled: torch.Tensor = (latents - self._shift) * vae.config.scaling_factor
         return scaled.to(self.placement.dtype)
 
