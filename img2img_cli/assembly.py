@@ -1,4 +1,4 @@
-"""The assembly line of one pipeline: threads decode and write while the model works on the main thread."""
+"""The assembly line of one pipeline: threads decode and write while the model works in its own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 from PIL import Image
 
 from img2img_cli.batch import Batch, Entry, Stop
-from img2img_cli.batcher import Batcher
-from img2img_cli.errors import TimeLimitError
+from img2img_cli.batcher import Batcher, Outcome, Picked
+from img2img_cli.errors import OutOfMemoryError, TimeLimitError
 from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
 from img2img_cli.pipeline import ImagePipeline
@@ -35,11 +36,28 @@ class Written:
     format: str
 
 
+class _Run:
+    """A batch in a lane."""
+
+    def __init__(self, picked: Picked, lane: ImagePipeline) -> None:
+        self.picked, self.lane, self._began = picked, lane, time.monotonic()
+        self.entries = [entry for entry in picked.keys if isinstance(entry, Entry)]
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+
 class Line:
     """Brings entries to their ends through one pipeline; a context that leaves no thread working."""
 
     def __init__(self, batch: Batch, pipeline: ImagePipeline, ended: set[int]) -> None:
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
+        self._idle = pipeline.make_lanes()
+        self._lanes = len(self._idle)
+        self._modelling: dict[Future[list[Image.Image]], _Run] = {}
+        self._stopping = False
         size = batch.limits.batch_size
         self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
         self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
@@ -47,13 +65,19 @@ class Line:
         self._advancing: dict[Future[list[Piece] | Written], Entry] = {}
 
     def __enter__(self) -> Line:
+        self._stack = ExitStack()
+        share = self._stack.enter_context(self._pipeline.share_threads(self._lanes))
+        self._models = ThreadPoolExecutor(self._lanes, thread_name_prefix="img2img-model", initializer=share)
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let what is being written come to its end; abandon the rest."""
-        futures: list[Future[Any]] = [*self._preparing, *self._advancing]
+        self._stopping = True
+        futures: list[Future[Any]] = [*self._preparing, *self._advancing, *self._modelling]
         for future in futures:
             future.cancel()
+        self._models.shutdown(wait=True)
+        self._stack.close()
         if not self._batch.abandoned:
             self._pool.shutdown(wait=True, cancel_futures=True)
         self._collect(closing=True)
@@ -68,12 +92,12 @@ class Line:
                 coming.extend(sort_by_size(list(islice(source, LOOKAHEAD)), self._pipeline))
             self._admit(coming)
             self._collect()
-            if len(self._batcher) and (self._batcher.is_full() or not self._preparing):
-                self._run_model()
-            elif self._preparing or self._advancing:
-                futures: list[Future[Any]] = [*self._preparing, *self._advancing]
+            while self._idle and (self._batcher.is_full() or not self._preparing) and self._start_model():
+                pass
+            if self._preparing or self._advancing or self._modelling:
+                futures: list[Future[Any]] = [*self._preparing, *self._advancing, *self._modelling]
                 wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
-            elif not coming:
+            elif not (coming or len(self._batcher)):
                 return
             self._expire()
 
@@ -139,44 +163,74 @@ class Line:
                 self._finish(entry, outcome)
             elif not closing:
                 self._batcher.add(entry, outcome)
+        for modelling in [future for future in self._modelling if future.done()]:
+            run = self._modelling.pop(modelling)
+            if not closing:
+                self._settle(run, modelling)
 
-    def _run_model(self) -> None:
-        batch = self._batch
-        entries = [entry for entry in self._batcher.keys_of_next() if isinstance(entry, Entry)]
-        began = time.monotonic()
+    def _start_model(self) -> bool:
+        """Give the next batch to a lane; False when there is none."""
+        picked = self._batcher.pick()
+        if picked is None:
+            return False
+        run = _Run(picked, self._idle.pop())
+        self._modelling[self._models.submit(run.lane.transform, picked.pieces, self._watch(run))] = run
+        return True
+
+    def _watch(self, run: _Run) -> Callable[[int, int], None]:
+        """What is checked after each step, in the lane's own thread."""
 
         def watch(step: int, steps: int) -> None:
-            seconds = time.monotonic() - began
-            batch.check_limits()
-            limit = batch.limits.item_timeout_s
-            if limit is not None and any(entry.spent_s + seconds > limit for entry in entries):
+            if self._stopping:
+                raise Stop
+            self._batch.check_limits()
+            limit = self._batch.limits.item_timeout_s
+            if limit is not None and any(entry.spent_s + run.seconds > limit for entry in run.entries):
                 raise TimeLimitError("item")
 
+        return watch
+
+    def _settle(self, run: _Run, modelling: Future[list[Image.Image]]) -> None:
+        """Take what a lane has made, or see to what it could not."""
+        for entry in run.entries:
+            entry.spent_s += run.seconds
+        if self._lanes > len(self._idle) + len(self._modelling):
+            self._idle.append(run.lane)
+        outcomes: list[Outcome] = []
         try:
-            outcomes = self._batcher.run(watch)
+            outcomes = self._batcher.settle(run.picked, modelling.result())
         except TimeLimitError:
-            outcomes = []
+            self._batcher.give_back(run.picked)  # and dropped where it took too long
         except Stop:
             raise
+        except OutOfMemoryError as error:
+            outcomes = self._relieve(run, error)
         except Exception as error:  # noqa: BLE001 - one bad picture must not end the others
-            if len(entries) > 1:
+            self._batcher.give_back(run.picked)
+            if len(run.entries) > 1:
                 self._batcher.isolate()
             else:
-                self._batcher.drop(entries[0])
-                self._fail(entries[0], error)
-            outcomes = []
-        seconds = time.monotonic() - began
-        for entry in entries:
-            entry.spent_s += seconds
+                self._batcher.drop(run.entries[0])
+                self._fail(run.entries[0], error)
         for notes in (self._batcher.notes, self._pipeline.prompts.notes):
             while notes:
-                batch.emit({"event": "note", "text": notes.pop(0)})
+                self._batch.emit({"event": "note", "text": notes.pop(0)})
         for key, outcome in outcomes:
             assert isinstance(key, Entry)
             if isinstance(outcome, Exception):
                 self._fail(key, outcome)
             else:
                 self._advancing[self._pool.submit(self._advance, key, outcome)] = key
+
+    def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
+        """Out of memory: first one picture at a time, then whatever else there is."""
+        if self._lanes == 1:
+            return self._batcher.shrink(run.picked, run.lane, error)
+        self._lanes = 1
+        self._idle = [] if self._modelling else [run.lane]
+        self._batcher.give_back(run.picked)
+        self._batcher.notes.append("out of memory; going on with one picture at a time")
+        return []
 
     def _expire(self) -> None:
         """Give up what takes longer than --item-timeout, also a decoder that hangs."""

@@ -28,11 +28,32 @@ class _Waiting:
         self.results = [None] * len(self.pieces)
 
 
-class Batcher:
-    """Collects the pieces that works wait for and runs those that fit together.
+Outcome = tuple[Hashable, list[Image.Image] | OutOfMemoryError]
 
-    A work is known by its key. `add` takes pieces, `run` runs one batch and returns the works whose pieces are
-    complete, with their results in order, or with the error that ended them.
+
+@dataclass(frozen=True)
+class Picked:
+    """A batch on its way through a pipeline."""
+
+    group: object
+    entries: list[tuple[_Waiting, int]]
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """What the model is to work on."""
+        return [waiting.pieces[index] for waiting, index in self.entries]
+
+    @property
+    def keys(self) -> list[Hashable]:
+        """The works that the pieces belong to."""
+        return list(dict.fromkeys(waiting.key for waiting, _ in self.entries))
+
+
+class Batcher:
+    """Collects the pieces that works wait for and picks those that fit together.
+
+    A work is known by its key. `add` takes pieces, `pick` gives the next batch, `settle` takes its results and returns
+    the works whose pieces are complete, with their results in order; `run` is all of these, for one batch at a time.
 
     Args:
         mixed: pieces of several works may share a batch. Kernels round by a batch's size, so without it each result
@@ -77,7 +98,7 @@ class Batcher:
 
     def keys_of_next(self) -> list[Hashable]:
         """The works whose pieces the next batch holds."""
-        return list(dict.fromkeys(waiting.key for waiting, _ in self._choose()[1]))
+        return Picked(*self._choose()).keys
 
     def is_full(self) -> bool:
         """Whether the next batch could not hold another piece."""
@@ -103,38 +124,56 @@ class Batcher:
         entries = queue[: self._capacity(queue[0])]
         return group, entries if self._mixed else [entry for entry in entries if entry[0] is entries[0][0]]
 
-    def run(self, progress: Progress | None = None) -> list[tuple[Hashable, list[Image.Image] | OutOfMemoryError]]:
-        """Run the next batch; what else the pipeline raises passes through and leaves the queues as they were."""
+    def pick(self) -> Picked | None:
+        """The next batch; None when nothing waits that is not on its way."""
         group, entries = self._choose()
         if not entries:
-            return []
-        try:
-            made = self._pipeline.transform([waiting.pieces[index] for waiting, index in entries], progress)
-        except OutOfMemoryError as error:
-            return self._shrink(entries, error)
+            return None
+        chosen = {(id(waiting), index) for waiting, index in entries}
+        self._queues[group] = [entry for entry in self._queues[group] if (id(entry[0]), entry[1]) not in chosen]
+        return Picked(group, entries)
+
+    def give_back(self, picked: Picked) -> None:
+        """Put a batch that came to nothing before all others; works that were dropped meanwhile stay away."""
+        kept = [entry for entry in picked.entries if self._waiting.get(entry[0].key) is entry[0]]
+        self._queues[picked.group] = [*kept, *self._queues[picked.group]]
+
+    def settle(self, picked: Picked, made: Sequence[Image.Image]) -> list[Outcome]:
+        """Take a batch's results."""
         self._alone = max(0, self._alone - 1)
-        del self._queues[group][: len(entries)]
-        for (waiting, index), image in zip(entries, made, strict=True):
+        for (waiting, index), image in zip(picked.entries, made, strict=True):
             waiting.results[index] = image
-        ready = {waiting.key: waiting for waiting, _ in entries if all(waiting.results)}
-        for key in ready:
-            del self._waiting[key]
+        ready = {waiting.key: waiting for waiting, _ in picked.entries if all(waiting.results)}
+        ready = {key: waiting for key, waiting in ready.items() if self._waiting.pop(key, None) is not None}
         return [(key, [image for image in waiting.results if image is not None]) for key, waiting in ready.items()]
 
-    def _shrink(
-        self, entries: list[tuple[_Waiting, int]], error: OutOfMemoryError
-    ) -> list[tuple[Hashable, list[Image.Image] | OutOfMemoryError]]:
+    def shrink(self, picked: Picked, pipeline: ImagePipeline, error: OutOfMemoryError) -> list[Outcome]:
         """Halve the batch; a single piece is tried with a thriftier pipeline; then its work is given up."""
-        if len(entries) > 1:
-            self._limit = len(entries) // 2
+        self.give_back(picked)
+        if len(picked.entries) > 1:
+            self._limit = len(picked.entries) // 2
             self.notes.append(f"out of memory; going on with batches of {self._limit}")
             return []
-        if (measure := self._pipeline.save_memory()) is not None:
+        if (measure := pipeline.save_memory()) is not None:
             self.notes.append(f"out of memory; going on with {measure}")
             return []
-        key = entries[0][0].key
+        key = picked.entries[0][0].key
         self.drop(key)
         return [(key, error)]
+
+    def run(self, progress: Progress | None = None) -> list[Outcome]:
+        """Run the next batch; what else the pipeline raises passes through and leaves the queues as they were."""
+        picked = self.pick()
+        if picked is None:
+            return []
+        try:
+            made = self._pipeline.transform(picked.pieces, progress)
+        except OutOfMemoryError as error:
+            return self.shrink(picked, self._pipeline, error)
+        except BaseException:
+            self.give_back(picked)
+            raise
+        return self.settle(picked, made)
 
 
 def run_works(works: Sequence[Work], pipeline: ImagePipeline, progress: Progress | None = None) -> list[Image.Image]:

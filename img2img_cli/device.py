@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +62,17 @@ def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
                 return torch.bfloat16, f"the processor has {name}"
         return torch.float32, "the processor has no fast 16-bit arithmetic"
     return torch.float16, f"{device.type} multiplies float16 fast"
+
+
+@contextlib.contextmanager
+def share_threads(lanes: int) -> Iterator[Callable[[], None]]:
+    """Give each of several lanes that work at once its part of torch's threads: it calls what this yields first."""
+    before = torch.get_num_threads()
+    share = functools.partial(torch.set_num_threads, max(1, before // lanes))
+    try:
+        yield share
+    finally:
+        torch.set_num_threads(before)
 
 
 def make_generators(seeds: list[int]) -> list[torch.Generator]:
