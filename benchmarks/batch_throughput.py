@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.images import load_image
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job
 from img2img_cli.journal import hold_folder
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.plan import Choices, plan_batch
 from img2img_cli.runner import run_jobs
 from img2img_cli.yamlio import parse_scalar

@@ -18,6 +18,7 @@ from PIL import Image
 
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
+from img2img_cli.device import share_threads
 from img2img_cli.errors import OutOfMemoryError, TimeLimitError
 from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
@@ -66,7 +67,7 @@ class Line:
 
     def __enter__(self) -> Line:
         self._stack = ExitStack()
-        share = self._stack.enter_context(self._pipeline.share_threads(self._lanes))
+        share = self._stack.enter_context(share_threads(self._lanes))
         self._models = ThreadPoolExecutor(self._lanes, thread_name_prefix="img2img-model", initializer=share)
         return self
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from img2img_cli.work import Work
 
 Emit = Callable[[dict[str, Any]], None]
-LOOKAHEAD = 256  # jobs that are put in order of size at a time
-MAX_PIXELS_IN_FLIGHT = 96_000_000
 
 
 @dataclass(frozen=True, kw_only=True)

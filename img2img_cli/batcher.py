@@ -162,7 +162,7 @@ class Batcher:
         return [(key, error)]
 
     def run(self, progress: Progress | None = None) -> list[Outcome]:
-        """Run the next batch; what else the pipeline raises passes through and leaves the queues as they were."""
+        """Run the next batch; what else the pipeline raises ends all."""
         picked = self.pick()
         if picked is None:
             return []
@@ -170,9 +170,6 @@ class Batcher:
             made = self._pipeline.transform(picked.pieces, progress)
         except OutOfMemoryError as error:
             return self.shrink(picked, self._pipeline, error)
-        except BaseException:
-            self.give_back(picked)
-            raise
         return self.settle(picked, made)
 
 

@@ -14,11 +14,11 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 
 from img2img_cli import __version__
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
-from img2img_cli.pipeline import build_pipeline
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.runner import transform_image
 

@@ -25,7 +25,6 @@ class UpscalingNet:
 
     Attributes:
         scale: the factor.
-        parts: its module, for those who place it or measure it.
     """
 
     def __init__(self, descriptor: Any, placement: Placement) -> None:

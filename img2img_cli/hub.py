@@ -15,7 +15,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
 from img2img_cli.errors import ModelError
-from img2img_cli.modelref import FileReference, locate_model, parse_file, parse_lora, split_folder
+from img2img_cli.modelref import FileReference, locate_model, parse_file, split_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import list_presets, load_preset, resolve
 
@@ -73,15 +73,11 @@ def list_repositories(parameters: Parameters) -> list[Repository]:
     for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
         if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
             found.append(Repository(reference=reference, role="part", revision=revision))
-    files: list[tuple[str, FileReference]] = [("lora", parse_lora(text)) for text in p.lora]
-    files += [("embedding", parse_file("embedding", text)) for text in p.embedding]
-    if p.upscaler is not None:
-        files.append(("upscaler", parse_file("upscaler", p.upscaler)))
     if p.ip_adapter is not None:
-        files.append(("ip_adapter", parse_file("ip_adapter", p.ip_adapter)))
         place, folder = split_folder(p.ip_adapter_image_encoder)
         if not Path(place).is_dir():
             found.append(Repository(reference=place, role="part", folder=folder))
+    files = [(role, parse_file(role, text)) for role, text in p.list_files()]
     return found + [Repository(reference=r.repository, role=role, file=r.file) for role, r in files if r.on_hub]
 
 

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from img2img_cli.errors import InputError, LockedError, OutputError
 from img2img_cli.job import Job
 from img2img_cli.modelref import identify_file, identify_model
-from img2img_cli.parameters import Parameters
 from img2img_cli.record import read_record
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
@@ -65,7 +64,7 @@ def make_fingerprint(job: Job) -> str:
         "seed": job.seed,
         "model": identify_model(job.parameters.model),
         "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
-        "files": [identify_file(role, text) for role, text in _list_files(job.parameters)],
+        "files": [identify_file(role, text) for role, text in job.parameters.list_files()],
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
         **({"refiner": identify_model(job.parameters.refiner)} if job.parameters.refiner else {}),
         "mask": hash_file(job.mask) if job.mask else None,
@@ -74,12 +73,6 @@ def make_fingerprint(job: Job) -> str:
         "output": [job.format, job.quality, job.metadata],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _list_files(p: Parameters) -> list[tuple[str, str]]:
-    """Single files of weights that a result follows from: role and reference."""
-    single = [(role, text) for role, text in (("ip_adapter", p.ip_adapter), ("upscaler", p.upscaler)) if text]
-    return [*(("lora", text) for text in p.lora), *(("embedding", text) for text in p.embedding), *single]
 
 
 class Journal:

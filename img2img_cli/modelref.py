@@ -98,7 +98,7 @@ def parse_lora(text: str) -> LoraReference:
         raise ModelError(
             f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
         )
-    found = parse_file("lora", reference)
+    found = _find_file("lora", reference)
     return LoraReference(found.repository, found.file, found.on_hub, scale)
 
 
@@ -106,11 +106,15 @@ def parse_file(role: str, reference: str) -> FileReference:
     """Read a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
 
     Args:
-        role: what the file is to be, for the error.
+        role: what the file is to be. A `lora` may end in its scale, as `parse_lora` reads it.
 
     Raises:
         ModelError: a pickle, a missing file, or nothing that could be on the hub.
     """
+    return parse_lora(reference) if role == "lora" else _find_file(role, reference)
+
+
+def _find_file(role: str, reference: str) -> FileReference:
     path = Path(reference).expanduser()
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{role} {reference}: pickle files can run code and are refused; use its .safetensors file")
@@ -163,5 +167,5 @@ def identify_model(reference: str) -> str:
 @functools.cache
 def identify_file(role: str, reference: str) -> str:
     """As `identify_model`, of a LoRA, an embedding or an upscaling net."""
-    found = parse_lora(reference) if role == "lora" else parse_file(role, reference)
+    found = parse_file(role, reference)
     return reference if found.on_hub else identify_model(str(Path(found.repository, str(found.file))))

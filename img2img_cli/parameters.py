@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, parse_file, parse_lora, split_folder
+from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, parse_file, split_folder
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
@@ -175,6 +175,12 @@ class Parameters(BaseModel):
         """Equal for parameters that one loaded pipeline serves."""
         return self.model_dump_json(include=set(PIPELINE_KEYS))
 
+    def list_files(self) -> list[tuple[str, str]]:
+        """Role and reference of each single file of weights, as `modelref.parse_file` takes them."""
+        several = [("lora", text) for text in self.lora] + [("embedding", text) for text in self.embedding]
+        single = (("upscaler", self.upscaler), ("ip_adapter", self.ip_adapter))
+        return several + [(role, text) for role, text in single if text is not None]
+
     def to_record(self) -> dict[str, Any]:
         """What bears on a result, in JSON's types: every key but those that only tell of the preset."""
         return self.model_dump(mode="json", exclude=set(CARD_KEYS))
@@ -183,7 +189,7 @@ class Parameters(BaseModel):
         """Refuse what a preset names and cannot be, before torch is loaded.
 
         Raises:
-            ModelError: as `locate_model`, `parse_lora` and `parse_file`.
+            ModelError: as `locate_model`, `parse_file` and `split_folder`.
         """
         locate_model(self.model)
         if self.refiner is not None:
@@ -191,14 +197,9 @@ class Parameters(BaseModel):
         for part in (self.controlnet, self.vae):
             if part is not None:
                 locate_model(part, index="config.json")
-        for text in self.lora:
-            parse_lora(text)
-        for text in self.embedding:
-            parse_file("embedding", text)
-        if self.upscaler is not None:
-            parse_file("upscaler", self.upscaler)
+        for role, text in self.list_files():
+            parse_file(role, text)
         if self.ip_adapter is not None:
-            parse_file("ip_adapter", self.ip_adapter)
             split_folder(self.ip_adapter_image_encoder)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Preset to diffusers pipeline, and its three stages on batches: encode, denoise, decode."""
+"""A diffusers pipeline and its three stages on batches: encode, denoise, decode."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import copy
 import gc
 import inspect
-import io
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -17,15 +16,11 @@ import torch
 import transformers
 from PIL import Image
 
-from img2img_cli.device import Placement, make_generators, share_threads
+from img2img_cli.device import Placement, make_generators
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
-from img2img_cli.feedforward import UpscalingNet, load_net
-from img2img_cli.hub import check_download, is_fetched, list_repositories
+from img2img_cli.feedforward import UpscalingNet
 from img2img_cli.ip_adapter import encode_style
-from img2img_cli.kernels import replace_kernels
-from img2img_cli.loading import load_controlnet, load_pipeline
-from img2img_cli.modelref import NO_MODEL
-from img2img_cli.offload import apply_offload, choose_offload, measure_parts
+from img2img_cli.offload import apply_offload
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.prompts import Prompts
 from img2img_cli.qwen import show_whole
@@ -81,8 +76,9 @@ class ImagePipeline:
         name = type(pipe).__name__
         self._net = net
         self.refiner: ImagePipeline | None = None
-        self.enlargement: int | None = net.scale if net else _find_enlargement(pipe)
-        self.refines = pipe is not None and _find_enlargement(pipe) is None
+        own = _find_enlargement(pipe)
+        self.enlargement: int | None = net.scale if net else own
+        self.refines = pipe is not None and own is None
         self.factor: int = getattr(pipe, "vae_scale_factor", 1)
         unet = getattr(pipe, "unet", None)
         # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
@@ -106,7 +102,8 @@ class ImagePipeline:
         self._tile_vae(images[0].size)
         # Several samples of one picture share its encoding.
         distinct = {id(image): image for image in images}
-        places = [list(distinct).index(id(image)) for image in images]
+        order = list(distinct)
+        places = [order.index(id(image)) for image in images]
         pixels = self.pipe.image_processor.preprocess(list(distinct.values()))
         with explain_memory_errors(self.placement.device):
             encoded = vae.encode(pixels.to(self.placement.device, vae.dtype))
@@ -295,10 +292,6 @@ class ImagePipeline:
             return [self]
         return [self._share() for _ in range(CPU_LANES)]
 
-    def share_threads(self, lanes: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """As `device.share_threads`, where the model works on the CPU's own threads."""
-        return share_threads(lanes if self.placement.device.type == "cpu" else 1)
-
     def _share(self) -> ImagePipeline:
         """A copy with a scheduler and a VAE's settings of its own, which change while it works."""
         lane, lane.pipe = copy.copy(self), copy.copy(self.pipe)
@@ -371,57 +364,3 @@ def _make_callback(progress: Progress) -> Callable[[Any, int, Any, dict[str, Any
         return values
 
     return callback
-
-
-def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipeline:
-    """Load the preset's model onto the device.
-
-    Raises:
-        ModelError: missing, refused, damaged or out of reach.
-        OutOfMemoryError: the device is too small for it.
-    """
-    # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
-    with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
-        new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
-        net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
-        if net is not None and parameters.model == NO_MODEL:
-            for reference in new:
-                check_download(reference)
-            return ImagePipeline(None, placement, net=net)
-        controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
-        pipe = load_pipeline(parameters, placement.dtype, controlnet)
-        for reference in new:
-            check_download(reference)
-        if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
-        for name in ("unet", "vae", "controlnet"):
-            module: Any = getattr(pipe, name, None)
-            # A video model's VAE has kernels of rank 5, which have no such format.
-            if module is not None and all(p.ndim < 5 for p in module.parameters()):
-                module.to(memory_format=torch.channels_last)
-                replace_kernels(module, placement.device)
-        offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
-        apply_offload(pipe, offload, placement.device)
-    pipe.set_progress_bar_config(disable=True)
-    pipeline = ImagePipeline(pipe, placement, offload, net)
-    if parameters.refiner:
-        pipeline.refiner = _build_refiner(parameters, placement)
-    return pipeline
-
-
-def _build_refiner(parameters: Parameters, placement: Placement) -> ImagePipeline:
-    own = {"lora": (), "embedding": (), "refiner": None, "controlnet": None, "ip_adapter": None, "revision": None}
-    refiner = build_pipeline(parameters.model_copy(update={"model": parameters.refiner, **own}), placement)
-    if type(refiner.pipe).__name__ != "StableDiffusionXLImg2ImgPipeline":
-        raise ModelError(f"refiner {parameters.refiner}: a {type(refiner.pipe).__name__}; give Stable Diffusion XL's")
-    return refiner
-
-
-def _settle_offload(pipe: Any, placement: Placement, work: int) -> Offload:
-    """What was asked for, or what fits. A CPU has nowhere to move parts to, and Apple's GPUs share its memory."""
-    if placement.device.type in ("cpu", "mps"):
-        return "none"
-    if placement.offload != "auto":
-        return placement.offload
-    free, _ = torch.cuda.mem_get_info(placement.device)
-    return choose_offload(measure_parts(pipe), work, free)

@@ -19,11 +19,12 @@ from PIL import ExifTags, Image
 
 from img2img_cli.batch import Batch, Limits, Tally
 from img2img_cli.batcher import Batcher
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import ModelError, OutOfMemoryError
 from img2img_cli.inputs import find_items
 from img2img_cli.journal import LOCK, STATE, hold_folder
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.plan import Choices, plan_batch
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.work import Piece

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.kernels import GroupNorm, replace_kernels
-from img2img_cli.pipeline import build_pipeline
 from img2img_cli.preset import load_preset, resolve
 
 

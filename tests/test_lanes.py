@@ -12,9 +12,10 @@ import torch
 from conftest import psnr
 from PIL import Image
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import OutOfMemoryError
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.preset import load_preset, resolve
 
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.work import Piece
 
 GIB = 2**30

@@ -14,10 +14,10 @@ from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline,
 from loopback_hub import LoopbackHub
 from PIL import Image
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement, make_generators
 from img2img_cli.modelref import bundled_dir
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import build_pipeline
 from img2img_cli.work import Piece
 
 OPTIONS = ["--seed", "4", "--steps", "4", "--strength", "0.5", "--set", "image_size=64", "--dtype", "float32"]

@@ -15,10 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from twins import RECIPES, WIDTH, make_twin
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.modelref import identify_file, identify_model
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.prompts import split_weights
 from img2img_cli.work import Piece
 

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from twins import make_twin
 
 from img2img_cli import feedforward
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import build_pipeline
 from img2img_cli.runner import transform_image
 
 pytest.importorskip("einops", reason="spandrel is not installed")

@@ -123,9 +123,9 @@ class Pipelines:
         # Before torch starts its threads: spinning at their barriers they would starve those that read and write
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
+        from img2img_cli.building import build_pipeline
         from img2img_cli.cli.picture import tell_offload
         from img2img_cli.device import choose_placement
-        from img2img_cli.pipeline import build_pipeline
 
         parameters: Parameters = job.parameters
         key = parameters.pipeline_key

@@ -62,14 +62,5 @@ def edit(
         "mask_feather": mask_feather,
         "control": "picture" if kind == "tile" else kind,
     }
-    run_picture_command(
-        "edit",
-        source,
-        output,
-        own,
-        shared,
-        mask=mask,
-        style=style,
-        control_image=control_image or None,
-        variations=variations,
-    )
+    beside = {"mask": mask, "style": style, "control_image": control_image or None}
+    run_picture_command("edit", source, output, own, shared, beside, variations=variations)

@@ -6,7 +6,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, get_args
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
+Choice = TypeVar("Choice", bound=str)
 
 
 def run_picture_command(
@@ -30,28 +32,26 @@ def run_picture_command(
     output: str | None,
     own: Mapping[str, Any],
     shared: SharedOptions,
+    beside: Mapping[str, str | None] = MappingProxyType({}),
     *,
-    mask: str | None = None,
-    style: str | None = None,
-    control_image: str | None = None,
     variations: int = 1,
 ) -> None:
     """Resolve, plan, check, and only then load torch and run.
 
     Args:
         own: the command's own options by parameter name; None means not given.
+        beside: the mask, style and control_image that are given with the picture.
     """
     resolved = resolve_parameters(task, own, shared)
     offload = check_offload(shared.offload)
-    beside = {"mask": mask, "style": style, "control_image": control_image}
     jobs = make_jobs(resolved, source, output, shared, beside, variations=variations)
     p = resolved.parameters
     p.check_references()
     if shared.dry_run:
         print_jobs(jobs)
         return
+    from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.pipeline import build_pipeline
     from img2img_cli.runner import run_jobs
 
     placement = choose_placement(shared.device, resolved.parameters.dtype, offload)
@@ -156,10 +156,7 @@ def check_format(name: str) -> Format:
     Raises:
         UsageError: no such format.
     """
-    for known in FORMATS:
-        if name == known:
-            return known
-    raise UsageError(f"--format {name}: must be one of {', '.join(FORMATS)}{suggest(name, FORMATS)}")
+    return _check_choice("--format", name, FORMATS)
 
 
 def check_offload(name: str) -> Offload:
@@ -168,10 +165,14 @@ def check_offload(name: str) -> Offload:
     Raises:
         UsageError: no such way.
     """
-    for known in OFFLOADS:
-        if name == known:
-            return known
-    raise UsageError(f"--offload {name}: must be one of {', '.join(OFFLOADS)}{suggest(name, OFFLOADS)}")
+    return _check_choice("--offload", name, OFFLOADS)
+
+
+def _check_choice(option: str, name: str, known: Sequence[Choice]) -> Choice:
+    for choice in known:
+        if name == choice:
+            return choice
+    raise UsageError(f"{option} {name}: must be one of {', '.join(known)}{suggest(name, known)}")
 
 
 def tell_offload(pipeline: ImagePipeline) -> None:

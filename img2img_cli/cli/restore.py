@@ -29,4 +29,4 @@ def restore(
     """Take noise, blur and JPEG artefacts out of a picture, at its own resolution."""
     from img2img_cli.cli.picture import run_picture_command
 
-    run_picture_command("restore", source, output, {"prompt": prompt, "strength": strength}, shared, mask=mask)
+    run_picture_command("restore", source, output, {"prompt": prompt, "strength": strength}, shared, {"mask": mask})

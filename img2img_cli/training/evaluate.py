@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline, build_pipeline
+from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.runner import transform_image
 from img2img_cli.training.classifier import classify, train_classifier

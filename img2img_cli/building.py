@@ -1,0 +1,75 @@
+"""Preset to pipeline: its parts loaded, checked, laid out for the device and placed there."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import img2img_cli.environment  # noqa: F401 - settings for what follows
+
+import torch
+
+from img2img_cli.device import Placement
+from img2img_cli.errors import ModelError
+from img2img_cli.feedforward import load_net
+from img2img_cli.hub import check_download, is_fetched, list_repositories
+from img2img_cli.kernels import replace_kernels
+from img2img_cli.loading import load_controlnet, load_pipeline
+from img2img_cli.modelref import NO_MODEL
+from img2img_cli.offload import apply_offload, choose_offload, measure_parts
+from img2img_cli.parameters import Offload, Parameters
+from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline, explain_memory_errors
+
+
+def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipeline:
+    """Load the preset's model onto the device.
+
+    Raises:
+        ModelError: missing, refused, damaged or out of reach.
+        OutOfMemoryError: the device is too small for it.
+    """
+    # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
+    with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
+        new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
+        net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
+        controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
+        alone = parameters.model == NO_MODEL
+        pipe = None if alone else load_pipeline(parameters, placement.dtype, controlnet)
+        for reference in new:
+            check_download(reference)
+        if pipe is None:
+            return ImagePipeline(None, placement, net=net)
+        if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
+        for name in ("unet", "vae", "controlnet"):
+            module: Any = getattr(pipe, name, None)
+            # A video model's VAE has kernels of rank 5, which have no such format.
+            if module is not None and all(p.ndim < 5 for p in module.parameters()):
+                module.to(memory_format=torch.channels_last)
+                replace_kernels(module, placement.device)
+        offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
+        apply_offload(pipe, offload, placement.device)
+    pipe.set_progress_bar_config(disable=True)
+    pipeline = ImagePipeline(pipe, placement, offload, net)
+    if parameters.refiner:
+        pipeline.refiner = _build_refiner(parameters, placement)
+    return pipeline
+
+
+def _build_refiner(parameters: Parameters, placement: Placement) -> ImagePipeline:
+    own = {"lora": (), "embedding": (), "refiner": None, "controlnet": None, "ip_adapter": None, "revision": None}
+    refiner = build_pipeline(parameters.model_copy(update={"model": parameters.refiner, **own}), placement)
+    if type(refiner.pipe).__name__ != "StableDiffusionXLImg2ImgPipeline":
+        raise ModelError(f"refiner {parameters.refiner}: a {type(refiner.pipe).__name__}; give Stable Diffusion XL's")
+    return refiner
+
+
+def _settle_offload(pipe: Any, placement: Placement, work: int) -> Offload:
+    """What was asked for, or what fits. A CPU has nowhere to move parts to, and Apple's GPUs share its memory."""
+    if placement.device.type in ("cpu", "mps"):
+        return "none"
+    if placement.offload != "auto":
+        return placement.offload
+    free, _ = torch.cuda.mem_get_info(placement.device)
+    return choose_offload(measure_parts(pipe), work, free)
