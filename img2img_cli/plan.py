@@ -76,6 +76,8 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
     if key not in resolved:
         resolved[key] = _resolve(preset, item, choices)
     parameters = resolved[key]
+    style = item.style or choices.style
+    _check_beside(item, style, parameters, preset)
     seed = item.seed if item.seed is not None else choices.seed
     if seed is None:
         # By its name, so that a rerun, or a run over more files, makes the same picture again.
@@ -92,7 +94,7 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
         parameters=parameters,
         seed=seed,
         mask=item.mask,
-        style=item.style or choices.style,
+        style=style,
         control_image=item.control_image,
         format=choices.format,
         quality=choices.quality,
@@ -112,12 +114,16 @@ def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
         raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None
     if parameters.task == "edit" and not parameters.prompt:
         raise UsageError(f"{item.origin or 'preset ' + preset}: no prompt; give --prompt or a preset that has one")
+    return parameters
+
+
+def _check_beside(item: Item, style: str | None, parameters: Parameters, preset: str) -> None:
+    """Refuse the pictures beside an input that do not go with its parameters; rows may share those and differ here."""
     if item.mask and (parameters.size != "original" or parameters.task == "upscale"):
         raise UsageError(f"{item.origin}: a mask keeps the picture's own pixels, so it needs size original")
     where = item.origin or f"preset '{preset}'"
-    check_style(parameters, item.style or choices.style, where)
+    check_style(parameters, style, where)
     check_control(parameters, item.control_image, where)
-    return parameters
 
 
 def _name_result(item: Item, index: int, choices: Choices, parameters: Parameters, seed: int) -> str:

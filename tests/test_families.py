@@ -194,6 +194,20 @@ def test_a_control_picture_that_cannot_be_is_one_line(
     assert not (tmp_path / "o.png").exists()
 
 
+def test_every_row_is_checked_though_rows_share_parameters(
+    here, tmp_path: Path, picture: Path, controlled: list[object]
+) -> None:
+    Image.new("L", Image.open(picture).size, 90).save(tmp_path / "map.png")
+    row = {"input": str(picture), "control": "depth", "seed": 1}
+    rows = [row | {"output": "a.png", "control_image": "map.png"}, row | {"output": "b.png"}]
+    (tmp_path / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = [option for option in controlled if option not in ("--seed", 1)]
+    done = here("batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", *options)
+    assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+    assert "jobs.jsonl:2" in done.err
+    assert "give the map" in done.err
+
+
 def test_a_control_picture_without_control_is_refused(here, tmp_path: Path, picture: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text(json.dumps({"input": str(picture), "control_image": str(picture)}))
     done = here("batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--preset", "colorize")
