@@ -18,13 +18,11 @@ from PIL import Image
 
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
-from img2img_cli.device import share_threads
 from img2img_cli.errors import OutOfMemoryError, TimeLimitError
 from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
-from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.runner import encode_result, finish_picture, start_work
-from img2img_cli.work import Piece
+from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import BATCH_TAG, write_output
 
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
@@ -40,7 +38,7 @@ class Written:
 class _Run:
     """A batch in a lane."""
 
-    def __init__(self, picked: Picked, lane: ImagePipeline) -> None:
+    def __init__(self, picked: Picked, lane: Pipeline) -> None:
         self.picked, self.lane, self._began = picked, lane, time.monotonic()
         self.entries = [entry for entry in picked.keys if isinstance(entry, Entry)]
 
@@ -53,9 +51,9 @@ class _Run:
 class Line:
     """Brings entries to their ends through one pipeline; a context that leaves no thread working."""
 
-    def __init__(self, batch: Batch, pipeline: ImagePipeline, ended: set[int]) -> None:
+    def __init__(self, batch: Batch, pipeline: Pipeline, ended: set[int]) -> None:
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
-        self._idle = pipeline.make_lanes()
+        self._idle = list(pipeline.make_lanes())
         self._lanes = len(self._idle)
         self._modelling: dict[Future[list[Image.Image]], _Run] = {}
         self._stopping = False
@@ -67,7 +65,7 @@ class Line:
 
     def __enter__(self) -> Line:
         self._stack = ExitStack()
-        share = self._stack.enter_context(share_threads(self._lanes))
+        share = self._stack.enter_context(self._pipeline.share_threads(self._lanes))
         self._models = ThreadPoolExecutor(self._lanes, thread_name_prefix="img2img-model", initializer=share)
         return self
 
@@ -213,7 +211,7 @@ class Line:
             else:
                 self._batcher.drop(run.entries[0])
                 self._fail(run.entries[0], error)
-        for notes in (self._batcher.notes, self._pipeline.prompts.notes):
+        for notes in (self._batcher.notes, self._pipeline.notes):
             while notes:
                 self._batch.emit({"event": "note", "text": notes.pop(0)})
         for key, outcome in outcomes:
@@ -295,7 +293,7 @@ def _too_slow(entry: Entry, limit: float) -> TimeLimitError:
     return TimeLimitError(f"{entry.job.input}: took longer than {limit:g} s; raise --item-timeout or leave it out")
 
 
-def sort_by_size(entries: list[Entry], pipeline: ImagePipeline) -> list[Entry]:
+def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:
     """Bring those together whose pieces have one size, so that batches fill; otherwise keep the order."""
     order: dict[tuple[object, ...], int] = {}
     keys = []
@@ -307,7 +305,7 @@ def sort_by_size(entries: list[Entry], pipeline: ImagePipeline) -> list[Entry]:
     return [entry for _, entry in sorted(zip(keys, entries, strict=True), key=lambda pair: pair[0])]
 
 
-def _working_size(size: tuple[int, int], job: Job, pipeline: ImagePipeline) -> Iterator[int]:
+def _working_size(size: tuple[int, int], job: Job, pipeline: Pipeline) -> Iterator[int]:
     if 0 in size or job.parameters.task in ("upscale", "restore"):
         yield from size
     else:

@@ -15,8 +15,7 @@ from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
 
 if TYPE_CHECKING:
-    from img2img_cli.pipeline import ImagePipeline
-    from img2img_cli.work import Work
+    from img2img_cli.work import Pipeline, Work
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -83,7 +82,7 @@ class Batch:
     limits: Limits
     emit: Emit
     tally: Tally
-    load: Callable[[Job], ImagePipeline]
+    load: Callable[[Job], Pipeline]
     began: float = field(default_factory=time.monotonic)
     abandoned: bool = field(default=False, init=False)
     timed_out: bool = field(default=False, init=False)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from img2img_cli.errors import OutOfMemoryError
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.work import Piece, Work
-
-Progress = Callable[[int, int], None]
+from img2img_cli.work import Piece, Pipeline, Progress, Work
 
 
 @dataclass
@@ -62,7 +59,7 @@ class Batcher:
 
     def __init__(
         self,
-        pipeline: ImagePipeline,
+        pipeline: Pipeline,
         *,
         batch_pixels: int | None = None,
         batch_size: int | None = None,
@@ -147,7 +144,7 @@ class Batcher:
         ready = {key: waiting for key, waiting in ready.items() if self._waiting.pop(key, None) is not None}
         return [(key, [image for image in waiting.results if image is not None]) for key, waiting in ready.items()]
 
-    def shrink(self, picked: Picked, pipeline: ImagePipeline, error: OutOfMemoryError) -> list[Outcome]:
+    def shrink(self, picked: Picked, pipeline: Pipeline, error: OutOfMemoryError) -> list[Outcome]:
         """Halve the batch; a single piece is tried with a thriftier pipeline; then its work is given up."""
         self.give_back(picked)
         if len(picked.entries) > 1:
@@ -173,7 +170,7 @@ class Batcher:
         return self.settle(picked, made)
 
 
-def run_works(works: Sequence[Work], pipeline: ImagePipeline, progress: Progress | None = None) -> list[Image.Image]:
+def run_works(works: Sequence[Work], pipeline: Pipeline, progress: Progress | None = None) -> list[Image.Image]:
     """Run works to their ends, their pieces batched together; the results in the works' order.
 
     Raises:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -62,6 +64,20 @@ def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
                 return torch.bfloat16, f"the processor has {name}"
         return torch.float32, "the processor has no fast 16-bit arithmetic"
     return torch.float16, f"{device.type} multiplies float16 fast"
+
+
+def measure_memory_gib(device: torch.device) -> tuple[float, float]:
+    """GiB that are free and GiB in all of the device's memory; a file cache counts as free."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free / 2**30, total / 2**30
+    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return total_gib, total_gib
+    return available / 2**20, total_gib
 
 
 @contextlib.contextmanager

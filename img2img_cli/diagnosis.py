@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +14,7 @@ from PIL import Image
 
 from img2img_cli import __version__
 from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
+from img2img_cli.device import choose_placement, measure_memory_gib
 from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
@@ -56,8 +55,8 @@ def diagnose_preset(name: str) -> dict[str, str]:
     p.check_references()
     placement = choose_placement("auto", p.dtype)
     need = p.memory_gib * (2 if placement.dtype == torch.float32 else 1)
-    free, total = _free_and_total(placement.device)
-    waits = 0.0 if placement.device.type == "cpu" else _free_and_total(torch.device("cpu"))[1]
+    free, total = measure_memory_gib(placement.device)
+    waits = 0.0 if placement.device.type == "cpu" else measure_memory_gib(torch.device("cpu"))[1]
     if need > max(total, waits):
         raise OutOfMemoryError(
             f"{name}: needs about {need:.0f} GiB on {placement.device}, which has {total:.0f}; "
@@ -102,22 +101,8 @@ def _devices() -> list[str]:
 
 
 def _memory(device: torch.device) -> str:
-    free, total = _free_and_total(device)
+    free, total = measure_memory_gib(device)
     return f"{free:.1f} of {total:.1f} GiB free"
-
-
-def _free_and_total(device: torch.device) -> tuple[float, float]:
-    """GiB of the device's memory; a file cache counts as free."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return free / 2**30, total / 2**30
-    total_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return total_gib, total_gib
-    return available / 2**20, total_gib
 
 
 def _cache() -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from img2img_cli.lab import Array, lab_to_rgb, rgb_to_lab
+from img2img_cli.lab import Array, lab_to_rgb, rgb_to_lab, rgb_to_lightness
 
 Pixels = NDArray[np.uint8]
 GUIDE_RADIUS = 6
@@ -29,7 +29,7 @@ def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation:
         saturation: factor on a* and b*.
     """
     chroma = np.mean([rgb_to_lab(np.asarray(sample))[..., 1:] for sample in samples], axis=0) * saturation
-    guide = rgb_to_lab(np.asarray(picture.resize(samples[0].size, Image.Resampling.LANCZOS)))[..., 0]
+    guide = rgb_to_lightness(np.asarray(picture.resize(samples[0].size, Image.Resampling.LANCZOS)))
     slopes, offsets = _guided_coefficients(guide, chroma)
     planes = [Image.fromarray(plane) for plane in np.moveaxis(np.concatenate([slopes, offsets], -1), -1, 0).copy()]
     full, pixels = np.empty((picture.height, picture.width, 3), np.uint8), np.asarray(picture)
@@ -42,7 +42,7 @@ def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation:
         slope_a, slope_b, offset_a, offset_b = (
             np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box)) for plane in planes
         )
-        lightness = rgb_to_lab(pixels[top:bottom])[..., 0]
+        lightness = rgb_to_lightness(pixels[top:bottom])
         lab = np.stack([lightness, slope_a * lightness + offset_a, slope_b * lightness + offset_b], -1)
         full[top:bottom] = lab_to_rgb(lab.astype(np.float32))
     return Image.fromarray(full)

@@ -60,6 +60,17 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
     return "hub", reference
 
 
+def make_absolute(reference: str) -> str:
+    """A reference that means the same in every folder; a LoRA's scale stays."""
+    if reference in (BUNDLED, NO_MODEL):
+        return reference
+    name, colon, scale = reference.rpartition(":")
+    for path, rest in ((reference, ""), (name, colon + scale)):
+        if path and Path(path).expanduser().exists():
+            return str(Path(path).expanduser().absolute()) + rest
+    return reference
+
+
 @dataclass(frozen=True)
 class FileReference:
     """A LoRA's or embedding's file and where it lies.
@@ -150,22 +161,45 @@ def identify_model(reference: str) -> str:
 
     The bundled model is hashed by content, so that it is the same wherever it is installed.
     """
+    return read_identity(reference)
+
+
+def read_identity(reference: str) -> str:
+    """As `identify_model`, which looks once in a process, but as it is now."""
+    if reference == BUNDLED:
+        return _hash_bundled()
     kind, place = locate_model(
         reference, index="config.json" if Path(reference, "config.json").is_file() else "model_index.json"
     )
     if kind in ("hub", "none"):
         return place
-    root = Path(place)
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.safetensors")) if kind == "folder" else [root]:
-        status = file.stat()
-        digest.update(f"{file.relative_to(root)} {status.st_size} ".encode())
-        digest.update(file.read_bytes() if reference == BUNDLED else str(status.st_mtime_ns).encode())
-    return f"{BUNDLED if reference == BUNDLED else place} {digest.hexdigest()[:16]}"
+    for file, told in _list_weights(Path(place)):
+        digest.update(told + str(file.stat().st_mtime_ns).encode())
+    return f"{place} {digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def _hash_bundled() -> str:
+    digest = hashlib.sha256()
+    for file, told in _list_weights(bundled_dir()):
+        digest.update(told + file.read_bytes())
+    return f"{BUNDLED} {digest.hexdigest()[:16]}"
+
+
+def _list_weights(root: Path) -> list[tuple[Path, bytes]]:
+    """A model's files, each with what tells it: its name and size."""
+    files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root]
+    return [(file, f"{file.relative_to(root)} {file.stat().st_size} ".encode()) for file in files]
 
 
 @functools.cache
 def identify_file(role: str, reference: str) -> str:
     """As `identify_model`, of a LoRA, an embedding or an upscaling net."""
+    return read_file_identity(role, reference)
+
+
+def read_file_identity(role: str, reference: str) -> str:
+    """As `identify_file`, which looks once in a process, but as it is now."""
     found = parse_file(role, reference)
-    return reference if found.on_hub else identify_model(str(Path(found.repository, str(found.file))))
+    return reference if found.on_hub else read_identity(str(Path(found.repository, str(found.file))))

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, parse_file, split_folder
+from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, make_absolute, parse_file, split_folder
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
@@ -180,6 +180,16 @@ class Parameters(BaseModel):
         several = [("lora", text) for text in self.lora] + [("embedding", text) for text in self.embedding]
         single = (("upscaler", self.upscaler), ("ip_adapter", self.ip_adapter))
         return several + [(role, text) for role, text in single if text is not None]
+
+    def make_absolute(self) -> Parameters:
+        """The same with local files and folders named so that they are found from any folder."""
+        update: dict[str, Any] = {
+            key: make_absolute(value)
+            for key in ("model", "vae", "controlnet", "refiner", "upscaler", "ip_adapter", "ip_adapter_image_encoder")
+            if (value := getattr(self, key)) is not None
+        }
+        update |= {key: tuple(map(make_absolute, getattr(self, key))) for key in ("lora", "embedding")}
+        return self.model_copy(update=update)
 
     def to_record(self) -> dict[str, Any]:
         """What bears on a result, in JSON's types: every key but those that only tell of the preset."""

@@ -16,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-from img2img_cli.device import Placement, make_generators
+from img2img_cli.device import Placement, make_generators, share_threads
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.feedforward import UpscalingNet
 from img2img_cli.ip_adapter import encode_style
@@ -24,9 +24,8 @@ from img2img_cli.offload import apply_offload
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.prompts import Prompts
 from img2img_cli.qwen import show_whole
-from img2img_cli.work import Piece
+from img2img_cli.work import Piece, Progress
 
-Progress = Callable[[int, int], None]
 CPU_LANES = 2
 PIXELS_PER_BATCH = 2 * 512 * 512
 BYTES_PER_PIXEL = 6_000  # of a guided Stable Diffusion pass in 16 bits, with room to spare
@@ -67,6 +66,7 @@ class ImagePipeline:
         refines: whether the model works over a picture that was enlarged before.
         offload: where its parts lie while they wait.
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
+        tells_cuts: whether prompts that are cut off come into `notes`, once each; else ask `find_cuts`.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class ImagePipeline:
         name = type(pipe).__name__
         self._net = net
         self.refiner: ImagePipeline | None = None
+        self.tells_cuts = True
         own = _find_enlargement(pipe)
         self.enlargement: int | None = net.scale if net else own
         self.refines = pipe is not None and own is None
@@ -167,7 +168,8 @@ class ImagePipeline:
         p = each[0]
         read = [self._read_texts(q) for q in each]
         prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
-        self.prompts.note_cuts([*prompts, *(negatives or ())])
+        if self.tells_cuts:
+            self.prompts.note_cuts([*prompts, *(negatives or ())])
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
             texts = dict(self.prompts.embed(prompts, negatives))
@@ -188,6 +190,11 @@ class ImagePipeline:
         guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
         texts = p.full_prompt, p.negative_prompt if guided else None
         return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
+
+    def find_cuts(self, each: Sequence[Parameters]) -> list[str]:
+        """A sentence for each prompt of which the model does not read all."""
+        texts = dict.fromkeys(text for p in each for text in self._read_texts(p) if text is not None)
+        return self.prompts.find_cuts(list(texts))
 
     def _count_windows(self, p: Parameters) -> int:
         return self.prompts.count_windows(*self._read_texts(p))
@@ -281,6 +288,20 @@ class ImagePipeline:
     def gains_from_batches(self) -> bool:
         """Whether pictures in one batch are done sooner than one by one; on a CPU it is lanes that gain."""
         return self.placement.device.type != "cpu"
+
+    @property
+    def device_name(self) -> str:
+        """Where it works, such as `cuda:0`."""
+        return str(self.placement.device)
+
+    @property
+    def notes(self) -> list[str]:
+        """What to tell its user; whoever shows them takes them out."""
+        return self.prompts.notes
+
+    def share_threads(self, lanes: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """While as many lanes work at once: yields what each one's thread calls first."""
+        return share_threads(lanes)
 
     def make_lanes(self) -> list[ImagePipeline]:
         """Pipelines that share these weights and may work at the same time, each with its share of the threads.

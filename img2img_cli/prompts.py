@@ -143,16 +143,21 @@ class Prompts:
 
     def note_cuts(self, texts: Sequence[str]) -> None:
         """Add a note for each prompt of which the model does not read all, once."""
-        for text in dict.fromkeys(texts):
-            if self._extends or not self._readers or text in self._told:
-                continue
-            self._told.add(text)
+        new = [text for text in dict.fromkeys(texts) if text not in self._told]
+        self._told.update(new)
+        self.notes += self.find_cuts(new)
+
+    def find_cuts(self, texts: Sequence[str]) -> list[str]:
+        """A sentence for each prompt of which the model does not read all."""
+        found = []
+        for text in texts if self._readers and not self._extends else ():
             plain = " ".join(part for part, _ in split_weights(text)) if self._has_clip else text
             if (tokens := self._count_tokens(plain)) > self._window:
                 start = " ".join(text.split())[:40]
-                self.notes.append(
+                found.append(
                     f"prompt '{start}...': the model reads {self._window} tokens of its {tokens}; the rest is left out"
                 )
+        return found
 
 
 def _embed_all(provider: Any, texts: Sequence[Sequence[tuple[str, float]]]) -> torch.Tensor:

@@ -8,15 +8,14 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from img2img_cli.batcher import Progress, run_works
+from img2img_cli.batcher import run_works
 from img2img_cli.finish import feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
 from img2img_cli.images import Guides, Picture, fit_image, from_srgb, load_guides, load_image, load_mask, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.record import format_parameters, make_record
 from img2img_cli.upscaler import make_control, output_size, restore_image, upscale_image
-from img2img_cli.work import Piece, Steps, Work, derive_seed
+from img2img_cli.work import Piece, Pipeline, Progress, Steps, Work, derive_seed
 from img2img_cli.writer import choose_format, encode_image, write_output
 
 
@@ -31,7 +30,7 @@ class Result:
     frames: int
 
 
-def run_jobs(jobs: Sequence[Job], pipeline: ImagePipeline, progress: Progress | None = None) -> Iterator[Result]:
+def run_jobs(jobs: Sequence[Job], pipeline: Pipeline, progress: Progress | None = None) -> Iterator[Result]:
     """Run jobs that share their input and parameters and differ in seed and output; they go through as one batch.
 
     Raises:
@@ -52,7 +51,7 @@ def start_work(
     image: Image.Image,
     parameters: Parameters,
     seed: int,
-    pipeline: ImagePipeline,
+    pipeline: Pipeline,
     guides: Guides | None = None,
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
@@ -62,7 +61,7 @@ def start_work(
     return start[parameters.task](image, parameters, seed, pipeline)
 
 
-def transform_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Image.Image:
+def transform_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Image.Image:
     """One picture (8-bit sRGB) to its result (the same)."""
     return run_works([start_work(image, parameters, seed, pipeline)], pipeline)[0]
 
@@ -88,7 +87,7 @@ def _edit(
     image: Image.Image,
     parameters: Parameters,
     seed: int,
-    pipeline: ImagePipeline,
+    pipeline: Pipeline,
     guides: Guides,
 ) -> Steps:
     """The picture under the prompt."""
@@ -105,12 +104,12 @@ def _edit(
     return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 
 
-def colorize_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+def colorize_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
     """The picture's own luminance with the mean colour of `num_samples` results."""
     return Work(total=parameters.num_samples, steps=_colorize(image, parameters, seed, pipeline))
 
 
-def _colorize(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
+def _colorize(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image.convert("L").convert("RGB"), fit)
     control = make_control(working, parameters, pipeline)

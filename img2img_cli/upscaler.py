@@ -13,9 +13,8 @@ from img2img_cli.errors import InputError
 from img2img_cli.finish import back_project, keep_base, keep_detail
 from img2img_cli.images import pad_image
 from img2img_cli.parameters import MAX_PIXELS, Parameters
-from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.tiling import Canvas, Tile, plan_tiles
-from img2img_cli.work import Piece, Steps, Work, derive_seed
+from img2img_cli.work import Piece, Pipeline, Steps, Work, derive_seed
 
 TILES_AT_ONCE_PIXELS = 16 * 256 * 256
 MAX_FACTOR_PER_PASS = 4.0
@@ -31,12 +30,12 @@ def output_size(size: tuple[int, int], content: tuple[int, int], parameters: Par
     return int(width), int(height)
 
 
-def make_control(image: Image.Image, parameters: Parameters, pipeline: ImagePipeline) -> Image.Image | None:
+def make_control(image: Image.Image, parameters: Parameters, pipeline: Pipeline) -> Image.Image | None:
     """The control picture that the preset asks for, or None for a model without a ControlNet."""
     return make_control_image(image, parameters.control or "picture") if pipeline.has_controlnet else None
 
 
-def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
     """The picture `scale` times larger, in passes of at most x4, each faithful to the one before."""
     width, height = image.size
     final = round(width * parameters.scale), round(height * parameters.scale)
@@ -61,7 +60,7 @@ def _between(first: tuple[int, int], last: tuple[int, int], share: float) -> tup
 
 
 def _upscale(
-    image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: ImagePipeline
+    image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: Pipeline
 ) -> Steps:
     for number, size in enumerate(sizes):
         if pipeline.enlargement:
@@ -75,14 +74,14 @@ def _upscale(
     return image
 
 
-def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Work:
+def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
     """The picture without its noise, blur and compression, at its own resolution."""
     passes = 2 if parameters.keep_detail else 1
     total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
 
 
-def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: ImagePipeline) -> Steps:
+def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
     result = yield from _transform_tiles(image, parameters, seed, pipeline)
     if parameters.keep_detail:
         reconstructed = yield from _transform_tiles(image, parameters, seed, pipeline, reconstruct=True)
@@ -96,7 +95,7 @@ def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
-def _plan(size: tuple[int, int], parameters: Parameters, pipeline: ImagePipeline) -> list[Tile]:
+def _plan(size: tuple[int, int], parameters: Parameters, pipeline: Pipeline) -> list[Tile]:
     tile_size = -(-parameters.tile_size // pipeline.multiple) * pipeline.multiple
     return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap)
 
@@ -105,7 +104,7 @@ def _transform_tiles(
     image: Image.Image,
     parameters: Parameters,
     seed: int,
-    pipeline: ImagePipeline,
+    pipeline: Pipeline,
     *,
     enlarge: bool = False,
     reconstruct: bool = False,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from img2img_cli.parameters import Parameters
+from img2img_cli.parameters import Offload, Parameters
+
+Progress = Callable[[int, int], None]
 
 # Two pieces can share a batch when they agree in all of these; prompts and seeds are each piece's own.
 BATCH_KEYS = (
@@ -78,6 +82,60 @@ class Work:
 
     total: int
     steps: Steps
+
+
+class Pipeline(Protocol):
+    """What works are run by: a pipeline in this process, or one that a server keeps warm.
+
+    Attributes:
+        multiple: both sides of a working picture must be divisible by this.
+        takes_mask: whether the model itself repaints where a mask is white.
+        has_controlnet: whether pieces need a control picture.
+        enlargement: the factor of its net, or of a model made for upscaling; None when it enlarges nothing itself.
+        refines: whether the model works over a picture that was enlarged before.
+        batch_pixels: how many pixels a batch may have in all.
+        gains_from_batches: whether pictures in one batch are done sooner than one by one.
+        offload: where its parts lie while they wait.
+        device_name: where it works, such as `cuda:0`.
+        notes: what to tell its user, a sentence each; whoever shows them takes them out.
+    """
+
+    @property
+    def multiple(self) -> int: ...
+    @property
+    def takes_mask(self) -> bool: ...
+    @property
+    def has_controlnet(self) -> bool: ...
+    @property
+    def enlargement(self) -> int | None: ...
+    @property
+    def refines(self) -> bool: ...
+    @property
+    def batch_pixels(self) -> int: ...
+    @property
+    def gains_from_batches(self) -> bool: ...
+    @property
+    def offload(self) -> Offload: ...
+    @property
+    def device_name(self) -> str: ...
+    @property
+    def notes(self) -> list[str]: ...
+
+    def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
+        """Run a batch of pieces of one group; the results in their order."""
+        ...
+
+    def make_lanes(self) -> Sequence[Pipeline]:
+        """Pipelines that may work at the same time."""
+        ...
+
+    def share_threads(self, lanes: int) -> AbstractContextManager[Callable[[], None]]:
+        """While as many lanes work at once: yields what each one's thread calls first."""
+        ...
+
+    def save_memory(self) -> str | None:
+        """Switch on the next measure against running out of memory and name it; None when there is none left."""
+        ...
 
 
 def derive_seed(seed: int, index: int) -> int:

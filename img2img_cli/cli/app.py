@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -21,6 +23,7 @@ from img2img_cli.cli.info import info
 from img2img_cli.cli.models import models
 from img2img_cli.cli.presets import presets
 from img2img_cli.cli.restore import restore
+from img2img_cli.cli.serve import serve
 from img2img_cli.cli.train import train
 from img2img_cli.cli.upscale import upscale
 from img2img_cli.errors import ExitCode, Img2ImgError
@@ -35,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (edit, colorize, upscale, restore, batch, info, doctor):
+for command in (edit, colorize, upscale, restore, batch, serve, info, doctor):
     app.command()(command)
 app.add_typer(presets, name="presets")
 app.add_typer(models, name="models")
@@ -67,6 +70,12 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
+@functools.cache
+def build_command() -> Callable[..., object]:
+    """What parses the command line; it takes a while to make of all signatures."""
+    return typer.main.get_command(app)
+
+
 def main() -> NoReturn:
     """Run the command and leave with its documented exit code."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -83,9 +92,9 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = app(standalone_mode=False)
+        code = build_command()(standalone_mode=False)
         sys.stdout.flush()
-        return int(code or ExitCode.DONE)
+        return int(code) if isinstance(code, int) else ExitCode.DONE
     except Img2ImgError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:

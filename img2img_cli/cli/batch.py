@@ -13,9 +13,11 @@ from img2img_cli.cli.shared import (
     DtypeOption,
     EmbeddingOption,
     FormatOption,
+    KeepWarmOption,
     LoraOption,
     MetadataOption,
     ModelOption,
+    NoServerOption,
     OffloadOption,
     QualityOption,
     QuietOption,
@@ -119,6 +121,8 @@ def batch(
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     offload: OffloadOption = "auto",
+    no_server: NoServerOption = False,
+    keep_warm: KeepWarmOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
     json: Annotated[
         bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
@@ -127,6 +131,7 @@ def batch(
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
+    from img2img_cli.cli.engine import Engine
     from img2img_cli.cli.picture import check_format, check_offload, parse_assignment
     from img2img_cli.plan import Choices
 
@@ -166,5 +171,6 @@ def batch(
         dry_run=dry_run,
         json=json,
         quiet=quiet,
+        engine=Engine(server=not no_server, keep_warm=keep_warm, quiet=quiet),
     )
     return run_batch_command(choices, limits, options)

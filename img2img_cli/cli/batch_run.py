@@ -22,7 +22,8 @@ from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.plan import Choices, estimate_bytes, plan_batch
 
 if TYPE_CHECKING:
-    from img2img_cli.pipeline import ImagePipeline
+    from img2img_cli.cli.engine import Engine
+    from img2img_cli.work import Pipeline
 
 Event = dict[str, Any]
 
@@ -41,6 +42,7 @@ class BatchOptions:
     dry_run: bool
     json: bool
     quiet: bool
+    engine: Engine
 
 
 def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> Limits:
@@ -66,6 +68,7 @@ def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> 
 
 def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -> int:
     """Run, once or as files arrive; return the exit code."""
+    options.engine.check()
     if options.watch and "-" in options.inputs:
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
     if options.dry_run:
@@ -116,23 +119,22 @@ class Pipelines:
     def __init__(self, options: BatchOptions) -> None:
         self._options = options
         self._key: str | None = None
-        self._pipeline: ImagePipeline | None = None
+        self._pipeline: Pipeline | None = None
 
-    def load(self, job: Job) -> ImagePipeline:
+    def load(self, job: Job) -> Pipeline:
         """The job's pipeline; one is held at a time."""
         # Before torch starts its threads: spinning at their barriers they would starve those that read and write
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        from img2img_cli.building import build_pipeline
         from img2img_cli.cli.picture import tell_offload
-        from img2img_cli.device import choose_placement
+        from img2img_cli.wire import Spec
 
         parameters: Parameters = job.parameters
         key = parameters.pipeline_key
         if self._pipeline is None or key != self._key:
             self._pipeline = None
-            placement = choose_placement(self._options.device, parameters.dtype, self._options.offload)
-            self._pipeline = build_pipeline(parameters, placement)
+            spec = Spec(parameters=parameters, device=self._options.device, offload=self._options.offload)
+            self._pipeline = self._options.engine.open(spec)
             if not (self._options.quiet or self._options.json):
                 tell_offload(self._pipeline)
             self._key = key

@@ -18,8 +18,8 @@ from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:
-    from img2img_cli.pipeline import ImagePipeline
     from img2img_cli.runner import Result
+    from img2img_cli.work import Pipeline
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
@@ -50,17 +50,18 @@ def run_picture_command(
     if shared.dry_run:
         print_jobs(jobs)
         return
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
+    from img2img_cli.cli.engine import Engine
     from img2img_cli.runner import run_jobs
+    from img2img_cli.wire import Spec
 
-    placement = choose_placement(shared.device, resolved.parameters.dtype, offload)
-    pipeline = build_pipeline(resolved.parameters, placement)
+    engine = Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet)
+    engine.check()
+    pipeline = engine.open(Spec(parameters=p, device=shared.device, offload=offload))
     if not shared.quiet:
         tell_offload(pipeline)
     with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
         results = list(run_jobs(jobs, pipeline, progress))
-    for note in pipeline.prompts.notes if not shared.quiet else ():
+    for note in pipeline.notes if not shared.quiet else ():
         print(f"img2img: {printable(note)}", file=sys.stderr)
     for result in results:
         report(result, shared)
@@ -175,10 +176,10 @@ def _check_choice(option: str, name: str, known: Sequence[Choice]) -> Choice:
     raise UsageError(f"{option} {name}: must be one of {', '.join(known)}{suggest(name, known)}")
 
 
-def tell_offload(pipeline: ImagePipeline) -> None:
+def tell_offload(pipeline: Pipeline) -> None:
     """Say it when the model was too large for its device as a whole."""
     if pipeline.offload != "none":
-        print(f"img2img: --offload {pipeline.offload} on {pipeline.placement.device}", file=sys.stderr)
+        print(f"img2img: --offload {pipeline.offload} on {pipeline.device_name}", file=sys.stderr)
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

@@ -81,6 +81,18 @@ OffloadOption = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+NoServerOption = Annotated[
+    bool, typer.Option("--no-server", help="Run by itself even where a server is warm.", rich_help_panel=_RUN)
+]
+KeepWarmOption = Annotated[
+    Optional[str],
+    typer.Option(
+        metavar="TIME",
+        help="Leave a server behind so long, such as 10m: what follows starts at once.",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=_RUN)]
 
 
@@ -119,6 +131,8 @@ class SharedOptions:
     device: DeviceOption = "auto"
     dtype: DtypeOption = None
     offload: OffloadOption = "auto"
+    no_server: NoServerOption = False
+    keep_warm: KeepWarmOption = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the resolved job as YAML and stop.", rich_help_panel=_RUN)
     ] = False

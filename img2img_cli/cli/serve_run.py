@@ -1,0 +1,104 @@
+"""How `img2img serve` goes: check everything, only then load torch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import sys
+from collections.abc import Sequence
+
+from img2img_cli.cli.picture import check_offload
+from img2img_cli.errors import NothingMatchedError, UsageError
+from img2img_cli.preset import load_preset, resolve
+from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.wire import parse_duration
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LEAST_TOKEN = 16  # characters, where others can reach the port
+NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+
+
+def check_packages() -> None:
+    """Refuse where the server's packages are missing.
+
+    Raises:
+        UsageError: saying what to install.
+    """
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"the server needs {', '.join(missing)}; run `pip install {' '.join(missing)}`")
+
+
+def run_server(
+    *,
+    presets: Sequence[str],
+    keep: str,
+    ends_idle: bool,
+    host: str | None,
+    port: int,
+    token: str | None,
+    device: str,
+    offload: str,
+    quiet: bool,
+) -> None:
+    """Serve until interrupted.
+
+    Raises:
+        UsageError: anything that cannot be, before a model is loaded.
+    """
+    check_packages()
+    keep_s, offload_ = parse_duration(keep), check_offload(offload)
+    for name in presets:
+        resolve(load_preset(name), {}).parameters.check_references()
+    if host is not None and token is not None and len(token) < LEAST_TOKEN and host not in LOOPBACK:
+        raise UsageError(f"--token: under {LEAST_TOKEN} characters; others can reach {host}, so choose a longer one")
+
+    def tell(line: str) -> None:
+        if not quiet:
+            print(f"img2img: {line}", file=sys.stderr, flush=True)
+
+    if host is not None and token is None:
+        token = secrets.token_urlsafe(24)
+        print(f"img2img: token {token}", file=sys.stderr, flush=True)
+    # Before torch starts its threads: spinning, they would starve those that speak with the clients.
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    from img2img_cli.server.serve import ServeOptions, serve
+
+    options = ServeOptions(
+        presets=presets,
+        keep_s=keep_s,
+        host=host,
+        port=port,
+        token=token,
+        device=device,
+        offload=offload_,
+        ends_idle=ends_idle,
+    )
+    serve(options, tell)
+
+
+def end_server() -> None:
+    """Ask the running server to end.
+
+    Raises:
+        NothingMatchedError: there is none.
+    """
+    _ask("POST", "/img2img/stop")
+
+
+def tell_status() -> None:
+    """What the running server does, as JSON on stdout.
+
+    Raises:
+        NothingMatchedError: there is none.
+    """
+    print(json.dumps(_ask("GET", "/img2img/status")))
+
+
+def _ask(method: str, path: str) -> dict[str, object]:
+    try:
+        return ask_server(method, path)
+    except ServerGoneError:
+        raise NothingMatchedError("no server is running; `img2img serve` starts one") from None

@@ -1,0 +1,1 @@
+"""Models kept warm: their queue, their pool, and the ways in."""

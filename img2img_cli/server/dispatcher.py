@@ -1,0 +1,292 @@
+"""The queue before the models: fair between clients, in order within each, and in batches where that is faster."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+
+from img2img_cli.errors import Img2ImgError, OutOfMemoryError
+from img2img_cli.pipeline import CPU_LANES, ImagePipeline
+from img2img_cli.server.pool import Pool, Warm, key_of
+from img2img_cli.wire import Elsewhere, Spec, Traits, describe_traits
+from img2img_cli.work import Piece, Progress
+
+log = logging.getLogger("img2img")
+
+
+class CancelledError(Exception):
+    """Nobody waits for the result any more."""
+
+
+class FullError(Exception):
+    """More is waiting than the queue takes."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Request:
+    """Pieces of one group that somebody waits for."""
+
+    owner: str
+    spec: Spec
+    pieces: Sequence[Piece]
+    progress: Progress | None = None
+    future: Future[list[Image.Image]] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    notes: list[str] = field(default_factory=list)
+    step: tuple[int, int] = (0, 1)
+
+    def __post_init__(self) -> None:
+        self.key = key_of(self.spec)
+
+    def advance(self, step: int, steps: int) -> None:
+        """Note and tell how far it is."""
+        self.step = step, steps
+        if self.progress is not None:
+            self.progress(step, steps)
+
+
+class Dispatcher:
+    """Runs requests in threads of its own, as many at once as the device gains from.
+
+    Owners take turns; of each one's requests the first comes first. On a GPU requests of several owners that fit
+    together become one batch; on a CPU each stays by itself and gives, bit for bit, what it gives alone.
+
+    Args:
+        most: how many requests may wait.
+
+    Attributes:
+        idle_since: when somebody last asked for something, by `time.monotonic`.
+        model_s: seconds that models have worked, in all lanes together.
+    """
+
+    def __init__(self, pool: Pool, *, most: int = 1024) -> None:
+        self.pool = pool
+        self._most = most
+        self._queues: dict[str, deque[Request]] = {}  # in the order of the owners' turns
+        self._running: list[Request] = []
+        self._changed = threading.Condition()
+        self._closed = False
+        self.idle_since = time.monotonic()
+        self.model_s = 0.0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"img2img-model-{index}", daemon=True)
+            for index in range(CPU_LANES)
+        ]
+        self._all_threads = torch.get_num_threads()
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, request: Request) -> Future[list[Image.Image]]:
+        """Queue a request.
+
+        Raises:
+            FullError: too many are waiting.
+        """
+        with self._changed:
+            if sum(map(len, self._queues.values())) >= self._most:
+                raise FullError
+            self._queues.setdefault(request.owner, deque()).append(request)
+            self._changed.notify_all()
+        return request.future
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request; one that is running stops after its step."""
+        with self._changed:
+            request.cancelled.set()
+            queue = self._queues.get(request.owner)
+            if queue is not None and request in queue:
+                queue.remove(request)
+                self._forget_empty(request.owner)
+                request.future.set_exception(CancelledError())
+
+    def count_waiting(self) -> int:
+        """Requests that wait or run."""
+        with self._changed:
+            return sum(map(len, self._queues.values())) + len(self._running)
+
+    def list_running(self) -> list[Request]:
+        """Requests that are running."""
+        with self._changed:
+            return list(self._running)
+
+    def describe(self, spec: Spec) -> Traits:
+        """The traits of a spec's pipeline, which is loaded if need be."""
+        warm = self.pool.get(spec)
+        self.idle_since = time.monotonic()
+        return describe_traits(warm.pipeline, warm.count)
+
+    def close(self) -> None:
+        """Stop after the present steps."""
+        with self._changed:
+            self._closed = True
+            for request in self._running:
+                request.cancelled.set()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=10)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while (chosen := self._choose()) is None and not self._closed:
+                    self._changed.wait()
+                if chosen is None:
+                    return
+                requests, warm, lane = chosen
+                self._running += requests
+                share = self._all_threads // (2 if len(self._running) > len(requests) or self._queues else 1)
+            torch.set_num_threads(max(1, share if warm and warm.count > 1 else self._all_threads))
+            try:
+                self._serve(requests, warm, lane)
+            finally:
+                with self._changed:
+                    self._running = [request for request in self._running if request not in requests]
+                    self.idle_since = time.monotonic()
+                    self._changed.notify_all()
+
+    def _choose(self) -> tuple[list[Request], Warm | None, ImagePipeline | None] | None:
+        """The next owner's first request, with those of others that fit into its batch, and a lane for them.
+
+        What is not loaded is chosen without a lane: it is loaded outside of the lock.
+        """
+        for owner in list(self._queues):
+            head = self._queues[owner][0]
+            warm = self.pool.peek(head.key)
+            lane = self.pool.take_lane(warm) if warm else None
+            if warm is not None and lane is None:
+                continue
+            requests = [head]
+            if lane is not None and lane.gains_from_batches:
+                requests += self._find_company(head, lane.batch_pixels)
+            for request in requests:
+                queue = self._queues.pop(request.owner)
+                queue.popleft()
+                if queue:
+                    self._queues[request.owner] = queue  # at the end: the others come first
+            return requests, warm, lane
+        return None
+
+    def _find_company(self, head: Request, pixels: int) -> list[Request]:
+        """First requests of other owners that may share a batch with this one."""
+        found, room = [], pixels - sum(piece.pixels for piece in head.pieces)
+        for owner, queue in self._queues.items():
+            size = sum(piece.pixels for piece in queue[0].pieces)
+            fits = queue[0].key == head.key and queue[0].pieces[0].group == head.pieces[0].group and size <= room
+            if owner != head.owner and fits:
+                found.append(queue[0])
+                room -= size
+        return found
+
+    def _forget_empty(self, owner: str) -> None:
+        if not self._queues[owner]:
+            del self._queues[owner]
+
+    def _serve(self, requests: list[Request], warm: Warm | None, lane: ImagePipeline | None) -> None:
+        try:
+            while lane is None:
+                warm = self.pool.get(requests[0].spec)
+                lane = self.pool.take_lane(warm)
+                if lane is None:
+                    time.sleep(0.01)
+        except Exception as error:  # noqa: BLE001 - it concerns who asked, not the server
+            _settle(requests, error)
+            return
+        assert warm is not None
+        try:
+            made = self._run(requests, lane)
+        except Exception as error:  # noqa: BLE001 - as above
+            if len(requests) > 1 and not isinstance(error, CancelledError):
+                self._serve_apart(requests, lane)
+            else:
+                _settle(requests, error)
+        else:
+            for request in requests:
+                request.future.set_result(made[: len(request.pieces)])
+                made = made[len(request.pieces) :]
+        finally:
+            self.pool.give_lane(warm, lane)
+
+    def _serve_apart(self, requests: list[Request], lane: ImagePipeline) -> None:
+        """One of a batch has spoilt it: each by itself."""
+        for request in requests:
+            try:
+                request.future.set_result(self._run([request], lane))
+            except Exception as error:  # noqa: BLE001 - as above
+                _settle([request], error)
+
+    def _run(self, requests: list[Request], lane: ImagePipeline) -> list[Image.Image]:
+        """The batch, with less and less memory if need be."""
+
+        def watch(step: int, steps: int) -> None:
+            if all(request.cancelled.is_set() for request in requests):
+                raise CancelledError
+            for request in requests:
+                request.advance(step, steps)
+
+        pieces = [piece for request in requests for piece in request.pieces]
+        while True:
+            began = time.monotonic()
+            try:
+                made = lane.transform(pieces, watch)
+                with self._changed:
+                    self.model_s += time.monotonic() - began
+            except OutOfMemoryError:
+                if not self.pool.drop_idle():
+                    if len(requests) > 1:
+                        raise  # each alone first
+                    measure = lane.save_memory()
+                    if measure is None:
+                        raise
+                    log.warning("out of memory; going on with %s", measure)
+                continue
+            for request in requests:
+                request.notes += lane.find_cuts([piece.parameters for piece in request.pieces])
+            return made
+
+
+def _settle(requests: Sequence[Request], error: Exception) -> None:
+    if not isinstance(error, Img2ImgError | CancelledError):
+        log.error("a bug", exc_info=error)
+    for request in requests:
+        request.future.set_exception(error)
+
+
+class QueuedPipeline(Elsewhere):
+    """A pipeline behind the queue, used like one of one's own from a thread of the server.
+
+    Attributes:
+        notes: what to tell its user, a sentence each; whoever shows them takes them out.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, spec: Spec, owner: str, cancelled: threading.Event) -> None:
+        """Load it, unless it is warm.
+
+        Raises:
+            Img2ImgError: it cannot be loaded.
+        """
+        super().__init__(**vars(dispatcher.describe(spec)))
+        self._dispatcher, self._spec, self._owner, self._cancelled = dispatcher, spec, owner, cancelled
+        self.notes: list[str] = []
+
+    def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
+        """Wait for the turn of these pieces, and for their results."""
+        if self._cancelled.is_set():
+            raise CancelledError
+        request = Request(
+            owner=self._owner, spec=self._spec, pieces=pieces, progress=progress, cancelled=self._cancelled
+        )
+        made = self._dispatcher.submit(request).result()
+        self.notes += request.notes
+        return made
+
+    def make_lanes(self) -> Sequence[QueuedPipeline]:
+        """One: whoever asks is one of many."""
+        return [self]

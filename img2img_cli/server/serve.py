@@ -1,0 +1,209 @@
+"""The server's process: its sockets, its ways in, its door, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from filelock import FileLock, Timeout
+
+from img2img_cli.errors import Img2ImgError, LockedError, UsageError
+from img2img_cli.meeting import listen, make_meeting_folder, socket_path
+from img2img_cli.parameters import Offload
+from img2img_cli.preset import load_preset, resolve
+from img2img_cli.server import a1111_api, native_api, openai_api
+from img2img_cli.server.dispatcher import Dispatcher, FullError
+from img2img_cli.server.guard import LOOPBACK, Guard, TooLargeError
+from img2img_cli.server.pool import Pool
+from img2img_cli.server.state import State
+from img2img_cli.wire import HTTP_STATUS, Spec, describe_error
+
+BACKLOG_S = 5  # how long requests under way may take to end with the server
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """How to serve.
+
+    Attributes:
+        presets: loaded at once, and on offer to web clients.
+        host: for TCP; None for the user's own socket alone.
+        ends_idle: end when nobody asked for anything as long as models are kept.
+    """
+
+    presets: Sequence[str] = ()
+    keep_s: float = 900.0
+    host: str | None = None
+    port: int = 7860
+    token: str | None = None
+    device: str = "auto"
+    offload: Offload = "auto"
+    ends_idle: bool = False
+
+
+class _Uvicorn(uvicorn.Server):
+    """One of two servers in a process: signals are for both, so neither takes them."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
+    """Serve until told to end.
+
+    Args:
+        tell: takes a line for whoever has started the server.
+
+    Raises:
+        LockedError: there is such a server already.
+        UsageError: the address cannot be had.
+        Img2ImgError: a preset cannot be loaded.
+    """
+    make_meeting_folder()
+    lock = FileLock(socket_path("lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise LockedError("a server is running already; `img2img serve --stop` ends it") from None
+    with lock, contextlib.ExitStack() as stack:
+        listeners = [] if options.host is None else [stack.enter_context(_listen_tcp(options.host, options.port))]
+        state = _make_state(options)
+        stack.callback(state.dispatcher.close)
+        for place in state.presets.values():
+            spec = Spec(
+                parameters=resolve(load_preset(place), {}).parameters, device=options.device, offload=options.offload
+            )
+            state.dispatcher.describe(spec)
+        own = stack.enter_context(_listen_own())
+        stack.enter_context(_open_door())
+        tell(f"serving on {own.getsockname()}; end it with Ctrl-C or `img2img serve --stop`")
+        for listener in listeners:
+            host, port = listener.getsockname()[:2]
+            tell(f"serving on http://{f'[{host}]' if ':' in host else host}:{port} with the token")
+        apps = [(Guard(make_app(state, native=True)), own)]
+        web = make_app(state, native=False)
+        apps += [(Guard(web, token=options.token, hosts=_list_hosts(options.host)), tcp) for tcp in listeners]
+        asyncio.run(_run(state, apps))
+
+
+def _make_state(options: ServeOptions) -> State:
+    presets: Mapping[str, str] = {Path(name).stem: name for name in options.presets}
+    dispatcher = Dispatcher(Pool(options.keep_s))
+    return State(
+        dispatcher=dispatcher,
+        presets=presets,
+        device=options.device,
+        offload=options.offload,
+        ends_idle=options.ends_idle,
+    )
+
+
+async def _run(state: State, apps: Sequence[tuple[Guard, socket.socket]]) -> None:
+    servers = []
+    for app, _ in apps:
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=BACKLOG_S, ws="none"
+        )
+        servers.append(_Uvicorn(config))
+
+    def watch() -> None:
+        state.watch()
+        for server in servers:
+            server.should_exit = True
+
+    watcher = threading.Thread(target=watch, name="img2img-watch", daemon=True)
+    watcher.start()
+    try:
+        await asyncio.gather(
+            *(server.serve(sockets=[listener]) for server, (_, listener) in zip(servers, apps, strict=True))
+        )
+    finally:
+        state.stop.set()
+        watcher.join()
+
+
+def make_app(state: State, *, native: bool) -> FastAPI:
+    """The application; with our own routes only where nobody but the user can reach them."""
+    app = FastAPI(title="img2img", docs_url=None, redoc_url=None, openapi_url=None)
+    if native:
+        app.include_router(native_api.make_router(state))
+    app.include_router(openai_api.make_router(state))
+    app.include_router(a1111_api.make_router(state))
+
+    def refuse(request: Request, error: Exception) -> JSONResponse:
+        return explain(error)
+
+    for kind in (Img2ImgError, FullError, TooLargeError, RequestValidationError):
+        app.add_exception_handler(kind, refuse)
+    return app
+
+
+def explain(error: Exception) -> JSONResponse:
+    """An error as JSON with its HTTP status, in the forms that the several clients read."""
+    told = describe_error(error)
+    status = 500
+    if isinstance(error, FullError):
+        status, told = 503, {"message": "the server has too much to do; try again later"}
+    elif isinstance(error, TooLargeError):
+        status, told = 413, {"message": "the request is too large; send a smaller picture"}
+    elif isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"][1:])) or "body"
+        status, told = 422, {"kind": "UsageError", "message": f"{where}: {first['msg']}"}
+    elif isinstance(error, Img2ImgError):
+        status = HTTP_STATUS.get(error.exit_code, 500)
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    # `error` is for OpenAI's clients, `detail` for the web UI's.
+    return JSONResponse(
+        {**told, "detail": told["message"], "error": {"message": told["message"], "type": kind}}, status_code=status
+    )
+
+
+@contextlib.contextmanager
+def _listen_own() -> Iterator[socket.socket]:
+    listener = listen("api")
+    path = Path(listener.getsockname())
+    try:
+        with listener:
+            yield listener
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except (OSError, OverflowError) as error:
+        raise UsageError(f"--host {host} --port {port}: cannot be had ({error}); choose another") from None
+
+
+def _list_hosts(host: str | None) -> list[str]:
+    """Names that lead to this host and to no other."""
+    name = f"[{host}]" if host and ":" in host else str(host)
+    return [name, socket.gethostname(), *LOOPBACK]
+
+
+@contextlib.contextmanager
+def _open_door() -> Iterator[None]:
+    """The door's process, which ends when the pipe to it closes."""
+    door = subprocess.Popen([sys.executable, "-m", "img2img_cli.server.door"], stdin=subprocess.PIPE, close_fds=True)
+    try:
+        yield
+    finally:
+        assert door.stdin is not None
+        door.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            door.wait(BACKLOG_S)

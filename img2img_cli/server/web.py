@@ -1,0 +1,142 @@
+"""Pictures that come and go by HTTP, made as the command makes them: from files in a folder that nobody else sees."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from img2img_cli.errors import InputError, UsageError
+from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
+from img2img_cli.preset import Resolved, load_preset, resolve, suggest
+from img2img_cli.runner import run_jobs
+from img2img_cli.server.dispatcher import QueuedPipeline
+from img2img_cli.server.state import State
+from img2img_cli.wire import Spec
+
+EXTENSION = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What somebody wants made.
+
+    Attributes:
+        image, mask: bytes of a picture's file.
+        seed: None for a fresh one; each result has the next.
+    """
+
+    image: bytes
+    mask: bytes | None = None
+    resolved: Resolved
+    seed: int | None = None
+    count: int = 1
+    format: Format = "png"
+    quality: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A file's bytes and what they were made with."""
+
+    data: bytes
+    seed: int
+    size: tuple[int, int]
+
+
+def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) -> Resolved:
+    """An offered preset's parameters with some replaced; the first offer when none is named.
+
+    Raises:
+        UsageError: no such offer, or values out of range.
+    """
+    offered = state.list_offered()
+    name = name or next(iter(state.presets), "edit")
+    if name not in offered:
+        hint = suggest(name, offered) or f"; there are {', '.join(offered)}"
+        raise UsageError(f"no preset '{name}' is ready here{hint}; `img2img models pull` fetches others")
+    resolved = resolve(load_preset(offered[name]), overrides)
+    return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
+
+
+def make_pictures(state: State, order: Order, owner: str, cancelled: threading.Event) -> list[Result]:
+    """Run an order through the queue; call it in a thread.
+
+    Raises:
+        Img2ImgError: as the command does, with pictures named by what they are.
+    """
+    parameters = order.resolved.parameters
+    check_style(parameters, None, f"preset '{order.resolved.name}'")
+    check_control(parameters, None, f"preset '{order.resolved.name}'")
+    if order.mask is not None and parameters.size != "original":
+        raise UsageError("a mask keeps the picture's own pixels, so the result cannot have another size")
+    parameters.check_references()
+    seed = choose_seed() if order.seed is None else order.seed
+    with tempfile.TemporaryDirectory(prefix="img2img-") as name:
+        folder = Path(name)
+        (folder / "image").write_bytes(order.image)
+        if order.mask is not None:
+            (folder / "mask").write_bytes(order.mask)
+        jobs = [
+            Job(
+                input=str(folder / "image"),
+                output=str(folder / f"{index}{EXTENSION[order.format]}"),
+                preset=order.resolved.name,
+                parameters=parameters,
+                seed=(seed + index) % (MAX_SEED + 1),
+                mask=str(folder / "mask") if order.mask is not None else None,
+                format=order.format,
+                quality=order.quality,
+            )
+            for index in range(order.count)
+        ]
+        spec = Spec(parameters=parameters, device=state.device, offload=state.offload)
+        pipeline = QueuedPipeline(state.dispatcher, spec, owner, cancelled)
+        try:
+            made = list(run_jobs(jobs, pipeline))
+        except InputError as error:  # whoever sent the picture knows no folder
+            raise InputError(str(error).replace(f"{folder}/", "")) from None
+        return [
+            Result(data=Path(result.job.output).read_bytes(), seed=result.job.seed, size=result.size) for result in made
+        ]
+
+
+async def run_unless_left(request: Request, work: Callable[[threading.Event], Made]) -> Made:
+    """Run work in a thread; when the client leaves, the event that it is given is set."""
+    cancelled = threading.Event()
+    task = asyncio.ensure_future(run_in_threadpool(work, cancelled))
+    try:
+        while not (await asyncio.wait([task], timeout=0.25))[0]:
+            if await request.is_disconnected():
+                cancelled.set()
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+    return task.result()
+
+
+def decode_base64(text: str, what: str) -> bytes:
+    """The bytes of base64 or of a data URL.
+
+    Raises:
+        UsageError: neither.
+    """
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError(f"{what}: not base64; send the picture's file as base64 or as a data URL") from None
+
+
+def encode_base64(results: Sequence[Result]) -> list[str]:
+    """Each result's file in base64."""
+    return [base64.b64encode(result.data).decode() for result in results]
