@@ -8,15 +8,13 @@ import secrets
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_BODY_BYTES = 256 << 20
+TOO_LARGE = f"the request is over {MAX_BODY_BYTES >> 20} MiB; send a smaller picture"
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-
-
-class TooLargeError(Exception):
-    """A body over the limit."""
 
 
 class Guard:
@@ -51,7 +49,7 @@ class Guard:
             message = await receive()
             seen += len(message.get("body", b""))
             if seen > MAX_BODY_BYTES:
-                raise TooLargeError
+                raise HTTPException(413, TOO_LARGE)
             return message
 
         await self._app(scope, count, send)
@@ -59,7 +57,7 @@ class Guard:
     def _find_fault(self, headers: dict[str, str]) -> tuple[int, str] | None:
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MAX_BODY_BYTES:
-            return 413, f"the request is over {MAX_BODY_BYTES >> 20} MiB; send a smaller picture"
+            return 413, TOO_LARGE
         if self._token is None:
             return None
         if _host_of(headers.get("host", "")) not in self._hosts:

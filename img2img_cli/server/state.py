@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -10,12 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from img2img_cli import __version__
-from img2img_cli.hub import is_fetched, list_repositories
+from img2img_cli.hub import Repository, is_fetched, list_repositories
 from img2img_cli.parameters import Offload
 from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.server.dispatcher import Dispatcher
 
 TICK_S = 0.25
+
+
+@functools.cache
+def _list_needs(name: str) -> list[Repository]:
+    """What a preset of the catalogue needs from the hub."""
+    return list_repositories(resolve(load_preset(name), {}).parameters)
 
 
 @dataclass(kw_only=True)
@@ -39,8 +46,7 @@ class State:
         """Presets that need nothing from the hub, by name; those that were named when the server began come first."""
         offered = dict(self.presets)
         for name in list_presets():
-            parameters = resolve(load_preset(name), {}).parameters
-            if name not in offered and all(map(is_fetched, list_repositories(parameters))):
+            if name not in offered and all(map(is_fetched, _list_needs(name))):
                 offered[name] = name
         return offered
 

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from img2img_cli.errors import InputError, UsageError
+from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
-from img2img_cli.preset import Resolved, load_preset, resolve, suggest
+from img2img_cli.preset import COMMAND_LINE, Resolved, load_preset, resolve, suggest
 from img2img_cli.runner import run_jobs
 from img2img_cli.server.dispatcher import QueuedPipeline
 from img2img_cli.server.state import State
@@ -65,7 +65,10 @@ def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) 
     if name not in offered:
         hint = suggest(name, offered) or f"; there are {', '.join(offered)}"
         raise UsageError(f"no preset '{name}' is ready here{hint}; `img2img models pull` fetches others")
-    resolved = resolve(load_preset(offered[name]), overrides)
+    try:
+        resolved = resolve(load_preset(offered[name]), overrides)
+    except PresetError as error:
+        raise UsageError(str(error).replace(f"{COMMAND_LINE}: ", "")) from None
     return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
 
 

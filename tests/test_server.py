@@ -1,0 +1,437 @@
+"""The warm server: what commands give through it is what they give alone, whoever else asks at the same time."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Outcome
+from PIL import Image
+
+from img2img_cli import meeting
+from img2img_cli.errors import ExitCode, UsageError
+from img2img_cli.remote import ServerGoneError, ask_server
+
+TOKEN = "a token for tests"
+QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]
+LONG = ["--set", "num_inference_steps=400", "--set", "image_size=128"]
+
+
+@dataclasses.dataclass
+class Running:
+    """A server and where it is."""
+
+    process: subprocess.Popen[bytes]
+    folder: str
+    port: int
+
+
+def start(folder: str, *options: str) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
+    command = [sys.executable, "-m", "img2img_cli", "serve", *options]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+
+
+def wait_until(true: Callable[[], object], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Running]:
+    with tempfile.TemporaryDirectory(prefix="i2i") as folder:  # pytest's own are too long for a socket
+        process = start(folder, "--host", "127.0.0.1", "--port", "0", "--token", TOKEN)
+        lines = [process.stderr.readline().decode() for _ in range(2)]
+        assert "serving on" in lines[0], lines
+        port = int(lines[1].rpartition(":")[2].split()[0])
+        yield Running(process, folder, port)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == ExitCode.INTERRUPTED
+
+
+@pytest.fixture
+def server(served: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", served.folder)
+    wait_until(lambda: Path(meeting.socket_path("door")).exists())
+    return served
+
+
+@pytest.fixture
+def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A folder without a server."""
+    with tempfile.TemporaryDirectory(prefix="i2i") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield folder
+
+
+def run_many(commands: list[list[object]]) -> list[subprocess.Popen[bytes]]:
+    return [
+        subprocess.Popen([sys.executable, "-m", "img2img_cli", *map(str, c)], stderr=subprocess.PIPE) for c in commands
+    ]
+
+
+def model_seconds() -> float:
+    return float(ask_server("GET", "/img2img/status")["model_seconds"])
+
+
+def count_waiting() -> int:
+    return int(ask_server("GET", "/img2img/status")["waiting"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["colorize", "--set", "num_samples=2", "--set", "num_inference_steps=2"],
+        ["upscale", "--scale", "1.5"],
+        ["restore", "--set", "num_inference_steps=4"],
+        ["edit", "-p", "a (red:1.4) winter", "--variations", "2", "--set", "num_inference_steps=4"],
+    ],
+)
+def test_results_are_those_of_the_command_alone(server: Running, here, picture: Path, command: list[str]) -> None:
+    task, *options = command
+    before = model_seconds()
+    for name, more in (("warm", []), ("alone", ["--no-server"])):
+        Path(picture.parent / name).mkdir()
+        done = here(task, picture, f"{picture.parent}/{name}/", "--seed", 5, *options, *more)
+        assert done.code == 0, done.err
+        if name == "warm":
+            assert model_seconds() > before, "the server was not used"
+    warm, alone = (sorted((picture.parent / name).iterdir()) for name in ("warm", "alone"))
+    assert [p.read_bytes() for p in warm] == [p.read_bytes() for p in alone]
+    assert len(warm) == (2 if task == "edit" else 1)
+
+
+def test_no_torch_in_the_client(server: Running, picture: Path) -> None:
+    code = (
+        "import sys; from img2img_cli.cli import app; sys.argv = ['img2img', *sys.argv[1:]]; code = app._run();"
+        "assert code == 0; sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    words = ["colorize", str(picture), *QUICK]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == 0
+    words = ["batch", str(picture), "-o", str(picture.parent / "out"), "--preset", "colorize", *QUICK]
+    assert subprocess.run([sys.executable, "-c", code, *words]).returncode == 0
+
+
+def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_path: Path, photograph) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(4):
+        photograph.rotate(90 * index).save(tmp_path / "in" / f"{index}.png")
+    (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
+    for name, more in (("warm", []), ("alone", ["--no-server"])):
+        done = here("batch", tmp_path / "in", "-o", tmp_path / name, "--preset", "colorize", *QUICK, *more)
+        assert done.code == ExitCode.SOME_FAILED
+    for index in range(4):
+        assert (tmp_path / "warm" / f"{index}.png").read_bytes() == (tmp_path / "alone" / f"{index}.png").read_bytes()
+
+
+def test_the_door_is_not_to_be_noticed(server: Running, fresh, tmp_path: Path, picture: Path) -> None:
+    """Relative names, pipes, exit codes, messages, umask and environment, by way of the door and without."""
+    data = picture.read_bytes()
+
+    def outcomes(*more: str) -> list[Outcome]:
+        return [
+            fresh("colorize", "nothing.jpg", *more),
+            fresh("colorize", picture, "--set", "satturation=2", *more),
+            fresh("colorize", "-", "-", "--seed", 1, *QUICK, *more, stdin=data),
+            fresh("colorize", "-", tmp_path / "x.png", *QUICK, *more, stdin=b""),
+            fresh("edit", picture, "-p", "fog", "--dry-run", "--seed", 1, *more),
+            fresh("colorize", picture, "--preset", "sd15-colorize", "--dry-run", "--seed", 1, *more, HOME="/else"),
+        ]
+
+    warm, alone = outcomes(), outcomes("--no-server")
+    assert [(o.code, o.err.split(", seed")[0]) for o in warm] == [(o.code, o.err.split(", seed")[0]) for o in alone]
+    assert [o.code for o in warm] == [3, 2, 0, 3, 0, 0]
+    assert [o.out for o in warm] == [o.out for o in alone]
+    os.chdir(tmp_path)
+    before = os.umask(0o077)
+    try:
+        assert fresh("colorize", picture.name, "private.png", *QUICK).code == 0
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "private.png").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_client_that_leaves_stops_its_work(server: Running, picture: Path, number: int, code: int) -> None:
+    (client,) = run_many([["colorize", picture, picture.parent / "never.png", *LONG]])
+    wait_until(lambda: count_waiting() > 0)
+    time.sleep(0.3)
+    client.send_signal(number)
+    assert client.wait(10) == code
+    wait_until(lambda: count_waiting() == 0, timeout_s=10)
+    assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
+
+
+def test_eight_clients_at_once_lose_nothing(server: Running, here, picture: Path) -> None:
+    folder = picture.parent
+    commands = [["colorize", picture, folder / f"{seed}.png", "--seed", seed, *QUICK] for seed in range(8)]
+    clients = run_many(commands)
+    assert [client.wait(60) for client in clients] == [0] * 8
+    for seed in (0, 7):
+        assert here("colorize", picture, folder / "alone.png", "-f", "--seed", seed, *QUICK, "--no-server").code == 0
+        assert (folder / "alone.png").read_bytes() == (folder / f"{seed}.png").read_bytes()
+
+
+def test_a_model_in_a_folder_is_found_from_any_folder(server: Running, fresh, tiny_sd: Path, picture: Path) -> None:
+    os.chdir(tiny_sd.parent)
+    small = ["--set", "image_size=64", "--steps", "2", "--strength", "0.5"]
+    done = fresh("edit", picture, "-p", "x", "--model", f"./{tiny_sd.name}", *small)
+    assert done.code == 0, done.err
+    assert str(tiny_sd) in {warm["model"] for warm in ask_server("GET", "/img2img/status")["warm"]}
+
+
+def test_errors_of_the_model_come_back_with_their_code(server: Running, fresh, picture: Path) -> None:
+    done = fresh("colorize", picture, "--scheduler", "EulerDiscreteSchedular")
+    assert done.code == ExitCode.USAGE
+    assert "EulerDiscreteScheduler" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_a_second_server_is_refused(server: Running, fresh) -> None:
+    done = fresh("serve")
+    assert done.code == ExitCode.LOCKED
+    assert "--stop" in done.err
+
+
+def test_when_the_server_dies_the_command_goes_on(lonely: str, here, picture: Path) -> None:
+    process = start(lonely)
+    assert b"serving" in process.stderr.readline()
+    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=60"]
+
+    def kill() -> None:
+        wait_until(lambda: count_waiting() > 0)
+        time.sleep(0.3)
+        process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = here("colorize", picture, picture.parent / "killed.png", *options)
+    killer.join()
+    assert done.code == 0, done.err
+    assert "going on without it" in done.err
+    assert here("colorize", picture, picture.parent / "alone.png", *options, "--no-server").code == 0
+    assert (picture.parent / "killed.png").read_bytes() == (picture.parent / "alone.png").read_bytes()
+    process.wait()
+    # What a killed server leaves behind is in nobody's way.
+    assert Path(meeting.socket_path("api")).exists()
+    again = start(lonely)
+    assert b"serving" in again.stderr.readline()
+    assert here("serve", "--stop").code == 0
+    assert again.wait(20) == 0
+    assert not Path(meeting.socket_path("api")).exists()
+
+
+def test_keep_warm_leaves_a_server_that_ends(lonely: str, fresh, picture: Path) -> None:
+    done = fresh("colorize", picture, "--keep-warm", "2s", *QUICK)
+    assert done.code == 0, done.err
+    assert ask_server("GET", "/img2img/status")["keep_seconds"] == 2
+    assert len(ask_server("GET", "/img2img/status")["warm"]) == 1
+
+    def is_gone() -> bool:
+        try:
+            connection = meeting.connect("api")
+        finally:
+            pass
+        if connection is not None:
+            connection.close()
+        return connection is None
+
+    wait_until(is_gone, timeout_s=30)
+    assert fresh("serve", "--status").code == ExitCode.NOTHING_MATCHED
+
+
+def test_keep_warm_is_checked_first(lonely: str, fresh, picture: Path) -> None:
+    done = fresh("colorize", picture, "--keep-warm", "ten")
+    assert done.code == ExitCode.USAGE
+    assert "15m" in done.err
+
+
+def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert meeting.connect("api") is not None
+    monkeypatch.setenv("HF_HOME", "/elsewhere")
+    assert meeting.connect("api") is None
+    with pytest.raises(ServerGoneError):
+        ask_server("GET", "/img2img/status")
+
+
+def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Running) -> None:
+    folder = Path(meeting.meeting_folder())
+    mode = folder.stat().st_mode
+    folder.chmod(0o755)
+    try:
+        assert meeting.connect("api") is None
+        with pytest.raises(UsageError, match="0700"):
+            meeting.make_meeting_folder()
+    finally:
+        folder.chmod(mode)
+
+
+def test_only_this_user_can_open_the_sockets(server: Running) -> None:
+    assert stat.S_IMODE(Path(meeting.meeting_folder()).stat().st_mode) == 0o700
+    for kind in ("api", "door"):
+        assert stat.S_IMODE(Path(meeting.socket_path(kind)).stat().st_mode) == 0o600
+
+
+def ask(server: Running, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, object]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    named = {"Authorization": f"Bearer {TOKEN}", **{key.replace("_", "-"): value for key, value in headers.items()}}
+    connection.request(method, path, body, named)
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, {}),
+        (200, {"Authorization": "Basic " + base64.b64encode(f"me:{TOKEN}".encode()).decode()}),
+        (401, {"Authorization": ""}),
+        (401, {"Authorization": "Bearer other"}),
+        (401, {"Authorization": "Basic ???"}),
+        (403, {"Origin": "http://evil.example"}),
+        (403, {"Origin": "null"}),
+        (421, {"Host": "evil.example"}),
+        (421, {"Host": "evil.example:7860"}),
+        (413, {"Content_Length": str(1 << 40)}),
+        (413, {"Content_Length": "-1"}),
+    ],
+)
+def test_tcp_has_a_guard(server: Running, status: int, headers: dict[str, str]) -> None:
+    if "Content_Length" in headers:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+            length = headers["Content_Length"]
+            text = f"POST /v1/images/edits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+            connection.sendall(text.encode())
+            answer = connection.recv(100)
+        assert answer.startswith(b"HTTP/1.1 413") or answer.startswith(b"HTTP/1.1 400")
+        return
+    assert ask(server, "GET", "/v1/models", **headers)[0] == status
+
+
+def test_a_body_that_never_ends_is_cut_off(server: Running) -> None:
+    from img2img_cli.server.guard import MAX_BODY_BYTES
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = f"POST /sdapi/v1/img2img HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        chunk = b"%x\r\n" % (1 << 20) + bytes(1 << 20) + b"\r\n"
+        sent = 0
+        try:
+            while sent <= MAX_BODY_BYTES + (64 << 20):
+                connection.sendall(chunk)
+                sent += 1 << 20
+            answer = connection.recv(100)
+        except (ConnectionResetError, BrokenPipeError):
+            answer = b"HTTP/1.1 413"
+    assert b"413" in answer
+    assert sent <= MAX_BODY_BYTES + (66 << 20)
+
+
+def test_our_own_routes_are_not_on_tcp(server: Running) -> None:
+    for method, path in (("GET", "/img2img/status"), ("POST", "/img2img/stop"), ("POST", "/img2img/transform")):
+        assert ask(server, method, path)[0] == 404
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff" * 100, b"\x00\x00\x00\x02{}", b"\x7f\xff\xff\xff{}"])
+def test_garbage_on_our_own_socket_is_refused(server: Running, body: bytes) -> None:
+    for path in ("/img2img/transform", "/img2img/pipelines", "/img2img/keep"):
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = meeting.connect("api")
+        connection.request("POST", path, body)
+        assert connection.getresponse().status == 422
+        connection.close()
+    assert count_waiting() == 0
+
+
+def test_garbage_at_the_door_is_refused(server: Running, fresh, picture: Path) -> None:
+    for data in (b"", b"\x00", b"\xff" * 200, b"\x00\x00\x00\x02{}"):
+        with meeting.connect("door") as visitor:
+            visitor.sendall(data)
+    assert fresh("colorize", picture, "--dry-run").code == 0
+
+
+def encode(image: Image.Image, format_: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_)
+    return buffer.getvalue()
+
+
+def test_openai_client(server: Running, photograph: Image.Image) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key=TOKEN, max_retries=0)
+    assert "style-oil" in {model.id for model in client.models.list()}
+    mask = Image.new("RGBA", photograph.size, "black")
+    mask.paste((0, 0, 0, 0), (0, 0, 40, 72))
+    files = {"image": ("a.png", encode(photograph)), "mask": ("m.png", encode(mask))}
+    made = client.images.edit(model="edit", prompt="winter", n=2, **files)
+    results = [np.asarray(Image.open(io.BytesIO(base64.b64decode(item.b64_json)))) for item in made.data]
+    before = np.asarray(photograph)
+    for result in results:
+        assert np.array_equal(result[:, 48:], before[:, 48:]), "what the mask leaves opaque is kept"
+        assert np.abs(result[:, :36].astype(int) - before[:, :36]).mean() > 2
+    assert not np.array_equal(results[0], results[1])
+    image = ("a.png", encode(photograph))
+    made = client.images.edit(model="gpt-image-1", prompt="fog", image=image, size="64x48", output_format="webp")
+    with Image.open(io.BytesIO(base64.b64decode(made.data[0].b64_json))) as small:
+        assert (small.size, small.format) == ((64, 48), "WEBP")
+    for wrong in ({"model": "nope"}, {"size": "12"}, {"n": 99}, {"image": ("a.png", b"no picture")}):
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.images.edit(**{"model": "edit", "prompt": "x", "image": image, **wrong})
+        assert caught.value.status_code in (400, 422)
+        assert "/tmp" not in str(caught.value)
+
+
+def test_webui_client(server: Running, photograph: Image.Image) -> None:
+    import webuiapi
+
+    client = webuiapi.WebUIApi(host="127.0.0.1", port=server.port, username="me", password=TOKEN)
+    assert client.util_get_current_model() == "edit"
+    assert "Euler a" in client.util_get_sampler_names()
+    options = {"steps": 4, "seed": 5, "prompt": "night", "width": 80, "height": 60, "sampler_name": "Euler"}
+    made = client.img2img(images=[photograph], batch_size=2, **options)
+    assert [image.size for image in made.images] == [(80, 60)] * 2
+    assert made.info["all_seeds"] == [5, 6]
+    again = client.img2img(images=[photograph], **options)
+    assert np.array_equal(np.asarray(again.image), np.asarray(made.images[0])), "one seed, one picture"
+    mask = Image.new("L", photograph.size)
+    mask.paste(255, (0, 0, 40, 72))
+    kept = client.img2img(images=[photograph], mask_image=mask, **{**options, "width": 96, "height": 72})
+    assert np.array_equal(np.asarray(kept.image)[:, 50:], np.asarray(photograph)[:, 50:])
+    assert client.extra_single_image(photograph, upscaling_resize=2).image.size == (192, 144)
+    assert client.get_progress()["progress"] == 0
+    client.set_options({"sd_model_checkpoint": "style-oil"})
+    assert client.util_get_current_model() == "style-oil"
+    client.set_options({"sd_model_checkpoint": "edit"})
+    for wrong in ({"sampler_name": "Nope"}, {"override_settings": {"sd_model_checkpoint": "nope"}}, {"n_iter": 99}):
+        with pytest.raises(RuntimeError) as caught:
+            client.img2img(images=[photograph], **{**options, **wrong})
+        assert caught.value.args[0] == 422
+
+
+def test_webui_resize_modes(photograph: Image.Image) -> None:
+    from img2img_cli.server.a1111_api import _fit
+
+    square = [Image.open(io.BytesIO(_fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
+    assert [image.size for image in square] == [(60, 60)] * 3
+    middle = photograph.crop((12, 0, 84, 72)).resize((60, 60), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(square[1], int) - np.asarray(middle, int)).mean() < 2
+    assert np.abs(np.asarray(square[0], int) - np.asarray(middle, int)).mean() > 5
