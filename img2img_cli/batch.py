@@ -142,6 +142,7 @@ class Batch:
             return
         from img2img_cli.assembly import Line
 
+        pipeline.expect(sum(entry.job.parameters.steps_run for entry in entries))
         with Line(self, pipeline, ended) as line:
             line.run(entries)
 

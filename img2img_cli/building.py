@@ -10,16 +10,20 @@ import img2img_cli.environment  # noqa: F401 - settings for what follows
 
 import torch
 
-from img2img_cli.device import Placement
+from img2img_cli.compiling import can_compile, compile_parts
+from img2img_cli.device import Placement, prepare_device
 from img2img_cli.errors import ModelError
 from img2img_cli.feedforward import load_net
 from img2img_cli.hub import check_download, is_fetched, list_repositories
-from img2img_cli.kernels import replace_kernels
+from img2img_cli.kernels import remember_texts, replace_kernels
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline, explain_memory_errors
+
+COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
+READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text
 
 
 def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipeline:
@@ -29,6 +33,7 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
         ModelError: missing, refused, damaged or out of reach.
         OutOfMemoryError: the device is too small for it.
     """
+    prepare_device(placement.device)
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
     with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
         new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
@@ -50,11 +55,28 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
                 replace_kernels(module, placement.device)
         offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
         apply_offload(pipe, offload, placement.device)
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            encoder: Any = getattr(pipe, name, None)
+            if type(encoder).__name__ in READERS:
+                remember_texts(encoder)
     pipe.set_progress_bar_config(disable=True)
     pipeline = ImagePipeline(pipe, placement, offload, net)
+    if parameters.compile == "auto":
+        _compile(pipeline)
     if parameters.refiner:
         pipeline.refiner = _build_refiner(parameters, placement)
     return pipeline
+
+
+def _compile(pipeline: ImagePipeline) -> None:
+    reason = can_compile(pipeline.placement.device)
+    if reason is None and pipeline.offload != "none":
+        reason = "the model's parts move to the device in turn"
+    if reason is not None:
+        pipeline.notes.append(f"compile: {reason}; going on without")
+        return
+    compile_parts(pipeline.pipe, pipeline.placement.device, pipeline.plan)
+    pipeline.multiple = max(pipeline.multiple, COMPILED_MULTIPLE)
 
 
 def _build_refiner(parameters: Parameters, placement: Placement) -> ImagePipeline:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import Any
+
 import torch
 from torch.nn import functional
 
 FEW_CHANNELS = 8
+MOST_TEXTS = 16
 
 
 class GroupNorm(torch.nn.GroupNorm):
@@ -21,6 +25,38 @@ class GroupNorm(torch.nn.GroupNorm):
             return super().forward(input)
         made = functional.group_norm(input.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
         return made.contiguous(memory_format=torch.channels_last)
+
+
+def remember_texts(encoder: torch.nn.Module) -> None:
+    """Have a text encoder compute each prompt once: pictures of a folder, or lanes, often share theirs.
+
+    Its outputs are used and never changed by diffusers' pipelines.
+    """
+    compute, known = encoder.forward, OrderedDict[tuple[object, ...], Any]()
+
+    def forward(*arguments: Any, **options: Any) -> Any:
+        try:
+            key = tuple(_describe(value) for value in (*arguments, *sorted(options.items())))
+        except TypeError:  # an argument that may differ where it looks the same
+            return compute(*arguments, **options)
+        if key not in known:
+            known[key] = compute(*arguments, **options)
+            while len(known) > MOST_TEXTS:
+                known.popitem(last=False)
+        return known[key]
+
+    encoder.forward = forward
+
+
+def _describe(value: Any) -> object:
+    """What two equal arguments have in common."""
+    if isinstance(value, tuple):
+        return tuple(map(_describe, value))
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.shape, str(value.device), tuple(value.flatten().tolist())
+    if isinstance(value, bool | int | str | None):
+        return value
+    raise TypeError(value)
 
 
 def replace_kernels(module: torch.nn.Module, device: torch.device) -> None:

@@ -15,6 +15,7 @@ ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth"
 MAP_KINDS = ("lineart", "depth", "openpose")  # which we do not make of a picture ourselves
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8"]
+Compile = Literal["never", "auto"]
 Offload = Literal["auto", "none", "model", "group", "sequential"]
 SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
@@ -39,6 +40,7 @@ PIPELINE_KEYS = (
     "scheduler_config",
     "quantization",
     "refiner",
+    "compile",
     "dtype",
 )
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -122,6 +124,9 @@ class Parameters(BaseModel):
         default=None, description="Stable Diffusion XL's refiner, to go over the result once more: as for model."
     )
     refiner_strength: float = Field(default=0.25, gt=0, le=1, description="Strength of the refiner's pass.")
+    compile: Compile = Field(
+        default="never", description="auto compiles the model for shapes that come often enough to pay for it."
+    )
     dtype: Dtype = Field(default="auto", description="Number format of the weights; auto asks the device.")
     prompt: str = Field(default="", description="What the result should show.")
     prompt_template: str = Field(
@@ -131,6 +136,15 @@ class Parameters(BaseModel):
     strength: float = Field(default=0.6, gt=0, le=1, description="Share of the noise schedule that is run.")
     num_inference_steps: int = Field(default=20, ge=1, le=1000, description="Length of the noise schedule.")
     guidance_scale: float = Field(default=5.0, ge=0, le=50, description="Weight of the prompt; 1 and less is off.")
+    guidance_end: Unit = Field(
+        default=1.0, description="Share of the steps after which guidance stops: each of the rest takes half the time."
+    )
+    cache_interval: int = Field(
+        default=1, ge=1, le=10, description="Steps from one in which the UNet computes all its features to the next."
+    )
+    tiny_vae: str | None = Field(
+        default=None, description="A small VAE of the model's family, for `--fast` to use: as for vae."
+    )
     true_cfg_scale: float = Field(
         default=1.0,
         ge=0,
@@ -169,6 +183,11 @@ class Parameters(BaseModel):
     def full_prompt(self) -> str:
         """The prompt as the model is given it; an empty one leaves no dangling comma."""
         return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
+
+    @property
+    def steps_run(self) -> int:
+        """How many steps of the schedule are run, as diffusers rounds."""
+        return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
 
     @property
     def pipeline_key(self) -> str:
@@ -229,6 +248,8 @@ class Parameters(BaseModel):
             raise ValueError(
                 f"refiner_strength {self.refiner_strength:g} of {self.num_inference_steps} steps leaves no step to run"
             )
+        if self.compile != "never" and self.cache_interval > 1:
+            raise ValueError("compile and cache_interval exclude each other: leave out one of the two")
         if self.quantization != "none" and self.lora:
             raise ValueError("quantization leaves no weights that a LoRA could be fused into; leave out one of the two")
         if self.upscaler is not None and self.task != "upscale":

@@ -16,9 +16,12 @@ import torch
 import transformers
 from PIL import Image
 
+from img2img_cli.caching import cache_features
+from img2img_cli.compiling import Plan
 from img2img_cli.device import Placement, make_generators, share_threads
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.feedforward import UpscalingNet
+from img2img_cli.guidance import GUIDED_TENSORS, make_callback
 from img2img_cli.ip_adapter import encode_style
 from img2img_cli.offload import apply_offload
 from img2img_cli.parameters import Offload, Parameters
@@ -66,6 +69,7 @@ class ImagePipeline:
         refines: whether the model works over a picture that was enlarged before.
         offload: where its parts lie while they wait.
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
+        plan: how many calls of the model are to come, for `--compile auto`.
         tells_cuts: whether prompts that are cut off come into `notes`, once each; else ask `find_cuts`.
     """
 
@@ -77,6 +81,7 @@ class ImagePipeline:
         self._net = net
         self.refiner: ImagePipeline | None = None
         self.tells_cuts = True
+        self.plan = Plan()
         own = _find_enlargement(pipe)
         self.enlargement: int | None = net.scale if net else own
         self.refines = pipe is not None and own is None
@@ -155,7 +160,8 @@ class ImagePipeline:
                 guided = parameters.guidance_scale > 1
                 embeds = encode_style(self.pipe, style, self.placement.device, guided=guided)
                 arguments["ip_adapter_image_embeds"] = [embeds]
-            result: torch.Tensor = self.pipe(**arguments).images
+            with cache_features(self.pipe, parameters.cache_interval):
+                result: torch.Tensor = self.pipe(**arguments).images
         if self.refiner is not None:
             again = [q.model_copy(update={"strength": q.refiner_strength}) for q in each]
             result = self.refiner.denoise(result, generators, again, None, progress)
@@ -181,8 +187,11 @@ class ImagePipeline:
             "true_cfg_scale": p.true_cfg_scale,
             "image_guidance_scale": p.image_guidance_scale,
             "noise_level": p.noise_level,
-            "callback_on_step_end": None if progress is None else _make_callback(progress),
         }
+        callback = make_callback(self.pipe, p, progress)
+        if callback is not None:
+            names = [name for name in GUIDED_TENSORS if name in getattr(self.pipe, "_callback_tensor_inputs", ())]
+            wanted |= {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", *names]}
         return {"generator": generators} | {key: value for key, value in wanted.items() if key in self._accepted}
 
     def _read_texts(self, p: Parameters) -> tuple[str, str | None]:
@@ -299,6 +308,10 @@ class ImagePipeline:
         """What to tell its user; whoever shows them takes them out."""
         return self.prompts.notes
 
+    def expect(self, calls: int) -> None:
+        """So many calls of the model are to come."""
+        self.plan.calls += calls
+
     def share_threads(self, lanes: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """While as many lanes work at once: yields what each one's thread calls first."""
         return share_threads(lanes)
@@ -377,11 +390,3 @@ def _to_images(pixels: torch.Tensor) -> list[Image.Image]:
         raise ModelError("the model produced pixels that are not numbers; try --dtype float32")
     array = pixels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return [Image.fromarray(image) for image in array.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _make_callback(progress: Progress) -> Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]:
-    def callback(pipe: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
-        progress(step + 1, pipe.num_timesteps)
-        return values
-
-    return callback

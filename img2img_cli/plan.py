@@ -17,7 +17,7 @@ from img2img_cli.errors import OutputError, PresetError, UsageError
 from img2img_cli.inputs import Item, check_inside
 from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_style
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import choose_controlnet, load_preset, resolve
+from img2img_cli.preset import choose_controlnet, load_preset, resolve, speed_up
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
@@ -40,6 +40,7 @@ class Choices:
     quality: int | None = None
     seed: int | None = None
     force: bool = False
+    fast: bool = False
     metadata: bool = True
 
 
@@ -105,10 +106,10 @@ def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Para
 
 def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
     try:
-        overrides = {**choices.overrides, **item.overrides}
-        resolved = resolve(
-            load_preset(preset), overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings
-        )
+        overrides, loaded = {**choices.overrides, **item.overrides}, load_preset(preset)
+        if choices.fast:
+            overrides = speed_up(loaded, overrides)
+        resolved = resolve(loaded, overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings)
         parameters = choose_controlnet(preset, resolved, overrides).parameters
     except PresetError as error:
         raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None

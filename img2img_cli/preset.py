@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +20,7 @@ from img2img_cli.parameters import Parameters, fewest_steps
 from img2img_cli.yamlio import YamlError, parse_yaml
 
 DEFAULT, COMMAND_LINE = "default", "command line"
+FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
 LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
 _EXTENDS = "extends"
 _REVISIONS = {"model": "revision", "controlnet": "controlnet_revision"}
@@ -145,6 +147,26 @@ def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any
         raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
     chosen = p.model_copy(update={"controlnet": p.controlnets[p.control], "controlnet_revision": None})
     return dataclasses.replace(resolved, parameters=chosen)
+
+
+def speed_up(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--fast` changes, where nothing else was asked for: quality for time.
+
+    Two thirds of the steps, as far as there are many; guidance in the first of them only; a small VAE if the preset
+    names one. Models that were made for few steps, as the bundled one, keep theirs.
+
+    Raises:
+        PresetError: as `resolve`.
+    """
+    p = resolve(preset, overrides).parameters
+    faster: dict[str, Any] = {}
+    if p.steps_run >= FEWEST_TO_CUT:
+        faster["num_inference_steps"] = max(fewest_steps(p.strength), math.ceil(p.num_inference_steps * FAST_STEPS))
+        if p.guidance_scale > 1 and p.ip_adapter is None:
+            faster["guidance_end"] = FAST_GUIDANCE
+    if p.tiny_vae is not None:
+        faster["vae"] = p.tiny_vae
+    return {**faster, **overrides}
 
 
 def resolve(

@@ -44,6 +44,9 @@ class Traits:
 class Elsewhere(Traits):
     """A pipeline whose threads and memory are somebody else's to see to."""
 
+    def expect(self, calls: int) -> None:
+        """Whoever runs it has other plans too."""
+
     def share_threads(self, lanes: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """Nothing to share here."""
         return contextlib.nullcontext(lambda: None)

@@ -19,6 +19,8 @@ BATCH_KEYS = (
     "strength",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_end",
+    "cache_interval",
     "true_cfg_scale",
     "image_guidance_scale",
     "noise_level",
@@ -123,6 +125,10 @@ class Pipeline(Protocol):
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """Run a batch of pieces of one group; the results in their order."""
+        ...
+
+    def expect(self, calls: int) -> None:
+        """So many calls of the model are to come."""
         ...
 
     def make_lanes(self) -> Sequence[Pipeline]:

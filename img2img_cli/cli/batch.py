@@ -8,10 +8,12 @@ from typing import Annotated, Optional
 import typer
 
 from img2img_cli.cli.shared import (
+    CompileOption,
     ControlnetOption,
     DeviceOption,
     DtypeOption,
     EmbeddingOption,
+    FastOption,
     FormatOption,
     KeepWarmOption,
     LoraOption,
@@ -120,6 +122,8 @@ def batch(
     ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
+    fast: FastOption = False,
+    compile: CompileOption = None,
     offload: OffloadOption = "auto",
     no_server: NoServerOption = False,
     keep_warm: KeepWarmOption = None,
@@ -135,7 +139,7 @@ def batch(
     from img2img_cli.cli.picture import check_format, check_offload, parse_assignment
     from img2img_cli.plan import Choices
 
-    overrides = {"prompt": prompt, "model": model, "dtype": dtype}
+    overrides = {"prompt": prompt, "model": model, "dtype": dtype, "compile": compile}
     overrides |= {"controlnet": controlnet, "vae": vae, "scheduler": scheduler}
     overrides = {key: value for key, value in overrides.items() if value is not None}
     choices = Choices(
@@ -150,6 +154,7 @@ def batch(
         quality=quality,
         seed=seed,
         force=force,
+        fast=fast,
         metadata=not no_metadata,
     )
     limits = read_limits(

@@ -14,7 +14,7 @@ from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
-from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve, suggest
+from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve, speed_up, suggest
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
             ("scheduler", shared.scheduler),
             ("size", shared.size),
             ("dtype", shared.dtype),
+            ("compile", shared.compile),
         )
         if value is not None
     }
@@ -86,7 +87,10 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     model = overrides.get("model", BUNDLED)
     # The bundled presets are tuned for a small model; a real checkpoint starts from Stable Diffusion's.
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
-    resolved = resolve(load_preset(name), overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
+    preset = load_preset(name)
+    if shared.fast:
+        overrides = speed_up(preset, overrides)
+    resolved = resolve(preset, overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
     resolved = choose_controlnet(name, resolved, overrides)
     if resolved.parameters.task != task:
         other = resolved.parameters.task

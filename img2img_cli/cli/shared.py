@@ -70,6 +70,22 @@ MetadataOption = Annotated[
     bool, typer.Option("--no-metadata", help="Write neither EXIF nor parameters.", rich_help_panel=_OUTPUT)
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)]
+FastOption = Annotated[
+    bool,
+    typer.Option(
+        "--fast",
+        help="Fewer steps, guidance in the first of them only, a small VAE if the preset has one; costs quality.",
+        rich_help_panel=_RUN,
+    ),
+]
+CompileOption = Annotated[
+    Optional[str],
+    typer.Option(
+        help="auto compiles the model where a long batch pays for it; never.",
+        rich_help_panel=_RUN,
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[
     Optional[str],
     typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_RUN, show_default=False),
@@ -130,6 +146,8 @@ class SharedOptions:
     ] = None
     device: DeviceOption = "auto"
     dtype: DtypeOption = None
+    fast: FastOption = False
+    compile: CompileOption = None
     offload: OffloadOption = "auto"
     no_server: NoServerOption = False
     keep_warm: KeepWarmOption = None

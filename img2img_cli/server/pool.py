@@ -46,6 +46,7 @@ class Warm:
 
     def __post_init__(self) -> None:
         self.pipeline.tells_cuts = False  # once each is not for all who ask
+        self.pipeline.plan.is_open = True
         self.lanes = list(self.pipeline.make_lanes())
         self.count = len(self.lanes)
 
