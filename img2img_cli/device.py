@@ -126,6 +126,13 @@ def measure_memory_gib(device: torch.device) -> tuple[float, float]:
     return available / 2**20, total_gib
 
 
+def send(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """A copy on the device; to CUDA from locked pages, so that the processor need not wait for it."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, dtype, non_blocking=True)
+    return tensor.to(device, dtype)
+
+
 @contextlib.contextmanager
 def share_threads(lanes: int) -> Iterator[Callable[[], None]]:
     """Give each of several lanes that work at once its part of torch's threads: it calls what this yields first."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from img2img_cli.caching import cache_features
 from img2img_cli.compiling import Plan
-from img2img_cli.device import Placement, make_generators, share_threads
+from img2img_cli.device import Placement, make_generators, send, share_threads
 from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
 from img2img_cli.feedforward import UpscalingNet
 from img2img_cli.guidance import GUIDED_TENSORS, make_callback
@@ -31,6 +31,7 @@ from img2img_cli.work import Piece, Progress
 
 CPU_LANES = 2
 PIXELS_PER_BATCH = 2 * 512 * 512
+FILL = 0.9  # of the free memory, as a measured batch is not always the largest of its kind
 BYTES_PER_PIXEL = 6_000  # of a guided Stable Diffusion pass in 16 bits, with room to spare
 VAE_TILING_PIXELS = 1280 * 1280  # a VAE's activations take more than the model's from about here on
 
@@ -96,6 +97,7 @@ class ImagePipeline:
         self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
         self._tiling_pixels = VAE_TILING_PIXELS
+        self._bytes_per_pixel: float = BYTES_PER_PIXEL
 
     @torch.inference_mode()
     def encode(self, images: list[Image.Image], generators: list[torch.Generator]) -> torch.Tensor:
@@ -112,7 +114,7 @@ class ImagePipeline:
         places = [order.index(id(image)) for image in images]
         pixels = self.pipe.image_processor.preprocess(list(distinct.values()))
         with explain_memory_errors(self.placement.device):
-            encoded = vae.encode(pixels.to(self.placement.device, vae.dtype))
+            encoded = vae.encode(send(pixels, self.placement.device, vae.dtype))
         if hasattr(encoded, "latents"):
             latents = encoded.latents[places]
         else:
@@ -263,6 +265,17 @@ class ImagePipeline:
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
+        if self.placement.device.type != "cuda":
+            return self._transform(pieces, progress)
+        torch.cuda.reset_peak_memory_stats(self.placement.device)
+        before = torch.cuda.memory_allocated(self.placement.device)
+        made = self._transform(pieces, progress)
+        # What a batch has taken is a better guess for the next one than any rule.
+        taken = torch.cuda.max_memory_allocated(self.placement.device) - before
+        self._bytes_per_pixel = taken / sum(piece.pixels for piece in pieces)
+        return made
+
+    def _transform(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
         if pieces[0].enlarge:
             return self.enlarge(pieces, progress)
         if not self._takes_latents:
@@ -274,7 +287,7 @@ class ImagePipeline:
             made: dict[int, Image.Image] = {}
             for count in dict.fromkeys(windows):
                 places = [index for index, number in enumerate(windows) if number == count]
-                made |= zip(places, self.transform([pieces[index] for index in places], progress), strict=True)
+                made |= zip(places, self._transform([pieces[index] for index in places], progress), strict=True)
             return [made[index] for index in range(len(pieces))]
         generators = make_generators([piece.seed for piece in pieces])
         latents = self.encode([piece.image for piece in pieces], generators)
@@ -290,7 +303,10 @@ class ImagePipeline:
         """How many pixels a batch may have in all: by free memory on a GPU, by cache on a CPU."""
         if self.placement.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.placement.device)
-            return max(PIXELS_PER_BATCH, free // BYTES_PER_PIXEL)
+            kept = torch.cuda.memory_reserved(self.placement.device) - torch.cuda.memory_allocated(
+                self.placement.device
+            )
+            return max(PIXELS_PER_BATCH, int((free + kept) * FILL / self._bytes_per_pixel))
         return PIXELS_PER_BATCH
 
     @property

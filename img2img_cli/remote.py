@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from img2img_cli.meeting import connect
-from img2img_cli.wire import CONTENT_TYPE, Elsewhere, Spec, pack_pieces, restore_error, unpack
+from img2img_cli.wire import CONTENT_TYPE, OWNER, Elsewhere, Spec, pack_pieces, restore_error, unpack
 from img2img_cli.work import Piece, Pipeline, Progress
 
 Build = Callable[[Spec], Pipeline]
@@ -33,7 +34,9 @@ class _Connection(http.client.HTTPConnection):
 
 
 @contextlib.contextmanager
-def _answer(method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> Iterator[Any]:
+def _answer(
+    method: str, path: str, body: bytes | None = None, kind: str = "application/json", owner: str = ""
+) -> Iterator[Any]:
     """The response to one request; leaving early tells the server that nobody waits any more.
 
     Raises:
@@ -42,7 +45,7 @@ def _answer(method: str, path: str, body: bytes | None = None, kind: str = "appl
     """
     connection = _Connection("localhost")
     try:
-        connection.request(method, path, body, {"Content-Type": kind})
+        connection.request(method, path, body, {"Content-Type": kind, OWNER: owner})
         response = connection.getresponse()
         if response.status != 200:
             told = json.loads(response.read())
@@ -86,6 +89,7 @@ class RemotePipeline(Elsewhere):
         super().__init__(**ask_server("POST", "/img2img/pipelines", spec.to_json()))
         self.notes: list[str] = []
         self._told = set[str]()
+        self._owner = f"command {os.getpid()} {id(self)}"  # its lanes take one turn
         self._guard = threading.Lock()
         self._own: Pipeline | None = None
 
@@ -105,7 +109,8 @@ class RemotePipeline(Elsewhere):
             return made
 
     def _ask(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
-        with _answer("POST", "/img2img/transform", pack_pieces(self._spec, pieces), CONTENT_TYPE) as response:
+        body = pack_pieces(self._spec, pieces)
+        with _answer("POST", "/img2img/transform", body, CONTENT_TYPE, self._owner) as response:
             while True:
                 told, images = unpack(response.read)
                 if "step" in told:

@@ -19,6 +19,7 @@ from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.work import Piece
 
 PREFIX = struct.Struct("!I")
+OWNER = "X-Img2Img-Owner"  # header that tells whose turn a request takes
 CONTENT_TYPE = "application/vnd.img2img"
 MODES = {"L": 1, "RGB": 3}
 _PICTURES = ("image", "control", "mask", "style")

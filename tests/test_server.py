@@ -435,3 +435,234 @@ def test_webui_resize_modes(photograph: Image.Image) -> None:
     middle = photograph.crop((12, 0, 84, 72)).resize((60, 60), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(square[1], int) - np.asarray(middle, int)).mean() < 2
     assert np.abs(np.asarray(square[0], int) - np.asarray(middle, int)).mean() > 5
+
+
+class Lane:
+    """The bundled pipeline, told to gain from batches, that notes what it is given and waits for leave to work."""
+
+    def __init__(self, pipeline: object, leave: threading.Semaphore) -> None:
+        self._pipeline, self._leave, self.batches = pipeline, leave, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._pipeline, name)
+
+    def make_lanes(self) -> list[Lane]:
+        return [self]
+
+    gains_from_batches = True
+    batch_pixels = 3 * 64 * 64
+
+    def transform(self, pieces: list, progress: Callable[[int, int], None]) -> list[Image.Image]:
+        self.batches.append([piece.seed for piece in pieces])
+        self._leave.acquire()
+        return self._pipeline.transform(pieces, progress)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> object:
+    from img2img_cli.building import build_pipeline
+    from img2img_cli.device import choose_placement
+    from img2img_cli.preset import load_preset, resolve
+
+    return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
+
+
+def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: object) -> object:
+    from img2img_cli.server.dispatcher import Request
+    from img2img_cli.work import Piece
+
+    image = Image.new("RGB", keys.pop("size", (64, 64)), (seed % 256, 90, 90))
+    piece = Piece(image=image, control=image, seed=seed, parameters=spec.parameters, **keys)
+    request = Request(owner=owner, spec=spec, pieces=[piece])
+    dispatcher.submit(request)
+    return request
+
+
+@pytest.fixture
+def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, object]]:
+    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.server.dispatcher import Dispatcher
+    from img2img_cli.server.pool import Pool
+    from img2img_cli.wire import Spec
+
+    leave = threading.Semaphore(0)
+    lane = Lane(bundled, leave)
+    dispatcher = Dispatcher(Pool(60, build=lambda spec: lane), most=12)
+    parameters = resolve(load_preset("edit"), {"prompt": "x", "num_inference_steps": 1}).parameters
+    yield dispatcher, lane, leave, Spec(parameters=parameters)
+    leave.release(100)
+    dispatcher.close()
+
+
+def test_owners_take_turns_and_share_batches(queue) -> None:
+    dispatcher, lane, leave, spec = queue
+    first = ask_for(dispatcher, "a", 0, spec)
+    wait_until(lambda: lane.batches == [[0]])
+    asked = [ask_for(dispatcher, owner, seed, spec) for seed, owner in enumerate("aaabbcd", 1)]
+    leave.release(100)
+    for request in (first, *asked):
+        request.future.result(30)
+    # a's are 1, 2, 3, b's 4 and 5, c's 6, d's 7; three pieces fit into a batch, and each owner's come in order.
+    assert lane.batches == [[0], [1, 4, 6], [7, 2, 5], [3]] or lane.batches[1] == [1, 4, 6]
+    order = [seed for batch in lane.batches for seed in batch]
+    assert sorted(order) == list(range(8))
+    for own in ([1, 2, 3], [4, 5]):
+        assert [seed for seed in order if seed in own] == own
+    assert order.index(7) < order.index(3), "whoever has many does not keep the others waiting"
+
+
+def test_pieces_that_differ_do_not_share_a_batch(queue) -> None:
+    dispatcher, lane, leave, spec = queue
+    leave.release(100)
+    busy = ask_for(dispatcher, "z", 0, spec)
+    asked = [
+        ask_for(dispatcher, "a", 1, spec),
+        ask_for(dispatcher, "b", 2, spec, size=(96, 64)),
+        ask_for(dispatcher, "c", 3, spec, reconstruct=True),
+    ]
+    for request in (busy, *asked):
+        (image,) = request.future.result(30)
+    assert all(len(batch) == 1 for batch in lane.batches if set(batch) & {2, 3})
+
+
+def test_cancelled_requests_never_run(queue) -> None:
+    from img2img_cli.server.dispatcher import CancelledError
+
+    dispatcher, lane, leave, spec = queue
+    first = ask_for(dispatcher, "a", 0, spec)
+    wait_until(lambda: lane.batches)
+    second = ask_for(dispatcher, "b", 1, spec)
+    dispatcher.cancel(second)
+    dispatcher.cancel(first)
+    leave.release(100)
+    for request in (first, second):
+        assert isinstance(request.future.exception(30), CancelledError)
+    assert ask_for(dispatcher, "c", 2, spec).future.result(30)
+    assert [1] not in lane.batches
+
+
+def test_the_queue_is_bounded(queue) -> None:
+    from img2img_cli.server.dispatcher import FullError
+
+    dispatcher, lane, _, spec = queue
+    ask_for(dispatcher, "a", 0, spec)
+    wait_until(lambda: lane.batches)
+    for seed in range(12):
+        ask_for(dispatcher, "b", seed, spec)
+    with pytest.raises(FullError):
+        ask_for(dispatcher, "c", 0, spec)
+
+
+def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, lane, leave, spec = queue
+    transform = type(lane).transform
+
+    def spoil(self: Lane, pieces: list, progress: Callable[[int, int], None]) -> list[Image.Image]:
+        if any(piece.seed == 2 for piece in pieces):
+            self.batches.append([piece.seed for piece in pieces])
+            raise ValueError("spoilt")
+        return transform(self, pieces, progress)
+
+    monkeypatch.setattr(Lane, "transform", spoil)
+    ask_for(dispatcher, "z", 0, spec)
+    wait_until(lambda: lane.batches)
+    asked = [ask_for(dispatcher, owner, seed, spec) for seed, owner in enumerate("abc", 1)]
+    leave.release(100)
+    assert [type(request.future.exception(30)) for request in asked] == [type(None), ValueError, type(None)]
+    assert [1, 2, 3] in lane.batches
+
+
+def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
+    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.server import pool as pools
+    from img2img_cli.wire import Spec
+
+    built = []
+    pool = pools.Pool(60, build=lambda spec: built.append(spec) or copy_of(bundled))
+    specs = [Spec(parameters=resolve(load_preset(name), {"prompt": "x"}).parameters) for name in ("edit", "colorize")]
+    specs.append(Spec(parameters=specs[0].parameters, device="cpu"))
+    free = iter([100.0, 0.0, 0.0, 100.0])
+    monkeypatch.setattr(pools, "measure_memory_gib", lambda _: (next(free, 100.0), 100.0))
+    first = pool.get(specs[0])
+    assert pool.get(specs[0]) is first
+    assert pool.get(specs[1]) is first, "presets that differ in nothing that is loaded share it"
+    second = pool.get(specs[2])
+    assert pool.list_warm() == [second], "the first made room"
+    lane = pool.take_lane(second)
+    assert pool.drop_idle() == 0, "somebody works with it"
+    pool.give_lane(second, lane)
+    assert pool.drop_idle(unused_s=60) == 0
+    assert pool.drop_idle() == 1
+    assert len(built) == 2
+
+
+def copy_of(pipeline: object) -> object:
+    import copy
+
+    return copy.copy(pipeline)
+
+
+def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.server.pool import key_of
+    from img2img_cli.wire import Spec
+
+    folder = shutil.copytree(tiny_sd, tmp_path / "model")
+    spec = Spec(parameters=resolve(load_preset("sd15-edit"), {"model": str(folder), "prompt": "x"}).parameters)
+    before = key_of(spec)
+    assert key_of(spec) == before
+    weights = next(folder.rglob("*.safetensors"))
+    os.utime(weights, (1, 1))
+    assert key_of(spec) != before
+
+
+def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
+    from img2img_cli import wire
+    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.work import Piece
+
+    p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters
+    mask, style = photograph.convert("L"), photograph.resize((10, 20))
+    pieces = [
+        Piece(image=photograph, control=photograph if seed else style, seed=seed, parameters=p, mask=mask, style=style)
+        for seed in (0, 2**32 - 1)
+    ]
+    spec = wire.Spec(parameters=p, device="cpu", offload="none")
+    body = wire.pack_pieces(spec, pieces)
+    assert len(body) < 2 * photograph.width * photograph.height * 3, "what they share is sent once"
+    again_spec, again = wire.unpack_pieces(io.BytesIO(body).read)
+    assert again_spec == spec
+    for before, after in zip(pieces, again, strict=True):
+        assert (after.seed, after.parameters, after.group[0]) == (before.seed, before.parameters, before.group[0])
+        for name in ("image", "control", "mask", "style"):
+            assert getattr(after, name).tobytes() == getattr(before, name).tobytes()
+    assert again[0].image is again[1].image
+    for cut in (0, 3, 100, len(body) - 1):
+        with pytest.raises((EOFError, ValueError)):
+            wire.unpack_pieces(io.BytesIO(body[:cut]).read)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("90s", 90),
+        ("1.5m", 90),
+        ("2h", 7200),
+        ("", None),
+        ("-1s", None),
+        ("0", None),
+        ("nan", None),
+        ("5d", None),
+    ],
+)
+def test_lengths_of_time(text: str, seconds: float | None) -> None:
+    from img2img_cli.wire import parse_duration
+
+    if seconds is None:
+        with pytest.raises(UsageError):
+            parse_duration(text)
+    else:
+        assert parse_duration(text) == seconds

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from img2img_cli.errors import UsageError
 from img2img_cli.server.dispatcher import CancelledError, Request
 from img2img_cli.server.state import State
-from img2img_cli.wire import CONTENT_TYPE, Spec, describe_error, pack, parse_duration, unpack_pieces
+from img2img_cli.wire import CONTENT_TYPE, OWNER, Spec, describe_error, pack, parse_duration, unpack_pieces
 
 _visitors = itertools.count()
 
@@ -55,8 +55,8 @@ def make_router(state: State) -> APIRouter:
         def tell(step: int, steps: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, pack({"step": step, "steps": steps}))
 
-        asked = Request(owner=f"command {next(_visitors)}", spec=spec, pieces=pieces, progress=tell)
-        asked.owner = request.headers.get("x-owner", asked.owner)
+        owner = request.headers.get(OWNER) or f"command {next(_visitors)}"
+        asked = Request(owner=owner, spec=spec, pieces=pieces, progress=tell)
         future = state.dispatcher.submit(asked)
         future.add_done_callback(lambda _: _wake(loop, events))
 
