@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 from collections.abc import AsyncIterator
 from concurrent.futures import Future
 from typing import Any
@@ -38,12 +39,12 @@ def make_router(state: State) -> APIRouter:
 
     @router.post("/keep")
     async def keep(request: HttpRequest) -> dict[str, Any]:
-        state.extend(parse_duration(str((await request.json())["keep"])))
+        state.extend(_read(lambda data: parse_duration(str(json.loads(data)["keep"])), await request.body()))
         return {}
 
     @router.post("/pipelines")
     async def load(request: HttpRequest) -> dict[str, Any]:
-        spec = _read(Spec.from_json, await request.json())
+        spec = _read(lambda data: Spec.from_json(json.loads(data)), await request.body())
         return vars(await run_in_threadpool(state.dispatcher.describe, spec))
 
     @router.post("/transform")
@@ -99,5 +100,5 @@ def _reader(body: bytes) -> Any:
 def _read(parse: Any, data: Any) -> Any:
     try:
         return parse(data)
-    except (KeyError, ValueError, TypeError, EOFError, IndexError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, EOFError, RecursionError) as error:
         raise UsageError(f"not a request of this version ({type(error).__name__}: {error})") from None
