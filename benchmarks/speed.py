@@ -62,22 +62,23 @@ def run(command: list[str], **environment: str) -> tuple[float, float]:
     return time.perf_counter() - began, usage.ru_maxrss / 2**20
 
 
-def measure_product(size: int = 4096) -> float:
-    """TFLOP/s of the machine's own bfloat16 matrix product (float16 on a GPU)."""
+def measure_product(size: int = 4096, seconds: float = 3.0) -> float:
+    """TFLOP/s of the machine's own bfloat16 matrix product (float16 on a GPU), kept up as long as a model's step."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float16 if device == "cuda" else torch.bfloat16
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     synchronize = torch.cuda.synchronize if device == "cuda" else (lambda: None)
-
-    def multiply() -> None:
-        for _ in range(3):
+    a @ b
+    synchronize()
+    count, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for _ in range(4):
             a @ b
         synchronize()
-
-    multiply()
-    return 3 * 2 * size**3 / clock(multiply, 8) / 1e12
+        count += 4
+    return count * 2 * size**3 / (time.perf_counter() - began) / 1e12
 
 
 def edit_command(model: Path, source: Path, output: Path, steps: int, strength: float) -> list[str]:
@@ -227,9 +228,7 @@ def measure_unet(folder: Path, batches: list[int], *, compiled: bool, peers: str
     unet = load_unet(folder, device, dtype)
     side = unet.config.sample_size
     width = unet.config.cross_attention_dim
-    rate = measure_product()
-    print(f"\nmatrix product: {rate:.2f} TFLOP/s")
-    head("SD 1.5's UNet, guided pairs of 64 x 64 latents", "seconds a pair", "TFLOP/s", "share of the product rate")
+    head("SD 1.5's UNet, guided pairs of 64 x 64 latents", "seconds a pair", "TFLOP/s", "product's TFLOP/s", "share")
     with torch.inference_mode():
         for batch in batches:
             sample = torch.randn(2 * batch, unet.config.in_channels, side, side, device=device, dtype=dtype)
@@ -252,14 +251,15 @@ def measure_unet(folder: Path, batches: list[int], *, compiled: bool, peers: str
                     if device == "cuda":
                         torch.cuda.synchronize()
 
-                rate = max(rate, measure_product())
-                seconds = clock(go, 5)
+                before, seconds, after = measure_product(), clock(go, 5), measure_product()
+                rate = (before + after) / 2
                 note = f" (first call {first:.0f} s)" if label == "compiled" else ""
                 say(
                     f"{label}, {batch} at once{note}",
                     seconds / batch,
                     flops / seconds / 1e12,
-                    flops / seconds / 1e12 / rate,
+                    rate,
+                    f"{flops / seconds / 1e12 / rate:.0%}",
                 )
     if peers:
         subprocess.run([peers, __file__, "openvino", "--model", str(folder)], check=True)
@@ -287,7 +287,7 @@ def measure_openvino(folder: Path) -> None:
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
     given = [np.asarray(value) for value in example]
     compiled(given)
-    say("OpenVINO, bf16, 1 at once", clock(lambda: compiled(given), 3), "", "")
+    say("OpenVINO, bf16, 1 at once", clock(lambda: compiled(given), 3), "", "", "")
 
 
 def measure_overhead_of_tool(folder: Path) -> None:

@@ -11,7 +11,7 @@ import img2img_cli.environment  # noqa: F401 - settings for what follows
 import torch
 
 from img2img_cli.compiling import can_compile, compile_parts
-from img2img_cli.device import Placement, prepare_device
+from img2img_cli.device import Placement, explain_memory_errors, prepare_device
 from img2img_cli.errors import ModelError
 from img2img_cli.feedforward import load_net
 from img2img_cli.hub import check_download, is_fetched, list_repositories
@@ -20,7 +20,7 @@ from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
-from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline, explain_memory_errors
+from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline
 
 COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text

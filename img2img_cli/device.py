@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from img2img_cli.errors import UsageError
+from img2img_cli.errors import OutOfMemoryError, UsageError
 from img2img_cli.parameters import Offload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -124,6 +124,26 @@ def measure_memory_gib(device: torch.device) -> tuple[float, float]:
     except (OSError, StopIteration):
         return total_gib, total_gib
     return available / 2**20, total_gib
+
+
+@contextlib.contextmanager
+def explain_memory_errors(device: torch.device) -> Iterator[None]:
+    """Turn the several ways of running out of memory into one error with a remedy."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+            raise
+        raise OutOfMemoryError(
+            f"{device}: out of memory; use a smaller --set image_size or tile_size, fewer variations, or --device cpu"
+        ) from None
+
+
+def measure_free_bytes(device: torch.device) -> int:
+    """Free memory of a CUDA device, with what torch keeps there for its next tensors."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def send(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

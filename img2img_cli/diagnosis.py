@@ -19,6 +19,7 @@ from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
 from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.remote import ServerGoneError, ask_server
 from img2img_cli.runner import transform_image
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")
@@ -40,6 +41,7 @@ def diagnose() -> dict[str, str]:
         "memory": _memory(placement.device),
         "model cache": _cache(),
         "presets": str(len(list_presets())),
+        "server": _find_server(),
         "self-test": _self_test(),
     }
 
@@ -100,6 +102,14 @@ def _explain_policy(device: torch.device) -> dict[str, str]:
         "memory format": "channels_last (convolutions need no reordering), contiguous in narrow group norms",
         "threads": f"{threads} ({reason}); a batch works on two pictures at once and halves them",
     }
+
+
+def _find_server() -> str:
+    try:
+        told = ask_server("GET", "/img2img/status")
+    except ServerGoneError:
+        return "none (`img2img serve`, or --keep-warm 10m with any command)"
+    return f"running as process {told['pid']}, with {len(told['warm'])} models warm"
 
 
 def _version(package: str) -> str:

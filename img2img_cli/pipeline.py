@@ -6,7 +6,7 @@ import contextlib
 import copy
 import gc
 import inspect
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
@@ -18,8 +18,15 @@ from PIL import Image
 
 from img2img_cli.caching import cache_features
 from img2img_cli.compiling import Plan
-from img2img_cli.device import Placement, make_generators, send, share_threads
-from img2img_cli.errors import ModelError, OutOfMemoryError, UsageError
+from img2img_cli.device import (
+    Placement,
+    explain_memory_errors,
+    make_generators,
+    measure_free_bytes,
+    send,
+    share_threads,
+)
+from img2img_cli.errors import ModelError, UsageError
 from img2img_cli.feedforward import UpscalingNet
 from img2img_cli.guidance import GUIDED_TENSORS, make_callback
 from img2img_cli.ip_adapter import encode_style
@@ -39,20 +46,6 @@ diffusers.utils.logging.set_verbosity_error()
 transformers.utils.logging.set_verbosity_error()
 diffusers.utils.logging.disable_progress_bar()
 transformers.utils.logging.disable_progress_bar()
-
-
-@contextlib.contextmanager
-def explain_memory_errors(device: torch.device) -> Iterator[None]:
-    """Turn the several ways of running out of memory into one error with a remedy."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
-            raise
-        raise OutOfMemoryError(
-            f"{device}: out of memory; use a smaller --set image_size or tile_size, fewer variations, or --device cpu"
-        ) from None
 
 
 class ImagePipeline:
@@ -301,13 +294,9 @@ class ImagePipeline:
     @property
     def batch_pixels(self) -> int:
         """How many pixels a batch may have in all: by free memory on a GPU, by cache on a CPU."""
-        if self.placement.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.placement.device)
-            kept = torch.cuda.memory_reserved(self.placement.device) - torch.cuda.memory_allocated(
-                self.placement.device
-            )
-            return max(PIXELS_PER_BATCH, int((free + kept) * FILL / self._bytes_per_pixel))
-        return PIXELS_PER_BATCH
+        if self.placement.device.type != "cuda":
+            return PIXELS_PER_BATCH
+        return max(PIXELS_PER_BATCH, int(measure_free_bytes(self.placement.device) * FILL / self._bytes_per_pixel))
 
     @property
     def gains_from_batches(self) -> bool:

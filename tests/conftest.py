@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# No server of whoever runs the tests; tests that want one start it. Sockets' names must be short.
+_meeting = tempfile.TemporaryDirectory(prefix="i2i")
+os.environ["XDG_RUNTIME_DIR"] = _meeting.name
 # A shell ignores SIGINT in what it starts in the background, and children of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -666,3 +666,34 @@ def test_lengths_of_time(text: str, seconds: float | None) -> None:
             parse_duration(text)
     else:
         assert parse_duration(text) == seconds
+
+
+def test_a_web_client_that_leaves_stops_its_work(server: Running, photograph: Image.Image) -> None:
+    body = {"init_images": [base64.b64encode(encode(photograph)).decode()], "steps": 900, "prompt": "fog"}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/sdapi/v1/img2img", json.dumps(body), headers)
+    wait_until(lambda: ask(server, "GET", "/sdapi/v1/progress")[1]["state"]["sampling_step"] > 2)
+    told = ask(server, "GET", "/sdapi/v1/progress")[1]
+    assert 0 < told["progress"] < 0.9
+    assert told["state"]["job_count"] == 1
+    connection.close()
+    wait_until(lambda: count_waiting() == 0, timeout_s=10)
+    assert ask(server, "GET", "/v1/models")[0] == 200
+
+
+def test_a_web_client_can_interrupt(server: Running, photograph: Image.Image) -> None:
+    body = {"init_images": [base64.b64encode(encode(photograph)).decode()], "steps": 900, "prompt": "fog"}
+    answers: list[int] = []
+
+    def request() -> None:
+        text = json.dumps(body).encode()
+        answers.append(ask(server, "POST", "/sdapi/v1/img2img", text, Content_Type="application/json")[0])
+
+    waiting = threading.Thread(target=request)
+    waiting.start()
+    wait_until(lambda: count_waiting() == 1)
+    wait_until(lambda: ask(server, "GET", "/sdapi/v1/progress")[1]["state"]["sampling_step"] > 0)
+    assert ask(server, "POST", "/sdapi/v1/interrupt")[0] == 200
+    waiting.join(10)
+    assert answers == [499]

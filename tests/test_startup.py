@@ -11,6 +11,8 @@ LIGHT = [
     "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "tiling", "writer", "yamlio",
+    "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
+    "cli.engine", "cli.serve_run",
 ]  # fmt: skip
 PROBE = """
 import sys
@@ -54,6 +56,9 @@ def test_importing_leaves_torch_out(module: str) -> None:
         (["colorize", "{picture}", "--model", "weights.ckpt"], 5),
         (["colorize", "{picture}", "{picture}"], 6),
         (["info", "{picture}"], 3),
+        (["serve", "--keep", "soon"], 2),
+        (["serve", "--preset", "nope"], 2),
+        (["serve", "--status"], 4),
     ],
 )
 def test_light_calls_never_import_torch(arguments: list[str], code: int, picture: object) -> None:

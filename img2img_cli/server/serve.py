@@ -23,7 +23,7 @@ from img2img_cli.meeting import listen, make_meeting_folder, socket_path
 from img2img_cli.parameters import Offload
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.server import a1111_api, native_api, openai_api
-from img2img_cli.server.dispatcher import Dispatcher, FullError
+from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError
 from img2img_cli.server.guard import LOOPBACK, Guard
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.state import State
@@ -145,7 +145,7 @@ def make_app(state: State, *, native: bool) -> FastAPI:
     def refuse(request: Request, error: Exception) -> JSONResponse:
         return explain(error)
 
-    for kind in (Img2ImgError, FullError, RequestValidationError):
+    for kind in (Img2ImgError, FullError, CancelledError, RequestValidationError):
         app.add_exception_handler(kind, refuse)
     return app
 
@@ -156,6 +156,8 @@ def explain(error: Exception) -> JSONResponse:
     status = 500
     if isinstance(error, FullError):
         status, told = 503, {"message": "the server has too much to do; try again later"}
+    elif isinstance(error, CancelledError):
+        status, told = 499, {"message": "nobody waits for the result any more"}
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "body"
