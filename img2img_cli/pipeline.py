@@ -32,7 +32,7 @@ from img2img_cli.guidance import GUIDED_TENSORS, make_callback
 from img2img_cli.ip_adapter import encode_style
 from img2img_cli.offload import apply_offload
 from img2img_cli.parameters import Offload, Parameters
-from img2img_cli.prompts import Prompts
+from img2img_cli.prompts import READERS, Prompts
 from img2img_cli.qwen import show_whole
 from img2img_cli.work import Piece, Progress
 
@@ -332,10 +332,14 @@ class ImagePipeline:
         return [self._share() for _ in range(CPU_LANES)]
 
     def _share(self) -> ImagePipeline:
-        """A copy with a scheduler and a VAE's settings of its own, which change while it works."""
+        """A copy with a scheduler, tokenizers and a VAE's settings of its own, which change while it works."""
         lane, lane.pipe = copy.copy(self), copy.copy(self.pipe)
-        lane.pipe.scheduler = copy.deepcopy(self.pipe.scheduler)
+        # A tokenizer keeps the last call's padding and truncation, which another thread's call would go by.
+        for name in ("scheduler", *(tokenizer for tokenizer, _ in READERS)):
+            if getattr(self.pipe, name, None) is not None:
+                setattr(lane.pipe, name, copy.deepcopy(getattr(self.pipe, name)))
         lane.pipe.vae = copy.copy(self.pipe.vae)
+        lane.prompts = self.prompts.share(lane.pipe)
         lane.refiner = self.refiner and self.refiner._share()
         return lane
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # The decimal point and the missing space keep '(16:9)' and '(at 12:30)' what they are.
 _WEIGHTED = re.compile(r"\(([^()]*[^()\s][^()]*):(\d?\.\d+|\d\.\d*)\)")
-_ENCODERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"), ("tokenizer_3", "text_encoder_3"))
+READERS = (("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2"), ("tokenizer_3", "text_encoder_3"))
 WINDOW = 77
 
 
@@ -33,7 +33,7 @@ def split_weights(prompt: str) -> list[tuple[str, float]]:
 
 def find_readers(pipe: Any) -> list[tuple[Any, Any]]:
     """A pipeline's tokenizers and text encoders, in its order; none where an optional one is left out."""
-    pairs = [(getattr(pipe, tokenizer, None), getattr(pipe, encoder, None)) for tokenizer, encoder in _ENCODERS]
+    pairs = [(getattr(pipe, tokenizer, None), getattr(pipe, encoder, None)) for tokenizer, encoder in READERS]
     return [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
 
 
@@ -66,6 +66,12 @@ class Prompts:
         self._window: int = getattr(tokenizer, "model_max_length", WINDOW) if clip or length is None else length.default
         # A CLIP of fewer tokens was trained for one window; several would be strange to it.
         self._extends = self._has_clip and self._window >= WINDOW
+
+    def share(self, pipe: Any) -> Prompts:
+        """The same for a copy of the pipeline that has tokenizers of its own; what one tells the other does not."""
+        shared = Prompts(pipe)
+        shared.notes, shared._told = self.notes, self._told
+        return shared
 
     def count_windows(self, prompt: str, negative: str | None) -> int:
         """How many windows an encoded pair of prompts fills; 0 if the pipeline's own encoder takes it as it is."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,10 @@ import pytest
 from PIL import Image
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The code under test in every process that a test starts, whatever folder it is in and whatever else is installed.
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
+# Workers side by side: threads that spin while they wait would take each other's time.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # No server of whoever runs the tests; tests that want one start it. Sockets' names must be short.
 _meeting = tempfile.TemporaryDirectory(prefix="i2i")
 os.environ["XDG_RUNTIME_DIR"] = _meeting.name
@@ -60,6 +64,17 @@ def here(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
         return Outcome(code, out, err.decode())
 
     return run
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compute with one thread, alone and in a lane alike: sums over large maps are rounded by threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -155,7 +155,9 @@ def test_a_control_picture_is_looked_at_instead(here, tmp_path: Path, picture: P
     assert "--control depth=down.png" in told
 
 
-def test_a_manifest_names_control_pictures(here, tmp_path: Path, picture: Path, controlled: list[object]) -> None:
+def test_a_manifest_names_control_pictures(
+    here, tmp_path: Path, picture: Path, controlled: list[object], one_thread: None
+) -> None:
     Image.linear_gradient("L").resize(Image.open(picture).size).save(tmp_path / "map.png")
     row = {"input": str(picture), "control": "depth", "control_image": "map.png", "output": "a.png", "seed": 1}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(row))

@@ -72,6 +72,23 @@ def test_a_lane_of_its_own_changes_nothing_for_the_other() -> None:
     assert first.pipe.unet is second.pipe.unet
 
 
+def test_a_lane_reads_its_prompt_whole_while_another_counts_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "float32"))
+    torch.set_num_threads(2)
+    first, second = pipeline.make_lanes()
+    tokenizer, settle = first.pipe.tokenizer, type(first.pipe.tokenizer).set_truncation_and_padding
+
+    def interrupt(self, **settings: object) -> None:
+        settle(self, **settings)
+        if self is tokenizer:  # another lane's turn, just between this one's settings and its reading
+            second.find_cuts([resolve(load_preset("colorize"), {"prompt": "a tulip"}).parameters])
+
+    monkeypatch.setattr(type(tokenizer), "set_truncation_and_padding", interrupt)
+    assert len(tokenizer("a red tulip", padding="max_length", max_length=32, truncation=True)["input_ids"]) == 32
+
+
 def test_a_second_try_in_float32_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "bfloat16"))
     used = []

@@ -142,7 +142,9 @@ def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_
         assert (tmp_path / "warm" / f"{index}.png").read_bytes() == (tmp_path / "alone" / f"{index}.png").read_bytes()
 
 
-def test_the_door_is_not_to_be_noticed(server: Running, fresh, tmp_path: Path, picture: Path) -> None:
+def test_the_door_is_not_to_be_noticed(
+    server: Running, fresh, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Relative names, pipes, exit codes, messages, umask and environment, by way of the door and without."""
     data = picture.read_bytes()
 
@@ -160,7 +162,7 @@ def test_the_door_is_not_to_be_noticed(server: Running, fresh, tmp_path: Path, p
     assert [(o.code, o.err.split(", seed")[0]) for o in warm] == [(o.code, o.err.split(", seed")[0]) for o in alone]
     assert [o.code for o in warm] == [3, 2, 0, 3, 0, 0]
     assert [o.out for o in warm] == [o.out for o in alone]
-    os.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)
     before = os.umask(0o077)
     try:
         assert fresh("colorize", picture.name, "private.png", *QUICK).code == 0
@@ -190,8 +192,10 @@ def test_eight_clients_at_once_lose_nothing(server: Running, here, picture: Path
         assert (folder / "alone.png").read_bytes() == (folder / f"{seed}.png").read_bytes()
 
 
-def test_a_model_in_a_folder_is_found_from_any_folder(server: Running, fresh, tiny_sd: Path, picture: Path) -> None:
-    os.chdir(tiny_sd.parent)
+def test_a_model_in_a_folder_is_found_from_any_folder(
+    server: Running, fresh, tiny_sd: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tiny_sd.parent)
     small = ["--set", "image_size=64", "--steps", "2", "--strength", "0.5"]
     done = fresh("edit", picture, "-p", "x", "--model", f"./{tiny_sd.name}", *small)
     assert done.code == 0, done.err
