@@ -1,4 +1,7 @@
-"""What happens to pixels after the model: luminance kept, input agreed with, mask pasted, alpha restored."""
+"""What happens to pixels after the model: luminance kept, input agreed with, mask pasted, alpha restored.
+
+Models give 8 bits. What they give is put on luminance of 16 bits by the functions named for it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from img2img_cli.lab import Array, lab_to_rgb, rgb_to_lab, rgb_to_lightness
+from img2img_cli.deep import STEP, TOP, Deep
+from img2img_cli.lab import Array, grey_to_lightness, lab_to_deep_rgb, lab_to_rgb, rgb_to_lab, rgb_to_lightness
 
 Pixels = NDArray[np.uint8]
 GUIDE_RADIUS = 6
@@ -82,14 +86,19 @@ def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
     """
     channels = []
     for channel, truth in zip(result.split(), source.split(), strict=True):
-        wanted = np.asarray(truth, dtype=np.float32)
-        estimate = Image.fromarray(np.asarray(channel, dtype=np.float32))
-        for _ in range(PROJECTION_STEPS):
-            seen = np.asarray(estimate.resize(source.size, Image.Resampling.BICUBIC))
-            error = Image.fromarray(wanted - seen).resize(result.size, Image.Resampling.BICUBIC)
-            estimate = Image.fromarray((np.asarray(estimate) + np.asarray(error)).clip(0, 255))
-        channels.append(Image.fromarray(np.asarray(estimate).round().astype(np.uint8)))
+        estimate = project_channel(np.asarray(channel, np.float32), np.asarray(truth, np.float32), 255)
+        channels.append(Image.fromarray(estimate.round().astype(np.uint8)))
     return Image.merge("RGB", channels)
+
+
+def project_channel(estimate: Array, wanted: Array, top: float) -> Array:
+    """One channel of `back_project`: `(H, W)` corrected until it is `(h, w)` when scaled down, values in 0..`top`."""
+    large, small = estimate.shape[::-1], wanted.shape[::-1]
+    for _ in range(PROJECTION_STEPS):
+        seen = np.asarray(Image.fromarray(estimate).resize(small, Image.Resampling.BICUBIC))
+        error = Image.fromarray(wanted - seen).resize(large, Image.Resampling.BICUBIC)
+        estimate = (estimate + np.asarray(error)).clip(0, top)
+    return estimate
 
 
 def keep_base(result: Image.Image, source: Image.Image) -> Image.Image:
@@ -151,3 +160,36 @@ def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image
     merged = result.copy()
     merged.putalpha(alpha)
     return merged
+
+
+def colour_luminance(result: Image.Image, luminance: Deep) -> Deep:
+    """The colour of an 8-bit result on 16-bit luminance: `(H, W, 3)` sRGB whose L* is the luminance's own."""
+    luminance = _resize_luminance(luminance, result.size)
+    full, pixels = np.empty((*luminance.shape, 3), np.uint16), np.asarray(result.convert("RGB"))
+    rows = max(1, BAND_PIXELS // result.width)
+    for top in range(0, result.height, rows):
+        lab = rgb_to_lab(pixels[top : top + rows])
+        lab[..., 0] = grey_to_lightness(luminance[top : top + rows])
+        full[top : top + rows] = lab_to_deep_rgb(lab)
+    return full
+
+
+def enlarge_luminance(result: Image.Image, luminance: Deep) -> Deep:
+    """An enlarged 8-bit result in 16 bits, `(H, W)`: scaled down again it gives the luminance."""
+    estimate = np.asarray(result.convert("L"), np.float32) * STEP
+    return np.asarray(project_channel(estimate, luminance.astype(np.float32), TOP).round(), np.uint16)
+
+
+def paste_on_luminance(result: Image.Image, luminance: Deep, mask: Image.Image) -> Deep:
+    """The result where the mask is white and, to the bit, the luminance where it is black; `(H, W, 3)`."""
+    share = np.asarray(mask, np.uint32)[..., None]
+    made = np.asarray(result.convert("RGB"), np.uint32) * STEP
+    mixed = made * share + luminance.astype(np.uint32)[..., None] * (255 - share)
+    return ((mixed + 127) // 255).astype(np.uint16)
+
+
+def _resize_luminance(luminance: Deep, size: tuple[int, int]) -> Deep:
+    if luminance.shape[::-1] == size:
+        return luminance
+    scaled = Image.fromarray(luminance.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(np.asarray(scaled).round().clip(0, TOP), np.uint16)

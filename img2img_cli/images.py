@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
+from img2img_cli.deep import Deep, narrow, read_luminance
 from img2img_cli.errors import InputError
 from img2img_cli.job import STDIO, Job
 from img2img_cli.parameters import MAX_PIXELS
@@ -53,6 +54,9 @@ class Picture:
         icc_profile: the RGB profile that `native` is in, or None for sRGB.
         exif, xmp, text: metadata to carry over; the orientation is already applied.
         format: Pillow's name of the file's format.
+        grey: whether the file has luminance alone.
+        narrowed: whether its channels have more than 8 bits, of which the upper 8 were read.
+        luminance: what a file with more than 8 bits of it holds, 16-bit `(H, W)` in sRGB's encoding; else None.
     """
 
     name: str
@@ -66,6 +70,9 @@ class Picture:
     dpi: tuple[float, float] | None = None
     format: str = "PNG"
     frames: int = 1
+    grey: bool = False
+    narrowed: bool = False
+    luminance: Deep | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -167,11 +174,13 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
 
 
 def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
+    narrowed = file.mode not in ("1", "L", "P") and any(";16" in str(tile.args) for tile in file.tile)
     file.load()
     format_, frames = file.format or "PNG", getattr(file, "n_frames", 1)
     dpi, text = file.info.get("dpi"), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
-    alpha, flat = _split_alpha(image)
+    luminance = read_luminance(image) if image.mode.startswith(("I", "F")) else None
+    alpha, flat = (None, narrow(luminance)) if luminance is not None else _split_alpha(image)
     profile = image.info.get("icc_profile")
     native, rgb, kept_profile = _to_srgb(flat, profile)
     return Picture(
@@ -186,6 +195,10 @@ def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
         dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
         format=format_,
         frames=frames,
+        grey=flat.mode == "L" or image.mode in ("LA", "La"),
+        narrowed=narrowed and luminance is None,
+        # Profiles are applied to 8 bits; one that changes nothing does no harm.
+        luminance=luminance if not profile or flat.convert("RGB").tobytes() == rgb.tobytes() else None,
     )
 
 
@@ -216,23 +229,12 @@ def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
 
 def _split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
     """Alpha apart from colour, and colour in one of the modes L, RGB, CMYK, LAB."""
-    if image.mode.startswith(("I", "F")):
-        return None, _to_eight_bits(image)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return rgba.getchannel("A"), rgba.convert("RGB")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
         return None, image.copy()
     return None, image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit and float luminance to 8 bits; Pillow's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise ValueError("it has pixels that are not numbers")
-    top = (1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else 65535.0) if image.mode == "F" else 65535.0
-    return Image.fromarray((values / top * 255).round().clip(0, 255).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Image.Image, bytes | None]:

@@ -19,12 +19,12 @@ _EPSILON, _KAPPA = np.float32(216 / 24389), np.float32(24389 / 27)
 _SEARCH_STEPS = 10
 
 
-def _linear_table() -> Array:
-    codes = np.arange(256, dtype=np.float32) / 255
+def _linear_table(top: int) -> Array:
+    codes = np.arange(top + 1, dtype=np.float64) / top
     return np.where(codes <= 0.04045, codes / 12.92, ((codes + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-_LINEAR = _linear_table()
+_LINEAR = _linear_table(255)
 
 
 def rgb_to_lab(rgb: NDArray[np.uint8]) -> Array:
@@ -36,7 +36,15 @@ def rgb_to_lab(rgb: NDArray[np.uint8]) -> Array:
 
 def rgb_to_lightness(rgb: NDArray[np.uint8]) -> Array:
     """8-bit sRGB `(..., 3)` to float32 L* in 0..100."""
-    relative = _LINEAR[rgb] @ (_RGB_TO_XYZ[1] / _WHITE[1])
+    return _to_lightness(_LINEAR[rgb] @ (_RGB_TO_XYZ[1] / _WHITE[1]))
+
+
+def grey_to_lightness(grey: NDArray[np.uint16]) -> Array:
+    """16-bit grey in sRGB's encoding, `(...)`, to float32 L* in 0..100."""
+    return _to_lightness(_linear_table(65535)[grey])
+
+
+def _to_lightness(relative: Array) -> Array:
     f = np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
     lightness: Array = 116 * f - 16
     return lightness
@@ -60,13 +68,23 @@ def _is_within(linear: Array, slack: float) -> NDArray[np.bool_]:
 
 def lab_to_rgb(lab: Array) -> NDArray[np.uint8]:
     """L*a*b* `(..., 3)` to 8-bit sRGB. A colour outside sRGB loses chroma until it fits, never lightness."""
+    return (_lab_to_encoded(lab, 1e-4) * 255).round().astype(np.uint8)
+
+
+def lab_to_deep_rgb(lab: Array) -> NDArray[np.uint16]:
+    """L*a*b* `(..., 3)` to 16-bit sRGB, in the same way."""
+    return (_lab_to_encoded(lab, 3e-6) * 65535).round().astype(np.uint16)
+
+
+def _lab_to_encoded(lab: Array, slack: float) -> Array:
+    """sRGB in 0..1; what is outside it by more than `slack`, in linear light, loses chroma."""
     linear = _lab_to_linear(lab)
-    outside = ~_is_within(linear, 1e-4)
+    outside = ~_is_within(linear, slack)
     if outside.any():
         linear[outside] = _lab_to_linear(_reduce_chroma(lab[outside]))
     linear = linear.clip(0, 1)
-    encoded = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
-    return (encoded * 255).round().astype(np.uint8)
+    encoded: Array = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
+    return encoded
 
 
 def _reduce_chroma(lab: Array) -> Array:

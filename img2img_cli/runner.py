@@ -9,42 +9,88 @@ from dataclasses import dataclass
 from PIL import Image
 
 from img2img_cli.batcher import run_works
-from img2img_cli.finish import feather_mask, keep_luminance, paste_masked, restore_alpha, unpad
+from img2img_cli.deep import Deep
+from img2img_cli.finish import (
+    colour_luminance,
+    enlarge_luminance,
+    feather_mask,
+    keep_luminance,
+    paste_masked,
+    paste_on_luminance,
+    restore_alpha,
+    unpad,
+)
 from img2img_cli.images import Guides, Picture, fit_image, from_srgb, load_guides, load_image, load_mask, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.record import format_parameters, make_record
 from img2img_cli.upscaler import make_control, output_size, restore_image, upscale_image
 from img2img_cli.work import Piece, Pipeline, Progress, Steps, Work, derive_seed
-from img2img_cli.writer import choose_format, encode_image, write_output
+from img2img_cli.writer import DEEP_FORMATS, choose_format, encode_image, write_output
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What became of a job; `frames` is how many the input has, of which the first was taken."""
+    """What became of a job.
+
+    Attributes:
+        frames: how many the input has, of which the first was taken.
+        narrowed: whether the input has more than the 8 bits a channel that were taken.
+    """
 
     job: Job
     size: tuple[int, int]
     format: str
     seconds: float
     frames: int
+    narrowed: bool = False
 
 
-def run_jobs(jobs: Sequence[Job], pipeline: Pipeline, progress: Progress | None = None) -> Iterator[Result]:
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A job's input and what is given beside it."""
+
+    picture: Picture
+    guides: Guides
+
+
+def load_pictures(job: Job) -> Loaded:
+    """Decode everything that a job reads, so that what is damaged is refused before a model is loaded.
+
+    Raises:
+        InputError: naming the file.
+    """
+    picture = load_image(job.input)
+    return Loaded(picture=picture, guides=load_guides(job, picture.size))
+
+
+def run_jobs(
+    jobs: Sequence[Job], pipeline: Pipeline, progress: Progress | None = None, loaded: Loaded | None = None
+) -> Iterator[Result]:
     """Run jobs that share their input and parameters and differ in seed and output; they go through as one batch.
+
+    Args:
+        loaded: their pictures, if they are decoded already.
 
     Raises:
         Img2ImgError: before anything was written for the job it concerns.
     """
     began = time.monotonic()
-    picture = load_image(jobs[0].input)
-    guides = load_guides(jobs[0], picture.size)  # refused before the model works
+    loaded = loaded or load_pictures(jobs[0])
+    picture, guides = loaded.picture, loaded.guides
     works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
         result = finish_picture(made, picture, job)
         data, format_ = encode_result(result, picture, job)
         write_output(data, job.output, replace=job.force or job.in_place)
-        yield Result(job=job, size=result.size, format=format_, seconds=time.monotonic() - began, frames=picture.frames)
+        yield Result(
+            job=job,
+            size=result.size,
+            format=format_,
+            seconds=time.monotonic() - began,
+            frames=picture.frames,
+            narrowed=picture.narrowed,
+        )
 
 
 def start_work(
@@ -70,9 +116,25 @@ def finish_picture(result: Image.Image, picture: Picture, job: Job) -> Image.Ima
     """Back to the input's colour space, the mask's black and the alpha as they were."""
     result = from_srgb(result, picture.icc_profile)
     if job.mask is not None:
-        mask = load_mask(job.mask, picture.size)
-        result = paste_masked(result, picture.native, feather_mask(mask, job.parameters.mask_feather))
+        result = paste_masked(result, picture.native, _load_soft_mask(job, picture))
+    elif picture.grey and job.parameters.task in ("upscale", "restore"):
+        result = result.convert("L")
     return restore_alpha(result, picture.alpha)
+
+
+def _load_soft_mask(job: Job, picture: Picture) -> Image.Image:
+    assert job.mask is not None
+    return feather_mask(load_mask(job.mask, picture.size), job.parameters.mask_feather)
+
+
+def _deepen(result: Image.Image, picture: Picture, job: Job) -> Deep | None:
+    """A result in 16 bits, where the input has them and the task keeps them."""
+    if picture.luminance is None or picture.alpha is not None:
+        return None
+    if job.mask is not None:
+        return paste_on_luminance(result, picture.luminance, _load_soft_mask(job, picture))
+    keep = {"colorize": colour_luminance, "upscale": enlarge_luminance}.get(job.parameters.task)
+    return keep(result, picture.luminance) if keep else None
 
 
 def encode_result(result: Image.Image, picture: Picture, job: Job, **provenance: str) -> tuple[bytes, str]:
@@ -80,7 +142,9 @@ def encode_result(result: Image.Image, picture: Picture, job: Job, **provenance:
     format_ = choose_format(job, picture.format)
     record = make_record(job, **provenance) if job.metadata else None
     text = format_parameters(job, result.size)
-    return encode_image(result, picture, format_, quality=job.quality, record=record, text=text), format_
+    deep = _deepen(result, picture, job) if format_ in DEEP_FORMATS else None
+    data = encode_image(result, picture, format_, quality=job.quality, record=record, text=text, deep=deep)
+    return data, format_
 
 
 def _edit(

@@ -14,12 +14,15 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from img2img_cli.deep import Deep
+from img2img_cli.deep_files import deepen_png, deepen_tiff
 from img2img_cli.errors import OutputError
 from img2img_cli.images import DAMAGE, Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
 BATCH_TAG = "batch-"
+DEEP_FORMATS = ("png", "tiff")  # which hold 16 bits a channel
 QUALITY = {"jpeg": 95, "webp": 92, "avif": 85}
 MAX_DPI = 65_535
 MAX_SEGMENT = 65_533 - 29  # bytes that a JPEG's EXIF or XMP may have
@@ -36,16 +39,27 @@ def choose_format(job: Job, source_format: str) -> str:
 
 
 def encode_image(
-    image: Image.Image, source: Picture, format_: str, *, quality: int | None, record: dict[str, Any] | None, text: str
+    image: Image.Image,
+    source: Picture,
+    format_: str,
+    *,
+    quality: int | None,
+    record: dict[str, Any] | None,
+    text: str,
+    deep: Deep | None = None,
 ) -> bytes:
-    """Encode an RGB or RGBA picture with the source's metadata.
+    """Encode a picture, grey or RGB, with or without alpha, with the source's metadata.
 
     Args:
         record: our own JSON, or None to write no metadata at all except the colour profile.
         text: A1111-style parameters.
+        deep: the picture in 16 bits, `(H, W)` or `(H, W, 3)`, for one of `DEEP_FORMATS`.
     """
-    if image.mode == "RGBA" and format_ in ("jpeg", "bmp"):
+    if image.has_transparency_data and format_ in ("jpeg", "bmp"):
         image = _flatten(image)
+    size = image.size
+    if deep is not None and (deep.ndim == 2 or format_ == "tiff"):
+        image = Image.fromarray(deep.reshape(deep.shape[0], -1))
     image = image.copy()
     image.info.clear()  # Pillow's encoders write what they find there, such as the input's comment
     options: dict[str, Any] = {}
@@ -66,16 +80,20 @@ def encode_image(
             if source.xmp and len(source.xmp) <= room and format_ in ("jpeg", "webp", "avif"):
                 options["xmp"] = source.xmp
     options |= _codec_options(format_, quality)
-    if format_ == "tiff" and record is not None:
+    if format_ == "tiff" and (record is not None or deep is not None):
         options["compression"] = "raw"  # libtiff, which compresses, cannot write EXIF
+    if format_ == "png" and deep is not None and deep.ndim == 3:
+        options["compress_level"] = 1  # these pixels are exchanged
     buffer = io.BytesIO()
     try:
         image.save(buffer, format_, **options)
     except DAMAGE as error:
         raise OutputError(
-            f"cannot encode {image.width} x {image.height} pixels as {format_} ({error}); use --format png"
+            f"cannot encode {size[0]} x {size[1]} pixels as {format_} ({error}); use --format png"
         ) from None
-    return buffer.getvalue()
+    if deep is None or deep.ndim == 2:
+        return buffer.getvalue()
+    return deepen_png(buffer.getvalue(), deep) if format_ == "png" else deepen_tiff(buffer.getvalue(), size[0])
 
 
 def _codec_options(format_: str, quality: int | None) -> dict[str, Any]:
@@ -91,7 +109,7 @@ def _codec_options(format_: str, quality: int | None) -> dict[str, Any]:
 def _flatten(image: Image.Image) -> Image.Image:
     """On white, as viewers show transparency on paper."""
     white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image.mode == "LA" else "RGB")
 
 
 def _record_exif(source: Image.Exif, record: dict[str, Any], text: str) -> bytes:

@@ -51,16 +51,17 @@ def run_picture_command(
         print_jobs(jobs)
         return
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.runner import run_jobs
+    from img2img_cli.runner import load_pictures, run_jobs
     from img2img_cli.wire import Spec
 
     engine = Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet)
     engine.check()
+    loaded = load_pictures(jobs[0])
     pipeline = engine.open(Spec(parameters=p, device=shared.device, offload=offload))
     if not shared.quiet:
         tell_offload(pipeline)
     with show_progress(task, enabled=not shared.quiet and sys.stderr.isatty()) as progress:
-        results = list(run_jobs(jobs, pipeline, progress))
+        results = list(run_jobs(jobs, pipeline, progress, loaded))
     for note in pipeline.notes if not shared.quiet else ():
         print(f"img2img: {printable(note)}", file=sys.stderr)
     for result in results:
@@ -227,6 +228,8 @@ def report(result: Result, shared: SharedOptions) -> None:
         name = "stdout" if job.output == STDIO else job.output
         width, height = result.size
         frames = f", first of {result.frames} frames" if result.frames > 1 else ""
+        bits = ", upper 8 of its 16 bits" if result.narrowed else ""
         print(
-            f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s{frames}", file=sys.stderr
+            f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s{frames}{bits}",
+            file=sys.stderr,
         )
