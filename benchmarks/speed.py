@@ -394,7 +394,7 @@ def measure_losses() -> None:
         ("guidance_end 0.6", {"guidance_end": 0.6}),
         ("two thirds of the steps", {"num_inference_steps": 16}),
         ("--fast: both of the last", {"num_inference_steps": 16, "guidance_end": 0.6}),
-        ("another seed's place: half of the steps", {"num_inference_steps": 12}),
+        ("half of the steps", {"num_inference_steps": 12}),
     ):
         made, seconds = make(**keys)
         psnr = [peak_signal_noise_ratio(a, b) for a, b in zip(truth, made, strict=True)]

@@ -19,8 +19,9 @@ import torch
 Shape = tuple[object, ...]
 
 # Measured with Stable Diffusion 1.5's UNet at 512 pixels in bfloat16 (benchmarks/RESULTS.md): what compiling saves of
-# each call, and seconds that it takes, for each layer that the module has.
-SAVING = {"cpu": 0.10, "cuda": 0.25}
+# each call, and seconds that it takes, for each layer that the module has. Without AMX a processor's products take so
+# much of a call that next to nothing is saved.
+SAVING = {"cpu": 0.10 if getattr(torch.cpu, "_is_amx_tile_supported", bool)() else 0.01, "cuda": 0.25}
 SECONDS_PER_LAYER = {"cpu": 0.09, "cuda": 0.09}
 MARGIN = 1.5  # compile only when it is likely to be well worth it: the plan may end early
 

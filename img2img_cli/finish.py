@@ -47,8 +47,8 @@ def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation:
             np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box)) for plane in planes
         )
         lightness = rgb_to_lightness(pixels[top:bottom])
-        lab = np.stack([lightness, slope_a * lightness + offset_a, slope_b * lightness + offset_b], -1)
-        full[top:bottom] = lab_to_rgb(lab.astype(np.float32))
+        lab = np.stack([lightness, slope_a * lightness + offset_a, slope_b * lightness + offset_b])
+        full[top:bottom] = lab_to_rgb(np.moveaxis(lab, 0, -1))
     return Image.fromarray(full)
 
 
@@ -70,10 +70,7 @@ def _box_mean(values: Array) -> Array:
         pad = [(0, 0), (0, 0)]
         pad[axis] = (GUIDE_RADIUS + 1, GUIDE_RADIUS)
         sums = np.cumsum(np.pad(values.astype(np.float64), pad, mode="edge"), axis=axis)
-        high, low = (
-            np.take(sums, range(size, sums.shape[axis]), axis),
-            np.take(sums, range(sums.shape[axis] - size), axis),
-        )
+        high, low = (sums[size:], sums[:-size]) if axis == 0 else (sums[:, size:], sums[:, :-size])
         values = ((high - low) / size).astype(np.float32)
     return values
 

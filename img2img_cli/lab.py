@@ -51,12 +51,20 @@ def _to_lightness(relative: Array) -> Array:
 
 
 def _lab_to_linear(lab: Array) -> Array:
-    fy = (lab[..., 0] + 16) / 116
-    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
-    cubed = f * f * f
-    relative = np.where(cubed > _EPSILON, cubed, (116 * f - 16) / _KAPPA)
-    linear: Array = (relative * _WHITE) @ _XYZ_TO_RGB.T
-    return linear
+    """Linear light `(..., 3)`, in memory one plane after the other, on which NumPy is several times faster."""
+    fy = (lab[..., 0] + 16) * np.float32(1 / 116)
+    planes = []
+    for f in (fy + lab[..., 1] * np.float32(1 / 500), fy, fy - lab[..., 2] * np.float32(1 / 200)):
+        cubed = f * f * f
+        dark = cubed <= _EPSILON
+        cubed[dark] = (116 * f[dark] - 16) / _KAPPA
+        planes.append(cubed)
+    linear = np.empty((3, *fy.shape), np.float32)
+    for channel, weights in zip(linear, _XYZ_TO_RGB * _WHITE, strict=True):
+        np.multiply(planes[0], weights[0], out=channel)
+        for plane, weight in zip(planes[1:], weights[1:], strict=True):
+            channel += plane * weight
+    return np.moveaxis(linear, 0, -1)
 
 
 def _is_within(linear: Array, slack: float) -> NDArray[np.bool_]:
@@ -68,12 +76,12 @@ def _is_within(linear: Array, slack: float) -> NDArray[np.bool_]:
 
 def lab_to_rgb(lab: Array) -> NDArray[np.uint8]:
     """L*a*b* `(..., 3)` to 8-bit sRGB. A colour outside sRGB loses chroma until it fits, never lightness."""
-    return (_lab_to_encoded(lab, 1e-4) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray((_lab_to_encoded(lab, 1e-4) * 255).round().astype(np.uint8))
 
 
 def lab_to_deep_rgb(lab: Array) -> NDArray[np.uint16]:
     """L*a*b* `(..., 3)` to 16-bit sRGB, in the same way."""
-    return (_lab_to_encoded(lab, 3e-6) * 65535).round().astype(np.uint16)
+    return np.ascontiguousarray((_lab_to_encoded(lab, 3e-6) * 65535).round().astype(np.uint16))
 
 
 def _lab_to_encoded(lab: Array, slack: float) -> Array:
@@ -83,7 +91,11 @@ def _lab_to_encoded(lab: Array, slack: float) -> Array:
     if outside.any():
         linear[outside] = _lab_to_linear(_reduce_chroma(lab[outside]))
     linear = linear.clip(0, 1)
-    encoded: Array = np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
+    encoded: Array = np.power(linear, np.float32(1 / 2.4))
+    encoded *= np.float32(1.055)
+    encoded -= np.float32(0.055)
+    dark = linear <= 0.0031308
+    encoded[dark] = linear[dark] * np.float32(12.92)
     return encoded
 
 
@@ -99,4 +111,4 @@ def _reduce_chroma(lab: Array) -> Array:
 
 
 def _scale_chroma(lab: Array, factor: Array) -> Array:
-    return np.stack([lab[:, 0], lab[:, 1] * factor, lab[:, 2] * factor], axis=-1)
+    return np.stack([lab[:, 0], lab[:, 1] * factor, lab[:, 2] * factor]).T

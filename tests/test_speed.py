@@ -203,9 +203,10 @@ def test_the_memory_of_texts_is_bounded_and_exact() -> None:
     assert calls.count(2) == 3 * kernels.MOST_TEXTS + 1
 
 
-def test_compiling_has_to_pay() -> None:
+def test_compiling_has_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = Plan(calls=1000)
     module = torch.nn.Conv2d(3, 3, 3)
+    monkeypatch.setitem(compiling.SAVING, "cpu", 0.1)
     compiled = Compiled(module, plan, "cpu")
     compiled.cost_s = 10.0
     shape = ((1, 3, 8, 8),)
