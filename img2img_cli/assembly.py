@@ -21,6 +21,7 @@ from img2img_cli.batcher import Batcher, Outcome, Picked
 from img2img_cli.errors import OutOfMemoryError, TimeLimitError
 from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
+from img2img_cli.plan import check_place
 from img2img_cli.runner import encode_result, finish_picture, start_work
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import BATCH_TAG, write_output
@@ -136,6 +137,7 @@ class Line:
         assert picture is not None
         result = finish_picture(made, picture, job)
         data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
+        check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
         journal.begin(job, entry.provenance, data)
         os.makedirs(os.path.dirname(job.output) or ".", exist_ok=True)
         write_output(data, job.output, replace=entry.replace, tag=BATCH_TAG)

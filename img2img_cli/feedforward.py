@@ -18,6 +18,7 @@ from img2img_cli.errors import ModelError
 from img2img_cli.hub import fetch_file
 from img2img_cli.loading import explain_model_errors
 from img2img_cli.modelref import parse_file
+from img2img_cli.weights import check_sequences
 
 
 class UpscalingNet:
@@ -52,6 +53,7 @@ def load_net(reference: str, placement: Placement) -> UpscalingNet:
     with explain_model_errors(f"upscaler {reference}"):
         file = fetch_file(parse_file("upscaler", reference), "upscaler")
         weights = load_file(file)
+        check_sequences(file, weights)
         try:
             descriptor = spandrel.ModelLoader().load_from_state_dict(weights)
         except spandrel.UnsupportedModelError:

@@ -18,6 +18,7 @@ from img2img_cli.errors import ModelError
 from img2img_cli.modelref import FileReference, locate_model, parse_file, split_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.weights import check_weights
 
 INDEX = "model_index.json"
 USUAL_FILES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")  # of a LoRA, of an embedding
@@ -163,8 +164,14 @@ def fetch_file(found: FileReference, role: str) -> Path:
     """The path of a LoRA's or embedding's file, downloaded if need be. A repository with only one needs no name.
 
     Raises:
-        ModelError: several files and none named.
+        ModelError: several files and none named, or one that is no safetensors file.
     """
+    path = _find_path(found, role)
+    check_weights(path)
+    return path
+
+
+def _find_path(found: FileReference, role: str) -> Path:
     if not found.on_hub:
         return Path(found.repository, str(found.file))
     if found.file:

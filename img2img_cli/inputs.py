@@ -203,6 +203,9 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
     for key in overrides:
         if key not in Parameters.model_fields:
             raise UsageError(f"{origin}: {key}: no such column{suggest(key, (*ROW_KEYS, *Parameters.model_fields))}")
+        inner = row[key].values() if isinstance(row[key], dict) else row[key] if isinstance(row[key], list) else ()
+        if any(isinstance(value, dict | list) for value in inner):
+            raise UsageError(f"{origin}: {key}: is nested too deeply")
     for key in PATH_KEYS:
         if not isinstance(row.get(key, ""), str):
             raise UsageError(f"{origin}: {key}: must be text")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
@@ -16,6 +17,7 @@ from img2img_cli.errors import ModelError
 from img2img_cli.hub import fetch_file
 from img2img_cli.modelref import parse_file, split_folder
 from img2img_cli.parameters import Parameters
+from img2img_cli.weights import check_folder
 
 
 def load_ip_adapter(pipe: Any, parameters: Parameters, dtype: torch.dtype) -> None:
@@ -35,6 +37,8 @@ def load_ip_adapter(pipe: Any, parameters: Parameters, dtype: torch.dtype) -> No
             raise ModelError(f"{reference}: its weights '{name}' are none of an IP-Adapter; check the file")
         weights[part][key] = tensor
     place, subfolder = split_folder(parameters.ip_adapter_image_encoder)
+    if Path(place).is_dir():
+        check_folder(Path(place))
     encoder = CLIPVisionModelWithProjection.from_pretrained(
         place, subfolder=subfolder, dtype=dtype, use_safetensors=True
     )

@@ -209,9 +209,9 @@ def check_collisions(jobs: Sequence[Job]) -> None:
             raise OutputError(f"{seen[key].output}: is also an input of this run; name another OUTPUT folder")
 
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal."""
+    """Text that cannot steer a terminal, and that every stream can take."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

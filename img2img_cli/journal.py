@@ -79,7 +79,7 @@ class Journal:
     """The state of one output folder, held by one run at a time."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._guard = threading.Lock()
         self._connection = _open(folder / STATE)
         rows = self._connection.execute("SELECT * FROM result")
@@ -159,7 +159,7 @@ class Journal:
         self._update(job, status="failed", code=code, reason=reason, seconds=seconds)
 
     def _key(self, job: Job) -> str:
-        return os.path.relpath(job.output, self._folder).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return os.path.relpath(job.output, self.folder).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
         size, mtime = _stamp(job.input)
@@ -196,7 +196,7 @@ class Journal:
             with self._guard, self._connection:
                 self._connection.execute(statement, values)
         except sqlite3.Error as error:
-            raise OutputError(f"{self._folder / STATE}: cannot be written ({error}); free space on its disk") from None
+            raise OutputError(f"{self.folder / STATE}: cannot be written ({error}); free space on its disk") from None
 
 
 _COLUMNS = (
@@ -249,7 +249,11 @@ def hold_folder(folder: Path) -> Iterator[Journal]:
 
     Raises:
         LockedError: another run holds it; the text says which.
+        OutputError: it cannot be written to, or what is kept in it lies elsewhere.
     """
+    for name in (STATE, LOCK):
+        if os.path.islink(folder / name):
+            raise OutputError(f"{folder / name}: is a link, and would be written through; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)

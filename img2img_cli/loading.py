@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, dynamic_module_utils
 
 from img2img_cli.errors import ModelError, PresetError
 from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
-from img2img_cli.modelref import locate_model, parse_file, parse_lora
+from img2img_cli.modelref import BUNDLED, Kind, locate_model, parse_file, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
 from img2img_cli.qwen import load_processor
+from img2img_cli.weights import check_folder, check_weights
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
 OWN_CLASSES = (
@@ -41,6 +43,8 @@ OWN_CLASSES = (
     "StableDiffusionLatentUpscalePipeline",
     "QwenImageEditPlusPipeline",
 )
+# transformers would ask on the terminal, or on a stdin that a picture comes through, whether to run a model's code.
+dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 _NAMELESS = ("emb_params", "*")  # what other tools call every embedding
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
@@ -52,6 +56,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
         ModelError: missing, refused, damaged or out of reach.
     """
     kind, reference = locate_model(parameters.model)
+    if parameters.model != BUNDLED:
+        _check_files(kind, reference)
     given = {} if controlnet is None else {"controlnet": controlnet}
     if parameters.vae:
         given["vae"] = _load_vae(parameters.vae, dtype)
@@ -109,6 +115,7 @@ def _quantize_parts(config: dict[str, Any]) -> Any:
 
 def _load_vae(reference: str, dtype: torch.dtype) -> Any:
     kind, place = locate_model(reference, index="config.json")
+    _check_files(kind, place)
     with explain_model_errors(reference):
         if kind == "file":
             return diffusers.AutoencoderKL.from_single_file(place, dtype=dtype)
@@ -164,6 +171,7 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
     """
     assert parameters.controlnet is not None
     kind, reference = locate_model(parameters.controlnet, index="config.json")
+    _check_files(kind, reference)
     with explain_model_errors(parameters.controlnet):
         if kind == "file":
             return diffusers.ControlNetModel.from_single_file(reference, dtype=dtype)
@@ -173,12 +181,27 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
         )
 
 
+def _check_files(kind: Kind, place: str) -> None:
+    """Refuse weights on the disk that are not what their names say."""
+    if kind == "file":
+        check_weights(Path(place))
+    elif kind == "folder":
+        check_folder(Path(place))
+
+
 def _check_components(reference: str, config: dict[str, Any]) -> None:
-    """Refuse an index that names anything but classes of diffusers and transformers: it would be imported."""
+    """Refuse an index that names anything but classes of diffusers and transformers: it would be imported.
+
+    Neither may it leave the choice of a class to a part of its own, as `Auto...` does and a pipeline in a pipeline.
+    """
+    if not isinstance(config.get("_class_name"), str):
+        raise ModelError(f"{reference}: its model_index.json names no class of diffusers; code of its own is never run")
     for name, value in config.items():
         if name.startswith("_") or not isinstance(value, list | tuple):
             continue
         known = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if known and value[1] is not None and re.match(r"Auto[A-Z]|.*Pipeline$", value[1]):
+            known = False
         if not known or value[0] not in (None, "diffusers", "transformers", "stable_diffusion"):
             raise ModelError(
                 f"{reference}: its model_index.json names {json.dumps(value)} as {name}; "

@@ -9,12 +9,14 @@ import json
 import os
 import socket
 import stat
+import struct
 import sys
 from zlib import crc32
 
 from img2img_cli import __version__
 from img2img_cli.errors import UsageError
 
+_CREDENTIALS = struct.Struct("3i")  # process, user and group
 PACKAGE = os.path.dirname(__file__)
 LONGEST_NAME = 100  # bytes that a socket's name may have on every system
 # What decides which models are found and how they compute. A server with other values is not found.
@@ -94,6 +96,14 @@ def socket_path(kind: str) -> str:
     return os.path.join(meeting_folder(), f"{crc32(text):08x}{crc32(text[::-1]):08x}.{kind}")
 
 
+def is_own(connection: socket.socket) -> bool:
+    """Whether this user is at the other end, too. What the folder's mode promises, asked of the system itself."""
+    if not hasattr(socket, "SO_PEERCRED"):  # elsewhere the folder must do
+        return True
+    _, user, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    return bool(user == os.getuid())
+
+
 def connect(kind: str) -> socket.socket | None:
     """A connection to the server that is equal to this command; None when there is none."""
     if not hasattr(socket, "AF_UNIX") or not is_private(meeting_folder()):
@@ -101,10 +111,12 @@ def connect(kind: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(socket_path(kind))
+        if is_own(connection):
+            return connection
     except OSError:  # none, or one that a killed server left
-        connection.close()
-        return None
-    return connection
+        pass
+    connection.close()
+    return None
 
 
 def listen(kind: str) -> socket.socket:

@@ -47,7 +47,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
         if not (path / index).is_file():
             raise ModelError(f"{reference}: the folder has no {index}, so it is not a diffusers model; check the path")
         return "folder", str(path)
-    if path.suffix.lower() == ".safetensors":
+    if path.suffix == ".safetensors":  # as the libraries compare it, which take all else for pickles
         if not path.is_file():
             raise ModelError(f"{reference}: no such file; check the path")
         return "file", str(path)

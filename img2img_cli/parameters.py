@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from itertools import count
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, make_absolute, parse_file, split_folder
+from img2img_cli.weights import check_weights
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
@@ -51,6 +53,18 @@ def _split_words(value: Any) -> Any:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _check_text(text: str) -> str:
+    """Half a pair of surrogates, or bytes of a command line that are no UTF-8, can be neither read nor written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be text in UTF-8") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_check_text)]
+
+
 def fewest_steps(strength: float) -> int:
     """The shortest schedule of which `strength` leaves a step to run, as diffusers rounds."""
     return next(n for n in count(math.ceil(1 / strength)) if int(n * strength) >= 1)
@@ -62,8 +76,8 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     task: Task = Field(default="edit", description="What the preset is for.")
-    description: str = Field(default="", description="One line for `presets list`.")
-    license: str = Field(default="", description="Licence of the model's weights.")
+    description: Text = Field(default="", description="One line for `presets list`.")
+    license: Text = Field(default="", description="Licence of the model's weights.")
     gated: bool = Field(default=False, description="Whether the hub asks for a licence to be accepted first.")
     memory_gib: float = Field(
         default=1.0, gt=0, le=1000, description="Device memory that one picture needs in 16 bits, about, in GiB."
@@ -128,11 +142,11 @@ class Parameters(BaseModel):
         default="never", description="auto compiles the model for shapes that come often enough to pay for it."
     )
     dtype: Dtype = Field(default="auto", description="Number format of the weights; auto asks the device.")
-    prompt: str = Field(default="", description="What the result should show.")
-    prompt_template: str = Field(
+    prompt: Text = Field(default="", description="What the result should show.")
+    prompt_template: Text = Field(
         default="{prompt}", description="Wraps the prompt; {prompt} stands for it.", pattern=r"\{prompt\}"
     )
-    negative_prompt: str = Field(default="", description="What the result should not show.")
+    negative_prompt: Text = Field(default="", description="What the result should not show.")
     strength: float = Field(default=0.6, gt=0, le=1, description="Share of the noise schedule that is run.")
     num_inference_steps: int = Field(default=20, ge=1, le=1000, description="Length of the noise schedule.")
     guidance_scale: float = Field(default=5.0, ge=0, le=50, description="Weight of the prompt; 1 and less is off.")
@@ -218,7 +232,7 @@ class Parameters(BaseModel):
         """Refuse what a preset names and cannot be, before torch is loaded.
 
         Raises:
-            ModelError: as `locate_model`, `parse_file` and `split_folder`.
+            ModelError: as `locate_model`, `parse_file`, `check_weights` and `split_folder`.
         """
         locate_model(self.model)
         if self.refiner is not None:
@@ -227,7 +241,9 @@ class Parameters(BaseModel):
             if part is not None:
                 locate_model(part, index="config.json")
         for role, text in self.list_files():
-            parse_file(role, text)
+            found = parse_file(role, text)
+            if not found.on_hub:
+                check_weights(Path(found.repository, str(found.file)))
         if self.ip_adapter is not None:
             split_folder(self.ip_adapter_image_encoder)
 

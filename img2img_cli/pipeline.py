@@ -6,6 +6,7 @@ import contextlib
 import copy
 import gc
 import inspect
+import logging
 from collections.abc import Callable, Sequence, Set
 from typing import Any
 
@@ -42,10 +43,9 @@ FILL = 0.9  # of the free memory, as a measured batch is not always the largest 
 BYTES_PER_PIXEL = 6_000  # of a guided Stable Diffusion pass in 16 bits, with room to spare
 VAE_TILING_PIXELS = 1280 * 1280  # a VAE's activations take more than the model's from about here on
 
-diffusers.utils.logging.set_verbosity_error()
-transformers.utils.logging.set_verbosity_error()
-diffusers.utils.logging.disable_progress_bar()
-transformers.utils.logging.disable_progress_bar()
+for _library in (diffusers, transformers):  # whatever they have to say, `explain_model_errors` says in one line
+    _library.utils.logging.set_verbosity(logging.CRITICAL)
+    _library.utils.logging.disable_progress_bar()
 
 
 class ImagePipeline:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import string
 import unicodedata
@@ -21,6 +22,7 @@ from img2img_cli.preset import choose_controlnet, load_preset, resolve, speed_up
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
+_WIDTH = re.compile(r"\d{0,2}")
 MIN_FREE_BYTES = 16 << 20
 MAX_PAIRS = 5
 
@@ -61,12 +63,15 @@ def plan_batch(items: Sequence[Item], choices: Choices) -> list[Job]:
 
 def _check_name(template: str) -> None:
     try:
-        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        parts = string.Formatter().parse(template)
+        fields = [(name, "!" if change else width) for _, name, width, change in parts if name is not None]
     except ValueError as error:
         raise UsageError(f"--name {template}: {error}; use braces in pairs, such as {DEFAULT_NAME}") from None
-    for name in fields:
+    for name, width in fields:
         if name not in NAME_FIELDS:
             raise UsageError(f"--name {template}: unknown field {{{name}}}; use one of {', '.join(NAME_FIELDS)}")
+        if not _WIDTH.fullmatch(width or ""):
+            raise UsageError(f"--name {template}: after the colon comes a width alone, such as {{index:04}}")
 
 
 def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Parameters]) -> Job:
@@ -180,9 +185,10 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
         OutputError: naming the folder.
     """
     root = os.path.realpath(folder)
-    for parent in {os.path.dirname(job.output) for job in jobs}:
-        if not Path(os.path.realpath(parent)).is_relative_to(root):
-            raise OutputError(f"{parent}: a link leads out of {folder}; results would land elsewhere, remove the link")
+    for path in {os.path.dirname(job.output) for job in jobs}:
+        check_place(path, folder)
+    for path in (job.output for job in jobs if os.path.islink(job.output)):
+        check_place(path, folder)
     existing = next(path for path in (Path(root), *Path(root).parents) if os.path.lexists(path))
     if not existing.is_dir():
         raise OutputError(f"{existing}: is not a folder; name another output folder")
@@ -191,6 +197,16 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
     free = shutil.disk_usage(existing).free
     if free < MIN_FREE_BYTES:
         raise OutputError(f"{existing}: only {free >> 20} MiB are free on its disk; make room first")
+
+
+def check_place(path: str, folder: Path) -> None:
+    """Refuse a result or its folder that links lead out of the output folder.
+
+    Raises:
+        OutputError: naming it.
+    """
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise OutputError(f"{path}: a link leads out of {folder}; results would land elsewhere, remove the link")
 
 
 def estimate_bytes(jobs: Sequence[Job]) -> int:

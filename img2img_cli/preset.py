@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Parameters, fewest_steps
-from img2img_cli.yamlio import YamlError, parse_yaml
+from img2img_cli.yamlio import MAX_CHARACTERS, YamlError, parse_yaml
 
 DEFAULT, COMMAND_LINE = "default", "command line"
 FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
@@ -101,7 +101,8 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     if path in seen:
         raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
     try:
-        values, lines = parse_yaml(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            values, lines = parse_yaml(file.read(MAX_CHARACTERS + 1))
     except YamlError as error:
         raise PresetError(f"{Source(file=str(path), line=error.line)}: {error}") from None
     except UnicodeDecodeError:

@@ -31,7 +31,8 @@ def load_processor(reference: str, revision: str | None) -> PictureProcessor:
     """The processor of a Qwen-Image-Edit by hub id or folder."""
     place = {"subfolder": "processor", "revision": revision}
     return PictureProcessor(
-        Qwen2VLImageProcessorPil.from_pretrained(reference, **place), AutoTokenizer.from_pretrained(reference, **place)
+        Qwen2VLImageProcessorPil.from_pretrained(reference, **place),
+        AutoTokenizer.from_pretrained(reference, trust_remote_code=False, **place),
     )
 
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
-from pydantic import ValidationError
 
 from img2img_cli import __version__
 from img2img_cli.errors import InputError, PresetError
 from img2img_cli.images import DAMAGE, read_bytes
-from img2img_cli.job import STDIO, Job
+from img2img_cli.job import MAX_SEED, STDIO, Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.writer import IMAGE_HISTORY
+
+BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input
 
 
 def make_record(job: Job, **provenance: str) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
         "seed": job.seed,
         "parameters": parameters,
     }
-    for key in ("mask", "style", "control_image"):
+    for key in BESIDE:
         if name := getattr(job, key):
             record[key] = _writable(Path(name).name)
     return record | provenance
@@ -80,16 +81,35 @@ def read_record(name: str) -> dict[str, Any]:
         raise InputError(f"{name}: not a picture that can be read; check the file") from None
     if own:
         try:
-            record = json.loads(own)
-            Parameters.model_validate(record["parameters"])
-            if not {"input", "preset", "seed"} <= record.keys():
-                raise KeyError("input, preset or seed")
-        except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
+            return _check_record(json.loads(own))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise InputError(f"{name}: its img2img record is damaged, so the command cannot be told") from None
-        return dict(record)
     if text:
         return {"text": text}
     raise InputError(f"{name}: carries no parameters; it was not made by this tool, or made with --no-metadata")
+
+
+def _check_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A record as this tool writes it, whoever wrote this one.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    checked = record | {"parameters": Parameters.model_validate(record["parameters"]).to_record()}
+    if type(record["seed"]) is not int or not 0 <= record["seed"] <= MAX_SEED or not isinstance(record["preset"], str):
+        raise ValueError("seed or preset")
+    for key in ("input", *BESIDE):
+        if key == "input" or record.get(key) is not None:
+            checked[key] = _bare_name(record[key])
+    return checked
+
+
+def _bare_name(text: str) -> str:
+    """A file's name that leads to no other folder, and that no command takes for an option."""
+    name = text if text == STDIO else Path(text).name
+    if not name or name == "..":
+        raise ValueError("no file's name")
+    return f"./{name}" if name.startswith("-") and name != STDIO else name
 
 
 def _read_texts(image: Image.Image) -> tuple[str | None, str | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -9,6 +10,8 @@ import yaml
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 MAX_CHARACTERS = 200_000
+MAX_NUMBER = 1_000  # characters of a value that could still be one
+_STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the rest
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -82,9 +85,22 @@ def construct_scalar(node: yaml.Node, line: int) -> Any:
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of one `--set key=value`: a number, true/false, null or text."""
+    """The value of one `--set key=value`: a number, true/false or null; all else is text as it stands."""
+    if len(text) > MAX_NUMBER:
+        return text
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+        return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
+    except (yaml.YAMLError, YamlError, RecursionError):
         return text
-    return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) else text
+
+
+def dump_yaml(*documents: Any, sort_keys: bool = False) -> str:
+    """YAML for people to read, with nothing in it that steers a terminal."""
+
+    def dump(allow_unicode: bool) -> str:
+        options: dict[str, Any] = {"allow_unicode": allow_unicode, "sort_keys": sort_keys, "width": 10**6}
+        return str(yaml.safe_dump_all(documents, **options))
+
+    text = dump(True)
+    return text if _STEERING.search(text) is None else dump(False)

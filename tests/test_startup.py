@@ -12,7 +12,7 @@ LIGHT = [
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "tiling", "writer", "yamlio",
     "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
-    "cli.engine", "cli.serve_run",
+    "cli.engine", "cli.serve_run", "weights",
 ]  # fmt: skip
 PROBE = """
 import sys

@@ -105,11 +105,11 @@ def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
 
 def print_plan(jobs: Sequence[Job]) -> None:
     """The plan as YAML: what each preset's parameters are once, then a line a job."""
-    import yaml
+    from img2img_cli.yamlio import dump_yaml
 
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
     rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
-    yaml.safe_dump({"presets": parameters, "jobs": rows}, sys.stdout, sort_keys=False, allow_unicode=True)
+    print(dump_yaml({"presets": parameters, "jobs": rows}), end="")
     print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
 
 

@@ -18,6 +18,7 @@ def doctor(
     from json import dumps
 
     from img2img_cli.diagnosis import diagnose, diagnose_preset
+    from img2img_cli.job import printable
 
     found = diagnose_preset(preset) if preset else diagnose()
     if json:
@@ -25,4 +26,4 @@ def doctor(
         return
     width = max(map(len, found))
     for key, value in found.items():
-        typer.echo(f"{key:{width}}  {value}")
+        typer.echo(f"{key:{width}}  {printable(value)}")

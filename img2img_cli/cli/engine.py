@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from img2img_cli.job import printable
 from img2img_cli.meeting import connect, make_meeting_folder, socket_path
 from img2img_cli.remote import RemotePipeline, ServerGoneError, ask_server
 from img2img_cli.wire import Spec, parse_duration
@@ -68,7 +69,7 @@ class Engine:
             pass
         error = start_server(keep)
         if error and not self.quiet:
-            print(f"img2img: --keep-warm: {error}; going on without a server", file=sys.stderr)
+            print(f"img2img: --keep-warm: {printable(error)}; going on without a server", file=sys.stderr)
 
 
 def start_server(keep: str) -> str | None:

@@ -24,7 +24,7 @@ def info(
         return
     command = replay_command(record)
     if json:
-        typer.echo(dumps({**record, "command": command}, ensure_ascii=False))
+        typer.echo(dumps({**record, "command": command}))
         return
     for key in ("version", "input", "mask", "style", "control_image", "preset", "seed"):
         if key in record:

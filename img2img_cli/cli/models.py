@@ -15,10 +15,11 @@ GIB = 2**30
 def pull(name: NameArgument) -> None:
     """Download all that a preset needs, so that it runs offline from then on."""
     from img2img_cli.hub import list_needs
+    from img2img_cli.job import printable
 
     needs = list_needs(name)
     if not needs:
-        typer.echo(f"{name}: needs nothing of the hub", err=True)
+        typer.echo(f"{printable(name)}: needs nothing of the hub", err=True)
         return
     from img2img_cli.hub import pull as pull_repository
 
@@ -33,13 +34,14 @@ def list_(json: Annotated[bool, typer.Option("--json", help="One JSON line a mod
     from json import dumps
 
     from img2img_cli.hub import list_cached
+    from img2img_cli.job import printable
 
     found = list_cached()
     width = max((len(model.reference) for model in found), default=0)
     for model in found:
         row = {"reference": model.reference, "bytes": model.size, "presets": list(model.presets)}
         text = f"{model.size / GIB:8.2f} GiB  {model.reference:{width}}  {', '.join(model.presets)}".rstrip()
-        typer.echo(dumps(row) if json else text)
+        typer.echo(dumps(row) if json else printable(text))
 
 
 @models.command()
@@ -70,12 +72,13 @@ def verify(
     """Compare cached files with the hub's checksums; exit 5 when one is damaged."""
     from img2img_cli.errors import ModelError
     from img2img_cli.hub import find_damage, list_cached, list_needs
+    from img2img_cli.job import printable
 
     references = [r.reference for r in list_needs(name)] if name else [model.reference for model in list_cached()]
     damaged = []
     for reference in references:
         names = find_damage(reference)
-        typer.echo(f"{reference}: {'damaged: ' + ', '.join(names) if names else 'sound'}", err=True)
+        typer.echo(f"{reference}: {'damaged: ' + printable(', '.join(names)) if names else 'sound'}", err=True)
         damaged += [reference] if names else []
     if damaged:
         again = "; ".join(f"`img2img models rm {r}` and `img2img models pull {r}`" for r in damaged)

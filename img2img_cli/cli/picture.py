@@ -189,9 +189,9 @@ def tell_offload(pipeline: Pipeline) -> None:
 
 def print_jobs(jobs: Sequence[Job]) -> None:
     """The resolved jobs as YAML documents on stdout."""
-    import yaml
+    from img2img_cli.yamlio import dump_yaml
 
-    yaml.safe_dump_all([job.model_dump() for job in jobs], sys.stdout, sort_keys=False, allow_unicode=True)
+    print(dump_yaml(*(job.model_dump() for job in jobs)), end="")
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def report(result: Result, shared: SharedOptions) -> None:
             "seconds": round(result.seconds, 3),
             "parameters": job.parameters.to_record(),
         }
-        print(json.dumps(row, ensure_ascii=False))
+        print(json.dumps(row))
     elif not shared.quiet:
         name = "stdout" if job.output == STDIO else job.output
         width, height = result.size

@@ -63,24 +63,24 @@ def _is_here(parameters: Parameters) -> bool:
 @presets.command()
 def show(preset: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
     """Every parameter of a preset, as YAML, with a comment that says where its value came from."""
-    import yaml
-
+    from img2img_cli.job import printable
     from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.yamlio import dump_yaml
 
     resolved = resolve(load_preset(preset), {})
     for key, value in resolved.parameters.model_dump().items():
-        line = yaml.safe_dump({key: value}, allow_unicode=True, width=10**6).rstrip()
-        typer.echo(f"{line}  # {resolved.origin[key]}")
+        typer.echo(f"{dump_yaml({key: value}, sort_keys=True).rstrip()}  # {printable(resolved.origin[key])}")
 
 
 @presets.command()
 def validate(file: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped preset.")]) -> None:
     """Check a preset; exit 2 with the file and line when it cannot be used."""
+    from img2img_cli.job import printable
     from img2img_cli.preset import load_preset, resolve
 
     resolved = resolve(load_preset(file), {})
     resolved.parameters.check_references()
-    typer.echo(f"{file}: a valid preset for {resolved.parameters.task}", err=True)
+    typer.echo(f"{printable(file)}: a valid preset for {resolved.parameters.task}", err=True)
 
 
 @presets.command()

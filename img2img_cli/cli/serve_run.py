@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from img2img_cli.cli.picture import check_offload
 from img2img_cli.errors import NothingMatchedError, UsageError
+from img2img_cli.job import printable
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.remote import ServerGoneError, ask_server
 from img2img_cli.wire import parse_duration
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-LEAST_TOKEN = 16  # characters, where others can reach the port
+LEAST_TOKEN = 16  # characters: other users of the machine reach the port too
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
 
@@ -39,6 +39,7 @@ def run_server(
     host: str | None,
     port: int,
     token: str | None,
+    request_timeout: str,
     device: str,
     offload: str,
     quiet: bool,
@@ -49,15 +50,15 @@ def run_server(
         UsageError: anything that cannot be, before a model is loaded.
     """
     check_packages()
-    keep_s, offload_ = parse_duration(keep), check_offload(offload)
+    keep_s, request_s, offload_ = parse_duration(keep), parse_duration(request_timeout), check_offload(offload)
     for name in presets:
         resolve(load_preset(name), {}).parameters.check_references()
-    if host is not None and token is not None and len(token) < LEAST_TOKEN and host not in LOOPBACK:
+    if host is not None and token is not None and len(token) < LEAST_TOKEN:
         raise UsageError(f"--token: under {LEAST_TOKEN} characters; others can reach {host}, so choose a longer one")
 
     def tell(line: str) -> None:
         if not quiet:
-            print(f"img2img: {line}", file=sys.stderr, flush=True)
+            print(f"img2img: {printable(line)}", file=sys.stderr, flush=True)
 
     if host is not None and token is None:
         token = secrets.token_urlsafe(24)
@@ -72,6 +73,7 @@ def run_server(
         host=host,
         port=port,
         token=token,
+        request_s=request_s,
         device=device,
         offload=offload_,
         ends_idle=ends_idle,

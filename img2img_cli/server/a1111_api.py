@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
+import threading
 import time
 from typing import Any
 
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from img2img_cli.errors import UsageError
 from img2img_cli.images import load_image
 from img2img_cli.modelref import BUNDLED
-from img2img_cli.parameters import fewest_steps
+from img2img_cli.parameters import MAX_PIXELS, fewest_steps
 from img2img_cli.preset import suggest
 from img2img_cli.server.state import State
 from img2img_cli.server.web import (
@@ -99,23 +101,25 @@ def make_router(state: State) -> APIRouter:
     @router.post("/img2img")
     async def img2img(body: Img2ImgRequest, request: Request) -> dict[str, Any]:
         checkpoint = str(body.override_settings.get("sd_model_checkpoint") or options["sd_model_checkpoint"])
-        orders = read_orders(state, body, checkpoint)
-        results = await run_unless_left(
-            request,
-            lambda cancelled: [r for o in orders for r in make_pictures(state, o, f"web {id(request)}", cancelled)],
-        )
-        parameters = body.model_dump(exclude={"init_images", "mask"}) | {"init_images": None, "mask": None}
-        info = _describe(body, results, orders[0])
-        return {"images": encode_base64(results) if body.send_images else [], "parameters": parameters, "info": info}
+
+        def work(cancelled: threading.Event) -> dict[str, Any]:
+            orders = read_orders(state, body, checkpoint)
+            results = [r for o in orders for r in make_pictures(state, o, f"web {id(request)}", cancelled)]
+            parameters = body.model_dump(exclude={"init_images", "mask"}) | {"init_images": None, "mask": None}
+            images = encode_base64(results) if body.send_images else []
+            return {"images": images, "parameters": parameters, "info": _describe(body, results, orders[0])}
+
+        return await run_unless_left(state, request, work)
 
     @router.post("/extra-single-image")
     async def enlarge(body: ExtraRequest, request: Request) -> dict[str, Any]:
-        order = read_enlargement(state, body)
-        results = await run_unless_left(
-            request, lambda cancelled: make_pictures(state, order, f"web {id(request)}", cancelled)
-        )
-        width, height = results[0].size
-        return {"html_info": f"<p>{width} x {height}, {order.resolved.name}</p>", "image": encode_base64(results)[0]}
+        def work(cancelled: threading.Event) -> dict[str, Any]:
+            order = read_enlargement(state, body)
+            results = make_pictures(state, order, f"web {id(request)}", cancelled)
+            told = f"<p>{results[0].size[0]} x {results[0].size[1]}, {html.escape(order.resolved.name)}</p>"
+            return {"html_info": told, "image": encode_base64(results)[0]}
+
+        return await run_unless_left(state, request, work)
 
     @router.get("/options")
     def get_options() -> dict[str, Any]:
@@ -124,14 +128,13 @@ def make_router(state: State) -> APIRouter:
     @router.post("/options")
     def set_options(wanted: dict[str, Any]) -> None:
         if "sd_model_checkpoint" in wanted:
-            resolve_offer(state, str(wanted["sd_model_checkpoint"]), {})
-        options.update({key: value for key, value in wanted.items() if key in options})
+            options["sd_model_checkpoint"] = resolve_offer(state, str(wanted["sd_model_checkpoint"]), {}).name
 
     @router.get("/sd-models")
     def list_models() -> list[dict[str, Any]]:
         return [
-            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": place, "config": None}
-            for name, place in state.list_offered().items()
+            {"title": name, "model_name": name, "hash": None, "sha256": None, "filename": name, "config": None}
+            for name in state.list_offered()
         ]
 
     @router.get("/samplers")
@@ -173,6 +176,8 @@ def read_orders(state: State, body: Img2ImgRequest, checkpoint: str) -> list[Ord
     Raises:
         UsageError: naming the key.
     """
+    if (body.width or 0) * (body.height or 0) > MAX_PIXELS:
+        raise UsageError(f"width, height: more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller")
     if len(body.init_images) * body.batch_size * body.n_iter > MOST:
         raise UsageError(f"batch_size, n_iter: more than {MOST} results in one request; send several")
     overrides: dict[str, Any] = {"negative_prompt": body.negative_prompt}

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 import torch
@@ -283,7 +283,11 @@ class QueuedPipeline(Elsewhere):
         request = Request(
             owner=self._owner, spec=self._spec, pieces=pieces, progress=progress, cancelled=self._cancelled
         )
-        made = self._dispatcher.submit(request).result()
+        future = self._dispatcher.submit(request)
+        while not wait([future], timeout=0.25).done:
+            if self._cancelled.is_set():  # it gives its place in the queue to others
+                self._dispatcher.cancel(request)
+        made = future.result()
         self.notes += request.notes
         return made
 

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from img2img_cli.meeting import listen
+from img2img_cli.meeting import is_own, listen
 from img2img_cli.visitor import FORWARDED, HEADER
 
 PRELOADED = ("cli.app", "cli.picture", "cli.engine", "remote", "runner", "record", "report")
@@ -58,6 +58,8 @@ class Door:
         visitor, _ = self._listener.accept()
         try:
             visitor.settimeout(ANSWER_TIMEOUT_S)
+            if not is_own(visitor):
+                raise ValueError("another user")
             order, files = _receive(visitor)
         except (OSError, ValueError):
             visitor.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import time
 from typing import Any, Literal, cast
 
@@ -36,6 +37,8 @@ def make_router(state: State) -> APIRouter:
 
     @router.post("/images/edits")
     async def edit(request: Request) -> JSONResponse:
+        if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+            raise UsageError("image: is missing; send the request as multipart/form-data with the picture's file")
         async with request.form(max_files=17, max_fields=100) as form:
             uploads = [v for key in ("image", "image[]") for v in form.getlist(key) if isinstance(v, UploadFile)]
             if len(uploads) != 1:
@@ -44,12 +47,14 @@ def make_router(state: State) -> APIRouter:
             fields = {key: value for key, value in form.items() if isinstance(value, str)}
             image = await uploads[0].read()
             mask_data = await mask.read() if isinstance(mask, UploadFile) else None
-        order = _read_order(state, image, mask_data, fields)
-        results = await run_unless_left(
-            request, lambda cancelled: make_pictures(state, order, f"web {id(request)}", cancelled)
-        )
-        data = [{"b64_json": text} for text in encode_base64(results)]
-        return JSONResponse({"created": int(time.time()), "data": data, "output_format": order.format})
+
+        def work(cancelled: threading.Event) -> dict[str, Any]:
+            order = _read_order(state, image, mask_data, fields)
+            results = make_pictures(state, order, f"web {id(request)}", cancelled)
+            data = [{"b64_json": text} for text in encode_base64(results)]
+            return {"created": int(time.time()), "data": data, "output_format": order.format}
+
+        return JSONResponse(await run_unless_left(state, request, work))
 
     return router
 
@@ -80,8 +85,8 @@ def _read_number(fields: dict[str, str], key: str, least: int, most: int) -> int
     text = fields.get(key)
     if text is None:
         return None
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise UsageError(f"{key}: must be from {least} to {most}, not '{text}'")
+    if not text.isdecimal() or len(text) > 9 or not least <= int(text) <= most:
+        raise UsageError(f"{key}: must be from {least} to {most}, not '{text[:40]}'")
     return int(text)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import logging
 import socket
 import subprocess
 import sys
@@ -17,14 +19,17 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from filelock import FileLock, Timeout
+from starlette.exceptions import HTTPException
 
 from img2img_cli.errors import Img2ImgError, LockedError, UsageError
+from img2img_cli.job import printable
 from img2img_cli.meeting import listen, make_meeting_folder, socket_path
 from img2img_cli.parameters import Offload
 from img2img_cli.preset import load_preset, resolve
 from img2img_cli.server import a1111_api, native_api, openai_api
+from img2img_cli.server.connection import Connection
 from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError
-from img2img_cli.server.guard import LOOPBACK, Guard
+from img2img_cli.server.guard import LOOPBACK, Guard, describe_refusal
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.state import State
 from img2img_cli.wire import HTTP_STATUS, Spec, describe_error
@@ -39,6 +44,7 @@ class ServeOptions:
     Attributes:
         presets: loaded at once, and on offer to web clients.
         host: for TCP; None for the user's own socket alone.
+        request_s: how long a web client's request may take.
         ends_idle: end when nobody asked for anything as long as models are kept.
     """
 
@@ -47,9 +53,25 @@ class ServeOptions:
     host: str | None = None
     port: int = 7860
     token: str | None = None
+    request_s: float = 1800.0
     device: str = "auto"
     offload: Offload = "auto"
     ends_idle: bool = False
+
+
+class _PlainText(logging.Formatter):
+    """Log lines that cannot steer a terminal, whatever a request, a file or a library has put into them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As Python's own, line by line."""
+        return "\n".join(map(printable, super().format(record).splitlines()))
+
+
+def keep_log_plain() -> None:
+    """Have everything that is logged in this process go to stderr as plain text."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_PlainText())
+    logging.basicConfig(handlers=[handler], force=True)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -71,6 +93,7 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
         UsageError: the address cannot be had.
         Img2ImgError: a preset cannot be loaded.
     """
+    keep_log_plain()
     make_meeting_folder()
     lock = FileLock(socket_path("lock"))
     try:
@@ -93,9 +116,19 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
             host, port = listener.getsockname()[:2]
             tell(f"serving on http://{f'[{host}]' if ':' in host else host}:{port} with the token")
         apps = [(Guard(make_app(state, native=True)), own)]
-        web = make_app(state, native=False)
-        apps += [(Guard(web, token=options.token, hosts=_list_hosts(options.host)), tcp) for tcp in listeners]
+        apps += [(_guard_web(state, options, tcp), tcp) for tcp in listeners]
         asyncio.run(_run(state, apps))
+
+
+def _guard_web(state: State, options: ServeOptions, listener: socket.socket) -> Guard:
+    assert options.token is not None
+    return Guard(
+        make_app(state, native=False),
+        token=options.token,
+        hosts=_list_hosts(options.host),
+        any_address=ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_unspecified,
+        limit_s=options.request_s,
+    )
 
 
 def _make_state(options: ServeOptions) -> State:
@@ -114,7 +147,13 @@ async def _run(state: State, apps: Sequence[tuple[Guard, socket.socket]]) -> Non
     servers = []
     for app, _ in apps:
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=BACKLOG_S, ws="none"
+            app,
+            http="auto" if app.is_open else Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=BACKLOG_S,
         )
         servers.append(_Uvicorn(config))
 
@@ -143,32 +182,39 @@ def make_app(state: State, *, native: bool) -> FastAPI:
     app.include_router(a1111_api.make_router(state))
 
     def refuse(request: Request, error: Exception) -> JSONResponse:
-        return explain(error)
+        return explain(error, tells_bugs=native)
 
-    for kind in (Img2ImgError, FullError, CancelledError, RequestValidationError):
+    for kind in (Img2ImgError, FullError, CancelledError, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
     return app
 
 
-def explain(error: Exception) -> JSONResponse:
-    """An error as JSON with its HTTP status, in the forms that the several clients read."""
+def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
+    """An error as JSON with its HTTP status, in the forms that the several clients read.
+
+    Args:
+        tells_bugs: whether a bug's own text, which may name files here, is for whoever asked.
+    """
     told = describe_error(error)
     status = 500
+    headers: Mapping[str, str] | None = None
     if isinstance(error, FullError):
         status, told = 503, {"message": "the server has too much to do; try again later"}
+        headers = {"Retry-After": "5"}
     elif isinstance(error, CancelledError):
         status, told = 499, {"message": "nobody waits for the result any more"}
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "body"
         status, told = 422, {"kind": "UsageError", "message": f"{where}: {first['msg']}"}
+    elif isinstance(error, HTTPException):
+        status, told, headers = error.status_code, {"message": str(error.detail)}, error.headers
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    # `error` is for OpenAI's clients, `detail` for the web UI's.
-    return JSONResponse(
-        {**told, "detail": told["message"], "error": {"message": told["message"], "type": kind}}, status_code=status
-    )
+    elif not tells_bugs:
+        told = {"message": "a bug in the server; its log tells more"}
+    message = printable(" ".join(told["message"].split()))
+    return JSONResponse({**told, **describe_refusal(message, status)}, status, headers)
 
 
 @contextlib.contextmanager

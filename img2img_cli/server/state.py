@@ -17,6 +17,7 @@ from img2img_cli.preset import list_presets, load_preset, resolve
 from img2img_cli.server.dispatcher import Dispatcher
 
 TICK_S = 0.25
+MOST_WORKS = 64  # that web clients may wait for at once
 
 
 @functools.cache
@@ -31,6 +32,7 @@ class State:
 
     Attributes:
         presets: those that were named, by the name they are asked for; the first is what is used unasked.
+        works: how many requests of web clients are being worked on or wait for their turn.
         ends_idle: whether it ends when nobody asked for anything as long as pipelines are kept.
     """
 
@@ -39,6 +41,7 @@ class State:
     device: str = "auto"
     offload: Offload = "auto"
     ends_idle: bool = False
+    works: int = 0
     stop: threading.Event = field(default_factory=threading.Event)
     began: float = field(default_factory=time.monotonic)
 

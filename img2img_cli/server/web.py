@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from anyio import CapacityLimiter
+from anyio.to_thread import run_sync
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
 from img2img_cli.preset import COMMAND_LINE, Resolved, load_preset, resolve, suggest
 from img2img_cli.runner import run_jobs
-from img2img_cli.server.dispatcher import QueuedPipeline
-from img2img_cli.server.state import State
+from img2img_cli.server.dispatcher import FullError, QueuedPipeline
+from img2img_cli.server.state import MOST_WORKS, State
 from img2img_cli.wire import Spec
 
 EXTENSION = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -114,10 +115,25 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
         ]
 
 
-async def run_unless_left(request: Request, work: Callable[[threading.Event], Made]) -> Made:
-    """Run work in a thread; when the client leaves, the event that it is given is set."""
+async def run_unless_left(state: State, request: Request, work: Callable[[threading.Event], Made]) -> Made:
+    """Run work in a thread; when the client leaves or its time is over, the event that it is given is set.
+
+    Raises:
+        FullError: too many wait already.
+    """
+    if state.works >= MOST_WORKS:
+        raise FullError
     cancelled = threading.Event()
-    task = asyncio.ensure_future(run_in_threadpool(work, cancelled))
+    # Threads of its own: what waits for a model must not keep others from asking how far it is.
+    task = asyncio.ensure_future(run_sync(work, cancelled, limiter=CapacityLimiter(1)))
+    state.works += 1
+
+    def note_end(ended: asyncio.Task[Made]) -> None:
+        state.works -= 1
+        if not ended.cancelled():
+            ended.exception()  # nobody else may be left to take it
+
+    task.add_done_callback(note_end)
     try:
         while not (await asyncio.wait([task], timeout=0.25))[0]:
             if await request.is_disconnected():

@@ -1,0 +1,101 @@
+"""What weights on the disk say of themselves, checked before any library believes it."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from img2img_cli.errors import ModelError
+
+MAX_HEADER_BYTES = 16 << 20  # the largest models' are a few hundred kilobytes
+MAX_EMPTY_SIDE = 1 << 16
+_LENGTH = struct.Struct("<Q")
+
+
+def check_weights(path: Path) -> None:
+    """Refuse a .safetensors file whose header is not one, or asks for more than the file holds.
+
+    The rest, such as overlapping tensors, the library itself refuses.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    for name, told in _read_header(path).items():
+        shape = told.get("shape") if isinstance(told, dict) else None
+        if name == "__metadata__":
+            continue
+        if not isinstance(shape, list) or not all(isinstance(side, int) and side >= 0 for side in shape):
+            raise _damaged(path, f"tensor '{name[:80]}' has no shape")
+        # Nothing in the file, and yet a layer of that size would be made for it.
+        if 0 in shape and max(shape) > MAX_EMPTY_SIDE:
+            raise _damaged(path, f"tensor '{name[:80]}' is empty and claims {max(shape)} rows")
+
+
+def check_sequences(path: Path, names: Iterable[str]) -> None:
+    """Refuse weights that number their layers far beyond what they hold: nets are built as long as that.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    known = list(names)
+    most = 8 * len(known) + 64
+    for name in known:
+        for part in name.split("."):
+            if part.isdecimal() and (len(part) > 9 or int(part) > most):
+                raise _damaged(path, f"'{name[:80]}' counts further than its {len(known)} tensors")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a diffusers folder of which a part would come from elsewhere, or from a pickle.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    for path in sorted(folder.rglob("*.json")):
+        if path.name == "adapter_config.json":
+            raise ModelError(f"{path}: an adapter inside a model is refused; remove it, and give it with --lora")
+        if fnmatch.fnmatch(path.name, "*.safetensors.index*.json"):
+            _check_index(path)
+    for path in sorted(folder.rglob("*.safetensors")):
+        check_weights(path)
+
+
+def _check_index(path: Path) -> None:
+    """The files that large weights are split into must be of the same kind, and lie beside their index."""
+    try:
+        shards = set(json.loads(path.read_bytes())["weight_map"].values())
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise _damaged(path, "no index of weights") from None
+    for shard in shards:
+        if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(
+                f"{path}: names {str(shard)[:80]!r}; only .safetensors files beside it are loaded, "
+                "so get the model from its source again"
+            )
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LENGTH.size)
+            if len(start) < _LENGTH.size:
+                raise _damaged(path, "too short")
+            (length,) = _LENGTH.unpack(start)
+            if length > MAX_HEADER_BYTES or length + _LENGTH.size > path.stat().st_size:
+                raise _damaged(path, f"its header would have {length} bytes")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError):
+        raise _damaged(path, "its header is no JSON") from None
+    if not isinstance(header, dict):
+        raise _damaged(path, "its header is no JSON object")
+    return header
+
+
+def _damaged(path: Path, why: str) -> ModelError:
+    return ModelError(f"{path}: a weights file is damaged, or no safetensors file at all ({why}); get the model again")
