@@ -287,7 +287,7 @@ def main() -> None:
     """Try it all, or the parts named; exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=[], help="points, kills, crowd; all if none is named")
-    parser.add_argument("--scenes", nargs="*", default=[], help="of points: new, --force, batch and so on; all if none")
+    parser.add_argument("--scenes", nargs="*", default=[], help="of points: new, force, batch and so on; all if none")
     parser.add_argument("--every", type=int, default=1, help="of points: only each n-th call")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=20, help="kills of whole processes")

@@ -449,10 +449,10 @@ def make_single_scenes(driver: Driver, work: Path) -> list[Scene]:
     common = ("--seed", "1", "--quiet", *QUICK)
     commands = {
         "new": ("colorize", "in.png", "new.png", *common),
-        "--force": ("colorize", "in.png", "old.png", "--force", *common),
-        "--in-place": ("colorize", "in.png", "--in-place", *common),
-        "--mask": ("edit", "in.png", "m.png", "--mask", "mask.png", "--prompt", "fog", *common),
-        "--variations": ("edit", "in.png", "v.jpg", "--variations", "2", "--prompt", "fog", *common),
+        "force": ("colorize", "in.png", "old.png", "--force", *common),
+        "in-place": ("colorize", "in.png", "--in-place", *common),
+        "mask": ("edit", "in.png", "m.png", "--mask", "mask.png", "--prompt", "fog", *common),
+        "variations": ("edit", "in.png", "v.jpg", "--variations", "2", "--prompt", "fog", *common),
         "stdout": ("colorize", "in.png", "-", *common),
     }
     return [make_scene(driver, name, command, start, work) for name, command in commands.items()]

@@ -85,7 +85,7 @@ MUTATIONS = (
     Mutation(
         name="a full disk behind stdout is a bug",
         changes=change("cli/app.py", "        if error.errno not in DISK_ERRORS:\n", "        if True:\n"),
-        tests=("tests/test_faults.py", "-k", "behind_a_stream and presets"),
+        tests=("tests/test_faults.py", "-k", "behind_a_stream and stdout"),
     ),
     Mutation(
         name="single results may collide",

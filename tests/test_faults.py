@@ -74,7 +74,7 @@ def try_all(driver: Driver, scene: Scene, root: Path, faults: list[Fault], code:
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", ["new", "--force", "--in-place", "--variations", "stdout"])
+@pytest.mark.parametrize("name", ["new", "force", "in-place", "variations", "stdout"])
 def test_no_single_call_that_fails_does_harm(driver: Driver, singles, tmp_path: Path, name: str) -> None:
     counts = count_kinds(driver, singles[name], tmp_path / "root", SINGLE_KINDS)
     assert counts["write"] >= 1
@@ -97,7 +97,7 @@ def test_a_batch_survives_a_sample_of_faults(driver: Driver, batch: Scene, tmp_p
 @needs_compiler
 @pytest.mark.parametrize("stage", STAGES)
 def test_running_out_of_memory_is_told_as_such(driver: Driver, singles, tmp_path: Path, stage: str) -> None:
-    scene = singles["--mask"]
+    scene = singles["mask"]
     count = count_calls(driver, scene, tmp_path / "root", ("memory",), stage)
     assert count > 0
     places = sorted({1, 2, count // 2 or 1, count})
