@@ -24,7 +24,7 @@ from img2img_cli.job import Job
 from img2img_cli.plan import check_place
 from img2img_cli.runner import encode_result, finish_picture, start_work
 from img2img_cli.work import Piece, Pipeline
-from img2img_cli.writer import BATCH_TAG, write_output
+from img2img_cli.writer import make_folder, write_output
 
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
@@ -139,8 +139,8 @@ class Line:
         data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
         journal.begin(job, entry.provenance, data)
-        os.makedirs(os.path.dirname(job.output) or ".", exist_ok=True)
-        write_output(data, job.output, replace=entry.replace, tag=BATCH_TAG)
+        make_folder(os.path.dirname(job.output) or ".")
+        write_output(data, job.output, replace=entry.replace, tag=journal.tag)
         journal.finish(job, entry.provenance, entry.elapsed_s())
         return Written(size=result.size, format=format_)
 

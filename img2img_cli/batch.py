@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from img2img_cli.errors import ExitCode, Img2ImgError, ModelError
+from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.images import Picture
 from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
@@ -89,24 +90,32 @@ class Batch:
 
     def sort_out(self, jobs: Sequence[Job]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
-        entries = []
-        for job in jobs:
-            if self.limits.retry_failed and self.journal.status(job) != "failed":
-                self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
-                continue
-            try:
-                check_input(job.input)
-                provenance = self.journal.trace(job)
-                current = self.journal.is_current(job, provenance) and not job.force
-            except Img2ImgError as error:
-                self.fail(job, error, 0.0)
-                continue
-            if current:
-                self.end(job, "up-to-date")
-            else:
-                replace = job.force or os.path.lexists(job.output)
-                entries.append(Entry(job=job, provenance=provenance, replace=replace))
+        entries: list[Entry] = []
+        left = deque(jobs)
+        try:
+            while left:
+                entries += self._sort_out_one(left.popleft())
+        except BaseException:
+            for job in (*(entry.job for entry in entries), *left):
+                self.end(job, "skipped")
+            raise
         return entries
+
+    def _sort_out_one(self, job: Job) -> list[Entry]:
+        if self.limits.retry_failed and self.journal.status(job) != "failed":
+            self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
+            return []
+        try:
+            check_input(job.input)
+            provenance = self.journal.trace(job)
+            current = self.journal.is_current(job, provenance) and not job.force
+        except (Img2ImgError, MemoryError) as error:
+            self.fail(job, error, 0.0)
+            return []
+        if current:
+            self.end(job, "up-to-date")
+            return []
+        return [Entry(job=job, provenance=provenance, replace=job.force or os.path.lexists(job.output))]
 
     def run(self, entries: Sequence[Entry]) -> None:
         """Make what is left to do. What is not tried because of a limit or a signal is skipped, and counted.
@@ -165,9 +174,13 @@ class Batch:
 
     def fail(self, job: Job, error: Exception, seconds: float) -> None:
         """Note a failure with its reason, and count it."""
+        if isinstance(error, MemoryError):
+            error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")
         if isinstance(error, Img2ImgError):
             code, reason = int(error.exit_code), str(error)
         else:
             code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
-        self.journal.fail(job, code, reason, seconds)
-        self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))
+        try:
+            self.journal.fail(job, code, reason, seconds)
+        finally:
+            self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from img2img_cli.errors import OutOfMemoryError, UsageError
+from img2img_cli.errors import OutOfMemoryError, UsageError, is_shortage
 from img2img_cli.parameters import Offload
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -132,8 +132,7 @@ def explain_memory_errors(device: torch.device) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        if isinstance(error, RuntimeError) and "out of memory" not in text and "can't allocate memory" not in text:
+        if not is_shortage(error):
             raise
         raise OutOfMemoryError(
             f"{device}: out of memory; use a smaller --set image_size or tile_size, fewer variations, or --device cpu"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS})
+_SHORTAGES = ("out of memory", "can't allocate memory", "cannot allocate memory", "bad_alloc", "not enough memory")
 
 
 class ExitCode(IntEnum):
@@ -78,3 +82,8 @@ class TimeLimitError(Img2ImgError):
     """The time given with --timeout or --item-timeout is over."""
 
     exit_code = ExitCode.TIMEOUT
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether memory ran out; libraries have many ways to say so."""
+    return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError
+from img2img_cli.errors import InputError, is_shortage
 from img2img_cli.job import STDIO, Job
 from img2img_cli.parameters import MAX_PIXELS
 
@@ -151,6 +151,8 @@ def load_image(name: str, data: bytes | None = None) -> Picture:
         except (Image.DecompressionBombWarning, Image.DecompressionBombError):
             raise InputError(_too_large(label(name))) from None
         except (*DAMAGE, ImageCms.PyCMSError) as error:
+            if is_shortage(error):
+                raise MemoryError from None
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
 

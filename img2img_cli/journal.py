@@ -81,10 +81,10 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._guard = threading.Lock()
-        self._connection = _open(folder / STATE)
-        rows = self._connection.execute("SELECT * FROM result")
-        names = [column[0] for column in rows.description]
-        self._rows: dict[str, dict[str, Any]] = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+        # Results may lie in folders that another run holds, so each knows its own temporary files.
+        self.tag = f"{BATCH_TAG}{os.stat(folder).st_ino:x}-"
+        self._connection, rows = _open(folder / STATE)
+        self._rows: dict[str, dict[str, Any]] = {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in rows}
 
     def close(self) -> None:
         """Leave the file to the next run."""
@@ -125,7 +125,9 @@ class Journal:
             same = (row["output_size"], row["output_mtime"]) == (size, mtime)
             sha256 = row["output_sha256"] if same else hash_file(job.output)
             if sha256 == row["previous_sha256"] != row["output_sha256"]:
-                return False  # a run was killed before it could replace its own older result
+                # A run was killed before it could replace its own older result; the next one could be killed there too.
+                row["output_sha256"] = sha256
+                return False
             if sha256 == row["output_sha256"]:
                 current = (row["fingerprint"], row["source_sha256"]) == wanted
                 if current and (row["status"] != "done" or not same):
@@ -205,23 +207,29 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the state; a damaged file is put aside, because the results tell the same."""
+def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[Any, ...]]]:
+    """Open the state and read all its rows; a damaged file is put aside, because the results tell the same."""
     for attempt in range(2):
         connection = None
         try:
             connection = sqlite3.connect(path, check_same_thread=False)
             connection.executescript(_SCHEMA)
             connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result LIMIT 1")
-            return connection
+            return connection, connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result").fetchall()
         except sqlite3.DatabaseError as error:
             if connection is not None:
                 connection.close()
             if attempt or (isinstance(error, sqlite3.OperationalError) and "no such column" not in str(error)):
                 raise OutputError(f"{path}: cannot be used ({error}); check the disk, or remove the file") from None
-            os.replace(path, path.with_suffix(".damaged"))
+            _put_aside(path)
     raise AssertionError("unreachable")
+
+
+def _put_aside(path: Path) -> None:
+    try:
+        os.replace(path, path.with_suffix(".damaged"))
+    except OSError as error:
+        raise OutputError(f"{path}: is damaged and cannot be put aside ({error.strerror}); remove the file") from None
 
 
 def _stamp(path: str) -> tuple[int | None, int | None]:
@@ -264,11 +272,11 @@ def hold_folder(folder: Path) -> Iterator[Journal]:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror}); check its permissions") from None
     try:
         journal = Journal(folder)
-        journal._write("DELETE FROM holder", [])
-        name = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
-        journal._write("INSERT INTO holder VALUES (?)", [name])
-        _sweep(folder)
         try:
+            journal._write("DELETE FROM holder", [])
+            name = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
+            journal._write("INSERT INTO holder VALUES (?)", [name])
+            _sweep(folder, journal.tag)
             yield journal
         finally:
             journal.close()
@@ -285,8 +293,12 @@ def _read_holder(folder: Path) -> str:
     return str(row[0]) if row else "another run"
 
 
-def _sweep(folder: Path) -> None:
+def _sweep(folder: Path, tag: str) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            if is_temporary(name, BATCH_TAG):
-                Path(parent, name).unlink(missing_ok=True)
+            if is_temporary(name, tag):
+                path = Path(parent, name)
+                try:
+                    path.unlink(missing_ok=True)
+                except OSError as error:
+                    raise OutputError(f"{path}: a killed run's file cannot be removed ({error.strerror})") from None

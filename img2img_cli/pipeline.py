@@ -258,15 +258,16 @@ class ImagePipeline:
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """All three stages on a batch of pieces of one group; sides are multiples of `multiple`."""
-        if self.placement.device.type != "cuda":
-            return self._transform(pieces, progress)
-        torch.cuda.reset_peak_memory_stats(self.placement.device)
-        before = torch.cuda.memory_allocated(self.placement.device)
-        made = self._transform(pieces, progress)
-        # What a batch has taken is a better guess for the next one than any rule.
-        taken = torch.cuda.max_memory_allocated(self.placement.device) - before
-        self._bytes_per_pixel = taken / sum(piece.pixels for piece in pieces)
-        return made
+        with explain_memory_errors(self.placement.device):  # also of what is between the stages
+            if self.placement.device.type != "cuda":
+                return self._transform(pieces, progress)
+            torch.cuda.reset_peak_memory_stats(self.placement.device)
+            before = torch.cuda.memory_allocated(self.placement.device)
+            made = self._transform(pieces, progress)
+            # What a batch has taken is a better guess for the next one than any rule.
+            taken = torch.cuda.max_memory_allocated(self.placement.device) - before
+            self._bytes_per_pixel = taken / sum(piece.pixels for piece in pieces)
+            return made
 
     def _transform(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
         if pieces[0].enlarge:

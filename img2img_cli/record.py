@@ -11,7 +11,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from img2img_cli import __version__
-from img2img_cli.errors import InputError, PresetError
+from img2img_cli.errors import InputError, PresetError, is_shortage
 from img2img_cli.images import DAMAGE, read_bytes
 from img2img_cli.job import MAX_SEED, STDIO, Job
 from img2img_cli.parameters import Parameters
@@ -77,7 +77,9 @@ def read_record(name: str) -> dict[str, Any]:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             own, text = _read_texts(image)
-    except (*DAMAGE, Image.DecompressionBombError):
+    except (*DAMAGE, Image.DecompressionBombError) as error:
+        if is_shortage(error):
+            raise MemoryError from None
         raise InputError(f"{name}: not a picture that can be read; check the file") from None
     if own:
         try:

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from img2img_cli.deep import Deep
 from img2img_cli.deep_files import deepen_png, deepen_tiff
-from img2img_cli.errors import OutputError
+from img2img_cli.errors import DISK_ERRORS, OutputError, is_shortage
 from img2img_cli.images import DAMAGE, Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
 
@@ -88,6 +88,9 @@ def encode_image(
     try:
         image.save(buffer, format_, **options)
     except DAMAGE as error:
+        # Options are checked before, so a codec that takes none of ours has no memory for its state.
+        if is_shortage(error) or "configuration error" in str(error):
+            raise MemoryError from None
         raise OutputError(
             f"cannot encode {size[0]} x {size[1]} pixels as {format_} ({error}); use --format png"
         ) from None
@@ -194,7 +197,9 @@ def _place_new(temporary: Path, target: Path) -> None:
         os.link(temporary, target)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError as error:  # a file system without hard links
+        if error.errno in DISK_ERRORS:
+            raise
         if os.path.lexists(target):
             raise FileExistsError(target) from None
         os.replace(temporary, target)
@@ -205,8 +210,26 @@ def _verify(path: Path) -> None:
     try:
         with Image.open(path) as image:
             image.load()
-    except (SyntaxError, ValueError) as error:
+    except DAMAGE as error:
+        if is_shortage(error):
+            raise MemoryError from None
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise OSError(f"the file read back is damaged: {error}") from None
+
+
+def make_folder(folder: str) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        OutputError: the disk or the permissions.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: the folder cannot be made ({error.strerror}); free space or choose another place"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,6 +13,7 @@ from conftest import Outcome, psnr
 from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 from loopback_hub import LoopbackHub
 from PIL import Image
+from safetensors.torch import load_file
 
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement, make_generators
@@ -134,10 +135,11 @@ def test_a_damaged_folder_is_one_line(here, picture: Path, tmp_path: Path, tiny_
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:1000])
     elif damage == "pickle":
-        weights.rename(weights.with_suffix(".bin"))
+        torch.save(load_file(weights), weights.with_suffix(".bin"))  # whole, so that nothing but its kind is wrong
+        weights.unlink()
     else:
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "os.system"}))
-    done = here("edit", picture, "-p", "x", "--model", folder)
+    done = here("edit", picture, "-p", "x", "--model", folder, "--set", "image_size=64")
     assert done.code == 5, done.err
     assert len(done.err.splitlines()) == 1
     assert not picture.with_name("photo-edit.png").exists()

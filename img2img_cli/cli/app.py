@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -26,7 +27,7 @@ from img2img_cli.cli.restore import restore
 from img2img_cli.cli.serve import serve
 from img2img_cli.cli.train import train
 from img2img_cli.cli.upscale import upscale
-from img2img_cli.errors import ExitCode, Img2ImgError
+from img2img_cli.errors import DISK_ERRORS, ExitCode, Img2ImgError
 
 THREAD_PREFIX = "img2img-"  # of a batch's own threads
 
@@ -105,13 +106,29 @@ def _run() -> int:
         return _fail("terminated", ExitCode.TERMINATED)
     except MemoryError:
         return _fail("out of memory; use a smaller picture or --set image_size", ExitCode.MEMORY)
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        return _fail("no more threads can be started; stop other programs or raise `ulimit -u`", ExitCode.MEMORY)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return _fail("stdout: the reader has left", ExitCode.OUTPUT)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _give_up_stdout()
+        place = error.filename or "stdout or stderr"
+        return _fail(f"{place}: cannot be written ({error.strerror}); free space on its disk", ExitCode.OUTPUT)
+
+
+def _give_up_stdout() -> None:
+    """What is still to be written goes nowhere: Python would try again at exit and print a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: ExitCode) -> int:
     from img2img_cli.job import printable
 
-    print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a log on a full disk must not change the exit code
+        print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
     return int(code)

@@ -1,0 +1,198 @@
+"""The process behind `faults.Driver`: loads everything once, then forks a child for each command it is told.
+
+The parent computes with one thread only, as a forked child has no other threads. The model is loaded once and what it
+makes is remembered, by the bytes that went in; all else is the command's own code, to the end of the interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from faults import Fault, Orders
+from PIL import Image
+
+from img2img_cli.cli import app, engine
+from img2img_cli.pipeline import ImagePipeline
+from img2img_cli.wire import Spec
+from img2img_cli.work import Piece
+
+LONGEST_S = 120.0
+# What belongs to a stage, as module and name; `runner` is for single commands and `assembly` for batches.
+PARTS = {
+    "read": ("runner.load_image", "assembly.load_image", "assembly.read_bytes"),
+    "encode": ("pipeline.ImagePipeline.encode",),
+    "denoise": ("pipeline.ImagePipeline.denoise",),
+    "decode": ("pipeline.ImagePipeline.decode",),
+    "finish": ("runner.finish_picture", "assembly.finish_picture"),
+    "write": ("runner.encode_result", "runner.write_output", "assembly.encode_result", "assembly.write_output"),
+}
+
+Made = dict[tuple[object, ...], list[Image.Image]]
+_pipelines: dict[str, Any] = {}
+_made: Made = {}
+
+
+def share_models() -> None:
+    """Load each model once, for all children."""
+    build = engine.build
+
+    def find(spec: Spec) -> Any:
+        key = json.dumps(spec.to_json(), sort_keys=True, default=str)
+        if key not in _pipelines:
+            _pipelines[key] = build(spec)
+        return _pipelines[key]
+
+    engine.build = find
+
+
+def recall_results() -> None:
+    """Take what the model makes from memory where it has been made before."""
+    transform = ImagePipeline.transform
+
+    def recall(self: ImagePipeline, pieces: Sequence[Piece], progress: Any = None) -> list[Image.Image]:
+        key = tuple(map(_identify, pieces))
+        if key not in _made:
+            _made[key] = transform(self, pieces, progress)
+        return [image.copy() for image in _made[key]]
+
+    ImagePipeline.transform = recall
+
+
+def _identify(piece: Piece) -> tuple[object, ...]:
+    pictures = (piece.image, piece.control, piece.mask, piece.style)
+    content = tuple(None if picture is None else (picture.size, picture.tobytes()) for picture in pictures)
+    return (*content, piece.seed, piece.enlarge, piece.reconstruct, piece.parameters.model_dump_json())
+
+
+def listen_within(stage: str, orders: Orders) -> None:
+    """Have the shim count only while a stage runs."""
+    for place in PARTS[stage]:
+        module, *names, last = place.split(".")
+        owner: Any = importlib.import_module(f"img2img_cli.{module}")
+        for name in names:
+            owner = getattr(owner, name)
+        setattr(owner, last, _listening(getattr(owner, last), orders))
+
+
+def _listening(part: Callable[..., Any], orders: Orders) -> Callable[..., Any]:
+    def run(*arguments: Any, **options: Any) -> Any:
+        orders.arm(True)
+        try:
+            return part(*arguments, **options)
+        finally:
+            orders.arm(False)
+
+    return run
+
+
+def start(order: dict[str, Any], orders: Orders) -> NoReturn:
+    """Be the command, to the end of the process."""
+    os.chdir(order["root"])
+    redirect(order)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the parent's has read ahead
+    sys.argv = ["img2img", *order["arguments"]]
+    if not order["recall"]:
+        _made.clear()
+    if order["fault"] is not None:
+        fault = Fault(**{**order["fault"], "kinds": tuple(order["fault"]["kinds"])})
+        orders.set(fault, order["root"], armed=fault.stage is None)
+        if fault.stage is not None:
+            listen_within(fault.stage, orders)
+    leave(run_main())
+
+
+def run_main() -> int:
+    """The command's exit code."""
+    try:
+        app.main()
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        return 1
+
+
+def leave(code: int) -> NoReturn:
+    """What the interpreter does at its end, but for taking a thousand modules down, which takes two seconds."""
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        print("Exception ignored while flushing sys.stdout", file=sys.stderr)
+        code = 120
+    os._exit(code)
+
+
+def redirect(order: dict[str, Any]) -> None:
+    """The command's own files in place of this process's."""
+    for name, target in (("out", 1), ("err", 2)):
+        file = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(file, target)
+        os.close(file)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+
+def wait_for(pid: int, seconds: float) -> int:
+    """The exit code; killed when it takes longer."""
+    process = os.pidfd_open(pid)
+    if not select.select([process], [], [], seconds)[0]:
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    os.close(process)
+    return os.waitstatus_to_exitcode(status)
+
+
+def remember(order: dict[str, Any]) -> int:
+    """Run a command in this very process."""
+    kept = {number: os.dup(number) for number in (0, 1, 2)}
+    redirect(order)
+    sys.argv = ["img2img", *order["arguments"]]
+    os.chdir(order["root"])
+    code = app._run()
+    os.chdir("/")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    for number, file in kept.items():
+        os.dup2(file, number)
+        os.close(file)
+    return code
+
+
+def main() -> None:
+    """Take orders, a line each, until there are no more."""
+    orders = Orders(Path(os.environ["FAULT_FILE"]))
+    share_models()
+    recall_results()
+    for line in iter(sys.stdin.readline, ""):
+        order = json.loads(line)
+        began = time.monotonic()
+        orders.arm(False)
+        if order.get("remember"):
+            answer: dict[str, Any] = {"code": remember(order)}
+        else:
+            orders.set(Fault(kinds=()), "", armed=False)
+            pid = os.fork()
+            if pid == 0:
+                start(order, orders)
+            code = wait_for(pid, order["kill_after"] if order["kill_after"] is not None else LONGEST_S)
+            seen, fired = orders.read()
+            orders.arm(False)
+            answer = {"code": code, "seen": seen, "fired": fired}
+        print(json.dumps(answer | {"seconds": time.monotonic() - began}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

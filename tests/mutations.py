@@ -1,0 +1,243 @@
+"""Whether the tests notice when what protects pictures is taken away: `python tests/mutations.py`.
+
+Each mutation changes one thing in a copy of the tree and runs the tests that should see it. All must be green without
+it and red with it. A mutation whose text is not found any more is an error: it has to follow the code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = (".git", ".venv", "__pycache__", "runs", "dist", "build", ".mypy_cache", ".ruff_cache", ".pytest_cache")
+FAILED = 1  # pytest's exit code for tests that ran and failed; others mean that they could not run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mutation:
+    """A change, as file, old text and new, and the tests that see it, as pytest takes them."""
+
+    name: str
+    changes: tuple[tuple[str, str, str], ...]
+    tests: tuple[str, ...]
+
+
+def change(file: str, old: str, new: str = "") -> tuple[tuple[str, str, str], ...]:
+    """One change; nothing new means that the text is dropped."""
+    return ((f"img2img_cli/{file}", old, new),)
+
+
+MUTATIONS = (
+    Mutation(
+        name="results are saved over what is there",
+        changes=change(
+            "writer.py",
+            "    target = Path(os.path.realpath(output)) if replace else Path(output)\n",
+            "    target = Path(os.path.realpath(output)) if replace else Path(output)\n"
+            "    if replace:\n        target.write_bytes(data)\n        return\n",
+        ),
+        tests=("tests/test_writer.py",),
+    ),
+    Mutation(
+        name="results are put in place without looking at them",
+        changes=change("writer.py", "        if verify:\n            _verify(temporary)\n"),
+        tests=("tests/test_writer.py",),
+    ),
+    Mutation(
+        name="a file that appears meanwhile is replaced",
+        changes=change("writer.py", "        os.link(temporary, target)\n", "        os.replace(temporary, target)\n"),
+        tests=("tests/test_writer.py",),
+    ),
+    Mutation(
+        name="a link that fails on a full disk is a rename",
+        changes=change("writer.py", "        if error.errno in DISK_ERRORS:\n            raise\n"),
+        tests=("tests/test_faults.py", "-k", "hard_links"),
+    ),
+    Mutation(
+        name="a write that fails is a success",
+        changes=change(
+            "writer.py",
+            '        raise OutputError(\n            f"{output}: cannot be written ({error.strerror or error}); '
+            'free space or choose another place"\n        ) from None\n',
+            "        return\n",
+        ),
+        tests=("tests/test_writer.py",),
+    ),
+    Mutation(
+        name="temporary files stay after a failure",
+        changes=change("writer.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n"),
+        tests=("tests/test_writer.py",),
+    ),
+    Mutation(
+        name="a command that fails ends with 0",
+        changes=change("cli/app.py", "        return _fail(str(error), error.exit_code)\n", "        return 0\n"),
+        tests=("tests/test_cli.py", "-k", "bad_inputs"),
+    ),
+    Mutation(
+        name="a full disk behind stdout is a bug",
+        changes=change("cli/app.py", "        if error.errno not in DISK_ERRORS:\n", "        if True:\n"),
+        tests=("tests/test_faults.py", "-k", "behind_a_stream and stdout"),
+    ),
+    Mutation(
+        name="single results may collide",
+        changes=change("job.py", "        if job.output != STDIO and key in seen:\n", "        if False:\n"),
+        tests=("tests/test_job.py",),
+    ),
+    Mutation(
+        name="a batch's results may collide",
+        changes=change("plan.py", "    check_outputs(jobs, choices.folder)\n"),
+        tests=("tests/test_inputs.py",),
+    ),
+    Mutation(
+        name="the journal is not told what is about to be written",
+        changes=change("assembly.py", "        journal.begin(job, entry.provenance, data)\n"),
+        tests=("tests/test_faults.py", "-k", "dies_after_writing"),
+    ),
+    Mutation(
+        name="the journal forgets what lies there after two kills",
+        changes=change("journal.py", '                row["output_sha256"] = sha256\n'),
+        tests=("tests/test_faults.py", "-k", "two_runs"),
+    ),
+    Mutation(
+        name="a run sweeps the files of another below it",
+        changes=change("journal.py", "is_temporary(name, tag)", "is_temporary(name, BATCH_TAG)"),
+        tests=("tests/test_faults.py", "-k", "folder_below"),
+    ),
+    Mutation(
+        name="two runs may work on one folder",
+        changes=change("journal.py", "        lock.acquire(timeout=0)\n"),
+        tests=("tests/test_batch.py", "-k", "second_run"),
+    ),
+    Mutation(
+        name="there is no limit of pixels",
+        changes=(
+            *change("images.py", "    if width * height > MAX_PIXELS:\n", "    if False:\n"),
+            *change("images.py", "Image.MAX_IMAGE_PIXELS = MAX_PIXELS\n", "Image.MAX_IMAGE_PIXELS = None\n"),
+        ),
+        tests=("tests/test_images.py", "-k", "bomb"),
+    ),
+    Mutation(
+        name="a mask's black is repainted",
+        changes=change(
+            "runner.py",
+            "        result = paste_masked(result, picture.native, feather_mask(mask, job.parameters.mask_feather))\n",
+        ),
+        tests=("tests/test_cli.py", "-k", "mask_keeps"),
+    ),
+    Mutation(
+        name="pixels that are not numbers become black",
+        changes=change(
+            "pipeline.py",
+            "    if not torch.isfinite(pixels).all():\n        raise ModelError",
+            "    if False:\n        raise ModelError",
+        ),
+        tests=("tests/test_faults.py", "-k", "numbers_that_are_none"),
+    ),
+    Mutation(
+        name="pickled checkpoints are opened",
+        changes=change("modelref.py", "    if path.suffix.lower() in PICKLES:\n        raise ModelError(\n",
+                       "    if False:\n        raise ModelError(\n"),
+        tests=("tests/test_pipeline.py", "-k", "not_there"),
+    ),
+    Mutation(
+        name="pickled weights in a folder are opened",
+        changes=change("loading.py", '"use_safetensors": True, **given}', '"use_safetensors": None, **given}'),
+        tests=("tests/test_pipeline.py", "-k", "damaged_folder"),
+    ),
+    Mutation(
+        name="the server answers to any name",
+        changes=change(
+            "server/guard.py", 'if _host_of(headers.get("host", "")) not in self._hosts:', "if False:"
+        ),
+        tests=("tests/test_server.py", "-k", "guard"),
+    ),
+)  # fmt: skip
+
+
+def copy_tree(target: Path) -> Path:
+    """The tree without what is not part of it."""
+    shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    return target
+
+
+def apply(mutation: Mutation, tree: Path) -> None:
+    """Change the copy.
+
+    Raises:
+        ValueError: a text is not there, or not once.
+    """
+    for file, old, new in mutation.changes:
+        text = (tree / file).read_text(encoding="utf-8")
+        if text.count(old) != 1:
+            raise ValueError(f"{file} has this {text.count(old)} times: {old.strip()!r}")
+        (tree / file).write_text(text.replace(old, new), encoding="utf-8")
+
+
+def run_tests(tests: tuple[str, ...], tree: Path) -> int:
+    """pytest's exit code; 1 when it takes too long, as a test that hangs has noticed too."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        return FAILED
+    if done.returncode not in (0, FAILED):
+        print(done.stdout.decode()[-2000:], done.stderr.decode()[-2000:], file=sys.stderr)
+    return done.returncode
+
+
+def try_mutation(mutation: Mutation, folder: Path) -> str:
+    """`killed`, or what is wrong."""
+    tree = copy_tree(folder / mutation.name.replace(" ", "-").replace("/", "-"))
+    try:
+        apply(mutation, tree)
+        code = run_tests(mutation.tests, tree)
+    except ValueError as error:
+        return f"NOT FOUND: {error}"
+    finally:
+        shutil.rmtree(tree)
+    return {FAILED: "killed", 0: "SURVIVED"}.get(code, f"DID NOT RUN ({code})")
+
+
+def try_unchanged(tests: tuple[str, ...], folder: Path) -> str:
+    """`green`, or what is wrong."""
+    code = run_tests(tests, folder)
+    return "green" if code == 0 else f"RED ({code})"
+
+
+def main() -> None:
+    """Try all, or those with a word in their name; exit with 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", nargs="*", help="only mutations with one of these in their name")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at once")
+    arguments = parser.parse_args()
+    chosen = [m for m in MUTATIONS if not arguments.words or any(word in m.name for word in arguments.words)]
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(arguments.jobs) as pool:
+        folder = Path(name)
+        unchanged = copy_tree(folder / "unchanged")
+        green = {
+            tests: pool.submit(try_unchanged, tests, unchanged) for tests in dict.fromkeys(m.tests for m in chosen)
+        }
+        tried = [(mutation, pool.submit(try_mutation, mutation, folder)) for mutation in chosen]
+        print("| mutation | tests | without | with |\n| --- | --- | --- | --- |")
+        bad = 0
+        for mutation, future in tried:
+            without, outcome = green[mutation.tests].result(), future.result()
+            bad += outcome != "killed" or without != "green"
+            print(f"| {mutation.name} | `{' '.join(mutation.tests)}` | {without} | {outcome} |", flush=True)
+    print(f"\n{len(chosen)} mutations, {bad} wrong, {time.monotonic() - began:.0f} s")
+    sys.exit(1 if bad else 0)
+
+
+if __name__ == "__main__":
+    main()
