@@ -9,6 +9,7 @@ import yaml
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 MAX_CHARACTERS = 200_000
+MAX_BITS = 1024  # of an integer; a float reaches as far
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
 
@@ -76,15 +77,22 @@ def _line(marked: yaml.Event | yaml.Node) -> int:
 def construct_scalar(node: yaml.Node, line: int) -> Any:
     """A plain scalar's value by the rules of YAML 1.1, without tags that build objects."""
     try:
-        return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        raise YamlError(f"'{node.value}' cannot be read", line) from None
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, OverflowError):
+        raise YamlError(f"'{_shorten(node.value)}' cannot be read", line) from None
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:  # Python would not write it in decimal
+        raise YamlError(f"'{_shorten(node.value)}' is too large a number", line)
+    return value
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def parse_scalar(text: str) -> Any:
     """The value of one `--set key=value`: a number, true/false, null or text."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError:
+        return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
+    except (yaml.YAMLError, YamlError, RecursionError):
         return text
-    return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) else text
