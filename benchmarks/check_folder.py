@@ -98,8 +98,8 @@ class Report:
 
 def generalise(reason: str) -> str:
     """A reason without what differs from file to file."""
-    _, _, rest = reason.partition(": ")
-    return re.sub(r"\d[\d ,.x]*", "N ", re.sub(r"\(.*?\)", "(...)", rest or reason)).strip()[:90].replace("|", "/")
+    rest = reason.removeprefix("img2img: ").partition(": ")[2] or reason
+    return re.sub(r"\b\d[\d,.x]*", "N", re.sub(r"\(.*?\)", "(...)", rest))[:90].replace("|", "/")
 
 
 def run_limited(arguments: Sequence[str], limits: Limits, *, total_s: float | None = None, stdin: bytes = b"") -> Run:

@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed; go on from where the progress ended")
-    parser.add_argument("--chunk", type=int, default=2500)
+    parser.add_argument("--chunk", type=int, default=5000)
     parser.add_argument("--item-timeout", type=float, default=10)
     parser.add_argument("--memory", type=int, default=6000, help="MiB that a run may take")
     parser.add_argument("--keep", type=Path, help="folder that culprits are copied to")

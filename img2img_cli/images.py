@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -31,6 +30,17 @@ MAX_ASPECT = 40
 MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
 CONTROL_TOLERANCE = 0.02  # of aspect ratios, for what rounding to whole pixels does
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
+# Pillow keeps a PNG's texts among what it knows of the file, and takes one of these names for its own.
+INFO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "exif": bytes,
+    "icc_profile": bytes,
+    "xmp": bytes,
+    "transparency": (int, bytes, tuple),
+    "dpi": tuple,
+    "bbox": tuple,
+    "interlace": int,
+    "default_image": bool,
+}
 # What Pillow's parsers raise on damaged files, besides their own errors.
 DAMAGE = (
     OSError,
@@ -198,9 +208,11 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
 
 
 def _normalise(name: str, file: ImageFile.ImageFile, frames: int) -> Picture:
-    _drop_impostors(file.info)
+    if isinstance(file.info.get("bbox"), str):
+        file.tile = [tile._replace(extents=(0, 0, *file.size)) for tile in file.tile]
+    _drop_impostors(file)
     file.load()
-    _drop_impostors(file.info)  # of what stood behind the pixels
+    _drop_impostors(file)  # of what stood behind the pixels
     format_, dpi, text = file.format or "PNG", _read_dpi(file), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
     alpha, flat = _split_alpha(image)
@@ -213,18 +225,23 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int) -> Picture:
         icc_profile=kept_profile,
         exif=exif,
         xmp=_read_blob(image, "xmp"),
-        text={k: str(v) for k, v in text.items() if k not in OWN_TEXT and not k.startswith("Raw profile type")},
+        text={key: str(value) for key, value in text.items() if _is_carried(key)},
         dpi=dpi,
         format=format_,
         frames=frames,
     )
 
 
-def _drop_impostors(info: dict[str | tuple[int, int], Any]) -> None:
+def _drop_impostors(file: ImageFile.ImageFile) -> None:
     """Forget metadata of the wrong type: a TIFF's tags may have any, and a PNG's texts any name."""
-    for key, types in (("exif", bytes), ("icc_profile", bytes), ("xmp", bytes), ("transparency", (int, bytes, tuple))):
-        if key in info and not isinstance(info[key], types):
-            del info[key]
+    for key, types in INFO_TYPES.items():
+        if key in file.info and not isinstance(file.info[key], types):
+            del file.info[key]
+
+
+def _is_carried(key: str) -> bool:
+    """Whether a text goes on with the result, where a name of Pillow's own would spoil it."""
+    return key not in OWN_TEXT and key not in INFO_TYPES and not key.startswith("Raw profile type")
 
 
 def _read_dpi(file: ImageFile.ImageFile) -> tuple[float, float] | None:

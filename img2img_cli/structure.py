@@ -34,11 +34,12 @@ MAX_TILES, MAX_BLOCKS = 16_384, 4_000_000
 MAX_FRAMES = 10_000
 MAX_HEADER = 1 << 16  # bytes of a PPM's header, comments included
 MAX_JP2_HEADER = 4 << 20
-MAX_PYTHON_PIXELS = 25_000_000  # ten seconds in codecs that are written in Python
-PYTHON_CODECS = ("bmp_rle", "ppm", "ppm_plain")
+# Codecs that are written in Python take a few seconds for so many; run lengths make them of nothing.
+MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000}
 # What cannot be coded in less: deflate grows 1032-fold, and a pixel has a bit; a JPEG's block of 64 has one too (a
-# fraction of one by arithmetic coding).
-PIXELS_A_BYTE = {"PNG": 8 * 1032, "JPEG": 4096, "MPO": 4096, "PPM": 8}
+# fraction of one by arithmetic coding); a GIF's code of 12 bits tells of 4096 pixels at most; a lossy WebP's block of
+# 256 has a few flags, of hundredths of a bit.
+PIXELS_A_BYTE = {"PNG": 8 * 1032, "JPEG": 4096, "MPO": 4096, "GIF": 4096, "WEBP": 1 << 16, "PPM": 8}
 _TEXT_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 _BYTES_TYPES = (1, 2, 7)  # TIFF's bytes, text and undefined stay bytes in Pillow
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
@@ -88,12 +89,14 @@ def check_work(file: ImageFile.ImageFile, data: bytes) -> None:
         ValueError: as above.
     """
     width, height = file.size
-    if width * height > len(data) * PIXELS_A_BYTE.get(str(file.format), MAX_PIXELS):
+    bound = "" if file.format == "WEBP" and b"VP8L" in data else str(file.format)  # one colour takes no bit there
+    if width * height > len(data) * PIXELS_A_BYTE.get(bound, MAX_PIXELS):
         raise ValueError(f"{len(data)} bytes cannot hold {width} x {height} pixels")
     if file.format in ("JPEG", "MPO"):
         _check_scans(data, _walk_jpeg(io.BytesIO(data)))
-    if width * height > MAX_PYTHON_PIXELS and any(tile[0] in PYTHON_CODECS for tile in file.tile):
-        raise ValueError(f"more than {MAX_PYTHON_PIXELS // 1_000_000} million pixels in a slow encoding")
+    limit = min((MAX_PYTHON_PIXELS.get(tile[0], MAX_PIXELS) for tile in file.tile), default=MAX_PIXELS)
+    if width * height > limit:
+        raise ValueError(f"more than {limit // 1_000_000} million pixels in a slow encoding")
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -309,7 +309,7 @@ def png_with(**texts: str) -> bytes:
     return encode(make_picture("coffee"), "PNG", pnginfo=info)
 
 
-@pytest.mark.parametrize("key", ["xmp", "icc_profile", "exif", "dpi", "transparency"])
+@pytest.mark.parametrize("key", ["xmp", "icc_profile", "exif", "dpi", "transparency", "interlace", "bbox"])
 def test_a_text_that_is_called_like_metadata_is_only_text(key: str) -> None:
     picture = load_image("photo.png", png_with(**{key: "6"}))
     assert picture.rgb.tobytes() == make_picture("coffee").tobytes()
