@@ -21,7 +21,7 @@ try:
 except ImportError:
     sys.exit("atheris is missing; install it with: pip install atheris")
 
-with atheris.instrument_imports(include=["img2img_cli", "PIL", "yaml"]):
+with atheris.instrument_imports(include=["img2img_cli", "PIL"]):
     from img2img_cli.errors import Img2ImgError
     from img2img_cli.images import load_image, peek_size
     from img2img_cli.inputs import read_manifest

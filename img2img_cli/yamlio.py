@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import yaml
 
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
-MAX_CHARACTERS = 200_000
+MAX_CHARACTERS = 1 << 16
+MAX_SCALAR = 1000  # characters of a number
 MAX_BITS = 1024  # of an integer; a float reaches as far
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+_NO_SCALAR = frozenset("[{&*!|>?#%@`")
 
 
 class YamlError(Exception):
@@ -91,8 +94,11 @@ def _shorten(text: str) -> str:
 
 def parse_scalar(text: str) -> Any:
     """The value of one `--set key=value`: a number, true/false, null or text."""
+    if len(text) > MAX_SCALAR or text.lstrip()[:1] in _NO_SCALAR:
+        return text  # PyYAML would take a second to find out about a thousand brackets
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        first = next(islice(yaml.parse(text, Loader=yaml.SafeLoader), 2, None))
+        node = yaml.compose(text, Loader=yaml.SafeLoader) if isinstance(first, yaml.ScalarEvent) else None
         return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
-    except (yaml.YAMLError, YamlError, RecursionError):
+    except (yaml.YAMLError, YamlError, StopIteration):
         return text

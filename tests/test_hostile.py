@@ -397,6 +397,13 @@ def test_a_value_that_is_no_plain_one_stays_text(text: str) -> None:
     assert parse_scalar(text) == text
 
 
+def test_a_thousand_brackets_take_no_time() -> None:
+    began = time.monotonic()
+    for text in ("[" * 999, "a: " + "[" * 900, "- " * 400, "&a [" + "[" * 900) * 50:
+        assert parse_scalar(text) == text
+    in_time(began)
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
