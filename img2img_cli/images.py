@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import math
 import struct
 import sys
@@ -57,6 +58,7 @@ DAMAGE = (
     struct.error,
 )
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs to stderr
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # from twice as many, Pillow raises an error rather than a warning
 
 

@@ -328,6 +328,14 @@ def test_tags_of_the_wrong_type_are_left_out(kind: int) -> None:
     assert decode(content).size == (12, 12)
 
 
+def test_pillow_logs_nothing_to_stderr(fresh, tmp_path: Path) -> None:
+    tags = [*hostile.grey_tags(12, 12, ((277, 4, 1, 19),))]
+    (tmp_path / "a.tif").write_bytes(hostile.make_tiff(tags, bytes(300)))
+    done = fresh("info", tmp_path / "a.tif")
+    assert (done.code, len(done.err.splitlines())) == (3, 1)
+    assert done.err.startswith("img2img: ")
+
+
 def test_very_large_exif_is_left_out() -> None:
     exif = Image.Exif()
     exif[0x010F] = "x" * 2_000_000
