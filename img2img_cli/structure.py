@@ -89,14 +89,21 @@ def check_work(file: ImageFile.ImageFile, data: bytes) -> None:
         ValueError: as above.
     """
     width, height = file.size
-    bound = "" if file.format == "WEBP" and b"VP8L" in data else str(file.format)  # one colour takes no bit there
-    if width * height > len(data) * PIXELS_A_BYTE.get(bound, MAX_PIXELS):
+    if width * height > len(data) * _pixels_a_byte(str(file.format), data):
         raise ValueError(f"{len(data)} bytes cannot hold {width} x {height} pixels")
     if file.format in ("JPEG", "MPO"):
         _check_scans(data, _walk_jpeg(io.BytesIO(data)))
     limit = min((MAX_PYTHON_PIXELS.get(tile[0], MAX_PIXELS) for tile in file.tile), default=MAX_PIXELS)
     if width * height > limit:
         raise ValueError(f"more than {limit // 1_000_000} million pixels in a slow encoding")
+
+
+def _pixels_a_byte(format_: str, data: bytes) -> int:
+    if format_ == "WEBP" and b"ANMF" in data:
+        return PIXELS_A_BYTE["GIF"]  # a film's frame may be smaller than its canvas, but not by that much
+    if format_ == "WEBP" and b"VP8L" in data:
+        return MAX_PIXELS  # one colour takes no bit there
+    return PIXELS_A_BYTE.get(format_, MAX_PIXELS)
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -257,6 +257,21 @@ def test_more_pixels_than_the_file_can_hold_are_refused(tmp_path: Path) -> None:
     assert load_image("bits.png", bits).size == (8000, 8000)
 
 
+def test_a_films_canvas_is_no_larger_than_its_frames_can_fill(tmp_path: Path) -> None:
+    frames = [make_picture("noise", (16, 16), seed) for seed in range(2)]
+    content = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
+    content[24:30] = (20_000).to_bytes(3, "little") + (3000).to_bytes(3, "little")
+    refuse((".webp", bytes(content)), "cannot hold", tmp_path)
+    flat = encode(Image.new("RGB", (4000, 4000)), "WEBP", lossless=True)
+    assert load_image("flat.webp", flat).size == (4000, 4000), "one colour takes no bits"
+    lossy = encode(Image.new("RGB", (4000, 4000)), "WEBP", quality=1)
+    assert load_image("flat.webp", lossy).size == (4000, 4000)
+    jpeg = encode(Image.new("L", (8000, 8000)), "JPEG", quality=1, progressive=True)
+    assert load_image("flat.jpg", jpeg).size == (8000, 8000)
+    gif = encode(Image.new("L", (8000, 8000)), "GIF")
+    assert load_image("flat.gif", gif).size == (8000, 8000)
+
+
 def test_slow_encodings_have_a_lower_limit(tmp_path: Path) -> None:
     refuse(hostile.bmp_of_long_rows(DICE, (65_500, 3000)), "slow encoding", tmp_path)
 
