@@ -31,6 +31,9 @@ class Img2ImgError(Exception):
 
     exit_code: ExitCode = ExitCode.BUG
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__(" ".join(message.splitlines()))  # names of files and keys may hold line breaks
+
 
 class UsageError(Img2ImgError):
     """Wrong arguments, or a preset that cannot be used."""

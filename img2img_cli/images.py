@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import math
 import struct
 import sys
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,17 +19,30 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, is_shortage
+from img2img_cli.errors import InputError, OutOfMemoryError, is_shortage
 from img2img_cli.job import STDIO, Job
 from img2img_cli.parameters import MAX_PIXELS
+from img2img_cli.structure import MAX_FRAMES, check_structure, check_work
 
 # MPO has no name of its own here: Pillow opens it as JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_BYTES = 1 << 30
 MAX_ASPECT = 40
+MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
 CONTROL_TOLERANCE = 0.02  # of aspect ratios, for what rounding to whole pixels does
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
+# Pillow keeps a PNG's texts among what it knows of the file, and takes one of these names for its own.
+INFO_TYPES: dict[str, type | tuple[type, ...]] = {
+    "exif": bytes,
+    "icc_profile": bytes,
+    "xmp": bytes,
+    "transparency": (int, bytes, tuple),
+    "dpi": tuple,
+    "bbox": tuple,
+    "interlace": int,
+    "default_image": bool,
+}
 # What Pillow's parsers raise on damaged files, besides their own errors.
 DAMAGE = (
     OSError,
@@ -37,10 +54,13 @@ DAMAGE = (
     AttributeError,
     EOFError,
     RuntimeError,
+    AssertionError,
+    zlib.error,
     struct.error,
 )
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs to stderr
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # from twice as many, Pillow raises an error rather than a warning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +123,9 @@ def read_bytes(name: str) -> bytes:
         else:
             with Path(name).open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{label(name)}: cannot be read ({error.strerror}); check the file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "no such name"
+        raise InputError(f"{label(name)}: cannot be read ({reason}); check the file") from None
     if not data:
         raise InputError(f"{label(name)}: is empty; check what was meant to be there")
     if len(data) > MAX_BYTES:
@@ -117,11 +138,15 @@ def peek_size(name: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(name, formats=FORMATS) as file:
-                width, height = file.size
-                turned = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-                return (height, width) if turned else (width, height)
-    except (*DAMAGE, Image.DecompressionBombError):
+            with Path(name).open("rb") as content:
+                check_structure(content)
+                with Image.open(content, formats=FORMATS) as file:
+                    width, height = file.size
+                    # Without EXIF, getexif would decode a PNG; a TIFF's size is upright already.
+                    small = 0 < len(file.info.get("exif", b"")) <= MAX_EXIF
+                    turned = small and file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                    return (height, width) if turned else (width, height)
+    except (*DAMAGE, Image.DecompressionBombError, MemoryError):
         return 0, 0
 
 
@@ -133,28 +158,50 @@ def label(name: str) -> str:
 def load_image(name: str, data: bytes | None = None) -> Picture:
     """Decode a file, or `data` read before.
 
+    What it may cost is bounded before anything is decoded: bytes here, all else by `structure`.
+
     Raises:
         InputError: not a picture, damaged, or outside the limits. The text names the file and the remedy.
+        OutOfMemoryError: there is no memory for so many pixels.
     """
     data = read_bytes(name) if data is None else data
+    with open_picture(name, data) as (file, frames):
+        _check_limits(label(name), file.size)
+        return _normalise(name, file, frames)
+
+
+@contextmanager
+def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, int]]:
+    """A file's header and the number of its frames, at most `MAX_FRAMES`; its pixels may be decoded at bounded cost.
+
+    Raises:
+        InputError, OutOfMemoryError: as `load_image`, for what is done inside, too.
+    """
+    stream = io.BytesIO(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                _check_limits(label(name), file.size)
-                return _normalise(name, file)
+            counted = check_structure(stream)
+            with Image.open(stream, formats=FORMATS) as file:
+                check_work(file, data)
+                yield file, counted or min(getattr(file, "n_frames", 1), MAX_FRAMES)
         except UnidentifiedImageError:
             raise InputError(
                 f"{label(name)}: not a picture in a format that can be read ({', '.join(FORMATS)}); convert it first"
             ) from None
-        except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        except Image.DecompressionBombError:
             raise InputError(_too_large(label(name))) from None
         except (*DAMAGE, ImageCms.PyCMSError) as error:
             if is_shortage(error):
-                raise MemoryError from None
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+                raise _short_of_memory(name) from None
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
+        except MemoryError:
+            raise _short_of_memory(name) from None
+
+
+def _short_of_memory(name: str) -> OutOfMemoryError:
+    return OutOfMemoryError(f"{label(name)}: too little memory to decode it; make it smaller first")
 
 
 def _too_large(name: str) -> str:
@@ -175,15 +222,18 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
+def _normalise(name: str, file: ImageFile.ImageFile, frames: int) -> Picture:
+    if isinstance(file.info.get("bbox"), str):
+        file.tile = [tile._replace(extents=(0, 0, *file.size)) for tile in file.tile]
     narrowed = file.mode not in ("1", "L", "P") and any(";16" in str(tile.args) for tile in file.tile)
+    _drop_impostors(file)
     file.load()
-    format_, frames = file.format or "PNG", getattr(file, "n_frames", 1)
-    dpi, text = file.info.get("dpi"), dict(getattr(file, "text", {}))
+    _drop_impostors(file)  # of what stood behind the pixels
+    format_, dpi, text = file.format or "PNG", _read_dpi(file), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
     luminance = read_luminance(image) if image.mode.startswith(("I", "F")) else None
     alpha, flat = (None, narrow(luminance)) if luminance is not None else _split_alpha(image)
-    profile = image.info.get("icc_profile")
+    profile = _read_blob(image, "icc_profile")
     native, rgb, kept_profile = _to_srgb(flat, profile)
     return Picture(
         name=name,
@@ -192,9 +242,9 @@ def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
         alpha=alpha,
         icc_profile=kept_profile,
         exif=exif,
-        xmp=image.info.get("xmp"),
-        text={k: str(v) for k, v in text.items() if k not in OWN_TEXT and not k.startswith("Raw profile type")},
-        dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
+        xmp=_read_blob(image, "xmp"),
+        text={key: str(value) for key, value in text.items() if _is_carried(key)},
+        dpi=dpi,
         format=format_,
         frames=frames,
         grey=flat.mode == "L" or image.mode in ("LA", "La"),
@@ -204,8 +254,36 @@ def _normalise(name: str, file: ImageFile.ImageFile) -> Picture:
     )
 
 
+def _drop_impostors(file: ImageFile.ImageFile) -> None:
+    """Forget metadata of the wrong type: a TIFF's tags may have any, and a PNG's texts any name."""
+    for key, types in INFO_TYPES.items():
+        if key in file.info and not isinstance(file.info[key], types):
+            del file.info[key]
+
+
+def _is_carried(key: str) -> bool:
+    """Whether a text goes on with the result, where a name of Pillow's own would spoil it."""
+    return key not in OWN_TEXT and key not in INFO_TYPES and not key.startswith("Raw profile type")
+
+
+def _read_dpi(file: ImageFile.ImageFile) -> tuple[float, float] | None:
+    try:
+        across, down = file.info["dpi"]
+        return float(across), float(down)
+    except (KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+
+
+def _read_blob(image: Image.Image, key: str) -> bytes | None:
+    """Bytes beside the pixels, unless there are too many."""
+    value = image.info.get(key)
+    return value if isinstance(value, bytes) and len(value) <= MAX_PROFILE else None
+
+
 def _upright(file: ImageFile.ImageFile) -> tuple[Image.Image, Image.Exif]:
-    """Apply the orientation. EXIF that cannot be read says nothing about the pixels, and is dropped."""
+    """An upright copy. EXIF that cannot be read says nothing about the pixels, and is dropped."""
+    if len(file.info.get("exif", b"")) > MAX_EXIF:
+        return file.copy(), Image.Exif()
     try:
         exif = _read_exif(file)
         image = ImageOps.exif_transpose(file)
@@ -235,7 +313,7 @@ def _split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
         rgba = image.convert("RGBA")
         return rgba.getchannel("A"), rgba.convert("RGB")
     if image.mode in ("L", "RGB", "CMYK", "LAB"):
-        return None, image.copy()
+        return None, image
     return None, image.convert("L" if image.mode == "1" else "RGB")
 
 
@@ -252,9 +330,9 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Im
                     ImageCms.Intent.PERCEPTUAL, ImageCms.Direction.OUTPUT
                 )
                 return (image, rgb, profile) if kept else (rgb, rgb, None)
-        except (ImageCms.PyCMSError, OSError):
+        except (*DAMAGE, ImageCms.PyCMSError):
             pass  # A broken profile says nothing about the pixels; other viewers ignore it too.
-    rgb = image.convert("RGB")
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb, rgb, None
 
 

@@ -209,6 +209,8 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
     for key in PATH_KEYS:
         if not isinstance(row.get(key, ""), str):
             raise UsageError(f"{origin}: {key}: must be text")
+        if not _can_be_named(row.get(key, "")):
+            raise UsageError(f"{origin}: {key}: {row[key]!r} cannot be a name; write it as text without NUL")
     if not row.get("input"):
         raise UsageError(f"{origin}: has no input; every row needs one")
     seed = row.get("seed")
@@ -230,6 +232,14 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
         overrides=overrides,
         origin=origin,
     )
+
+
+def _can_be_named(text: str) -> bool:
+    """Whether a file can have this name; JSON may hold NUL and halves of surrogate pairs."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_inside(output: str, origin: str) -> None:

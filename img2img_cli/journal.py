@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from img2img_cli.errors import InputError, LockedError, OutputError
+from img2img_cli.images import load_image
 from img2img_cli.job import Job
 from img2img_cli.modelref import identify_file, identify_model
 from img2img_cli.record import read_record
@@ -241,9 +242,13 @@ def _stamp(path: str) -> tuple[int | None, int | None]:
 
 
 def _read_provenance(path: str) -> tuple[str, str] | None:
-    """What a result says of itself, `("", "")` when it is one of ours that does not tell; None for a stranger."""
+    """What a result says of itself, `("", "")` when it is one of ours that does not tell; None for a stranger.
+
+    One whose pixels are damaged counts as a stranger: it is neither current nor for us to replace.
+    """
     try:
         record = read_record(path)
+        load_image(path)
     except InputError:
         return None
     if "fingerprint" not in record:

@@ -24,6 +24,16 @@ def bundled_dir() -> Path:
     return Path(__file__).parent / "models" / BUNDLED
 
 
+def _to_path(reference: str) -> Path:
+    """A reference as a path; one that the system refuses, being too long or of no such user, is of nothing."""
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError):
+        return Path("\0")
+    return path
+
+
 def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Kind, str]:
     """Tell what a reference means, and its path or hub id.
 
@@ -37,7 +47,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
         return "folder", str(bundled_dir())
     if reference == NO_MODEL:
         return "none", reference
-    path = Path(reference).expanduser()
+    path = _to_path(reference)
     if path.suffix.lower() in PICKLES:
         raise ModelError(
             f"{reference}: pickle files can run code when they are opened and are refused; "
@@ -66,8 +76,8 @@ def make_absolute(reference: str) -> str:
         return reference
     name, colon, scale = reference.rpartition(":")
     for path, rest in ((reference, ""), (name, colon + scale)):
-        if path and Path(path).expanduser().exists():
-            return str(Path(path).expanduser().absolute()) + rest
+        if path and (found := _to_path(path)).exists():
+            return str(found.absolute()) + rest
     return reference
 
 
@@ -126,7 +136,7 @@ def parse_file(role: str, reference: str) -> FileReference:
 
 
 def _find_file(role: str, reference: str) -> FileReference:
-    path = Path(reference).expanduser()
+    path = _to_path(reference)
     if path.suffix.lower() in PICKLES:
         raise ModelError(f"{role} {reference}: pickle files can run code and are refused; use its .safetensors file")
     if path.is_file() and path.suffix == ".safetensors":
@@ -146,8 +156,8 @@ def split_folder(reference: str) -> tuple[str, str]:
     Raises:
         ModelError: neither.
     """
-    if Path(reference).expanduser().is_dir():
-        return str(Path(reference).expanduser()), ""
+    if (path := _to_path(reference)).is_dir():
+        return str(path), ""
     owner, _, rest = reference.partition("/")
     name, _, folder = rest.partition("/")
     if not _HUB_ID.fullmatch(f"{owner}/{name}") or ".." in folder:

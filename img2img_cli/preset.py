@@ -20,6 +20,8 @@ from img2img_cli.parameters import Parameters, fewest_steps
 from img2img_cli.yamlio import MAX_CHARACTERS, YamlError, parse_yaml
 
 DEFAULT, COMMAND_LINE = "default", "command line"
+MAX_SHOWN = 200  # characters of a value in a message
+MAX_GENERATIONS = 20  # of presets that extend each other
 FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
 LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
 _EXTENDS = "extends"
@@ -85,8 +87,12 @@ def load_preset(reference: str) -> Preset:
 
 def _find(reference: str, beside: Path | None) -> Path:
     if reference.endswith((".yaml", ".yml")) or "/" in reference:
-        path = (beside.parent if beside else Path()) / Path(reference).expanduser()
-        if not path.is_file():
+        try:
+            path = (beside.parent if beside else Path()) / Path(reference).expanduser()
+            found = path.is_file()
+        except (OSError, RuntimeError):  # too long a name, no such user
+            path, found = Path(reference), False
+        if not found:
             raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
         return path
     names = list_presets()
@@ -100,9 +106,12 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     path = path.resolve()
     if path in seen:
         raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
+    if len(seen) > MAX_GENERATIONS:
+        raise PresetError(f"{path}: the presets that it is extended by are more than {MAX_GENERATIONS}; join some")
     try:
         with path.open(encoding="utf-8-sig") as file:
-            values, lines = parse_yaml(file.read(MAX_CHARACTERS + 1))
+            text = file.read(MAX_CHARACTERS + 1)
+        values, lines = parse_yaml(text)
     except YamlError as error:
         raise PresetError(f"{Source(file=str(path), line=error.line)}: {error}") from None
     except UnicodeDecodeError:
@@ -226,7 +235,16 @@ def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:
     expected = error.get("ctx", {}).get("expected")
     if expected and isinstance(error["input"], str):
         hint = suggest(error["input"], [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")])
-    return f"{where}: {key}: {message}, not {json.dumps(error['input'], default=str)}{hint}"
+    return f"{where}: {key}: {message}, not {_show(error['input'])}{hint}"
+
+
+def _show(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # Python refuses to write integers of thousands of digits
+        text = "what was given"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def preset_schema() -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, ImageFile
 
 from img2img_cli import __version__
-from img2img_cli.errors import InputError, PresetError, is_shortage
-from img2img_cli.images import DAMAGE, read_bytes
+from img2img_cli.errors import InputError, PresetError
+from img2img_cli.images import open_picture, read_bytes
 from img2img_cli.job import MAX_SEED, STDIO, Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import load_preset, resolve
@@ -69,18 +68,13 @@ def format_parameters(job: Job, size: tuple[int, int]) -> str:
 def read_record(name: str) -> dict[str, Any]:
     """The record inside a picture, or `{"text": ...}` where another tool wrote only A1111-style parameters.
 
+    Pixels are not decoded, so a picture that tells how it was made can still be damaged.
+
     Raises:
         InputError: not a picture, or one that does not tell how it was made.
     """
-    data = read_bytes(name)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            own, text = _read_texts(image)
-    except (*DAMAGE, Image.DecompressionBombError) as error:
-        if is_shortage(error):
-            raise MemoryError from None
-        raise InputError(f"{name}: not a picture that can be read; check the file") from None
+    with open_picture(name, read_bytes(name)) as (image, _):
+        own, text = _read_texts(image)
     if own:
         try:
             return _check_record(json.loads(own))
@@ -114,10 +108,12 @@ def _bare_name(text: str) -> str:
     return f"./{name}" if name.startswith("-") and name != STDIO else name
 
 
-def _read_texts(image: Image.Image) -> tuple[str | None, str | None]:
-    text = getattr(image, "text", {})
-    if "img2img" in text or "parameters" in text:
-        return text.get("img2img"), text.get("parameters")
+def _read_texts(image: ImageFile.ImageFile) -> tuple[str | None, str | None]:
+    if image.format == "PNG":
+        if not {"img2img", "parameters"} & image.info.keys():
+            image.load()  # other tools write theirs behind the pixels
+        if {"img2img", "parameters"} & image.info.keys():
+            return image.info.get("img2img"), image.info.get("parameters")
     exif = image.getexif()
     comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
     if isinstance(comment, bytes):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Any
 
 import yaml
 
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
-MAX_CHARACTERS = 200_000
-MAX_NUMBER = 1_000  # characters of a value that could still be one
+MAX_CHARACTERS = 1 << 16
+MAX_SCALAR = 1000  # characters of a number
+MAX_BITS = 1024  # of an integer; a float reaches as far
 _STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the rest
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+_NO_SCALAR = frozenset("[{&*!|>?#%@`")
 
 
 class YamlError(Exception):
@@ -79,19 +82,27 @@ def _line(marked: yaml.Event | yaml.Node) -> int:
 def construct_scalar(node: yaml.Node, line: int) -> Any:
     """A plain scalar's value by the rules of YAML 1.1, without tags that build objects."""
     try:
-        return yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, OverflowError):
-        raise YamlError(f"'{node.value}' cannot be read", line) from None
+        value = yaml.SafeLoader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, OverflowError):
+        raise YamlError(f"'{_shorten(node.value)}' cannot be read", line) from None
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:  # Python would not write it in decimal
+        raise YamlError(f"'{_shorten(node.value)}' is too large a number", line)
+    return value
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def parse_scalar(text: str) -> Any:
     """The value of one `--set key=value`: a number, true/false or null; all else is text as it stands."""
-    if len(text) > MAX_NUMBER:
-        return text
+    if len(text) > MAX_SCALAR or text.lstrip()[:1] in _NO_SCALAR:
+        return text  # PyYAML would take a second to find out about a thousand brackets
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        first = next(islice(yaml.parse(text, Loader=yaml.SafeLoader), 2, None))
+        node = yaml.compose(text, Loader=yaml.SafeLoader) if isinstance(first, yaml.ScalarEvent) else None
         return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
-    except (yaml.YAMLError, YamlError, RecursionError):
+    except (yaml.YAMLError, YamlError, StopIteration):
         return text
 
 

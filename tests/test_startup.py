@@ -10,7 +10,7 @@ import pytest
 LIGHT = [
     "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
-    "preset", "record", "tiling", "writer", "yamlio",
+    "preset", "record", "structure", "tiling", "writer", "yamlio",
     "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
     "cli.engine", "cli.serve_run", "weights",
 ]  # fmt: skip
