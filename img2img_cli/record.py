@@ -91,6 +91,10 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: it is none.
     """
+    wanted = {"task", "prompt", *({"control"} if record.get("control_image") else ())}
+    if not wanted <= record["parameters"].keys():
+        raise ValueError("task, prompt or control")
+    json.dumps(record, ensure_ascii=False).encode()  # no halves of surrogate pairs
     checked = record | {"parameters": Parameters.model_validate(record["parameters"]).to_record()}
     if type(record["seed"]) is not int or not 0 <= record["seed"] <= MAX_SEED or not isinstance(record["preset"], str):
         raise ValueError("seed or preset")

@@ -122,7 +122,7 @@ def test_hostile_records_are_refused_with_one_line(tmp_path: Path) -> None:
         except Img2ImgError as error:
             assert len(str(error).splitlines()) == 1
         in_time(began)
-    assert told > 20
+    assert told > 5, "some are sound, or nothing is tested behind the reading"
 
 
 def test_hostile_files_through_the_command_line(here, tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def test_a_forged_record_of_other_types_is_damaged(here, tmp_path: Path, changes
     refused(here("info", tmp_path / "a.png"), 3, "damaged")
 
 
-def test_a_record_without_parameters_has_the_defaults(here, tmp_path: Path) -> None:
-    done = here("info", forge(tmp_path / "a.png", parameters={}))
+def test_a_record_of_few_parameters_has_the_defaults(here, tmp_path: Path) -> None:
+    done = here("info", forge(tmp_path / "a.png", parameters={"task": "edit", "prompt": "fog"}))
     assert done.code == 0
     assert b"img2img edit a.png" in done.out
 
