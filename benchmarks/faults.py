@@ -91,7 +91,7 @@ class Table:
         return not any(counts[column] for counts in self.rows.values() for column in COLUMNS[3:])
 
 
-def try_points(table: Table, scene_names: set[str], lane: int, lanes: int, every: int) -> None:
+def try_points(table: Table, scene_names: set[str], lane: int, lanes: int, every: int, memory_every: int) -> None:
     """This lane's share of all faults."""
     with start_driver() as driver, tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -99,20 +99,23 @@ def try_points(table: Table, scene_names: set[str], lane: int, lanes: int, every
         for scene in scenes:
             if scene_names and scene.name not in scene_names:
                 continue
-            for index, (row, fault, code, recall) in enumerate(list_points(driver, scene, work / "root", every)):
+            points = list(list_points(driver, scene, work / "root", every, memory_every))
+            for index, (row, fault, code, recall) in enumerate(points):
                 if index % lanes == lane:
                     answer, problems = try_fault(driver, scene, work / "root", fault, code, recall=recall)
                     table.add(f"{scene.name}: {row}", answer, problems, fault)
 
 
-def list_points(driver: Driver, scene: Scene, root: Path, every: int) -> Iterator[tuple[str, Fault, int, bool]]:
+def list_points(
+    driver: Driver, scene: Scene, root: Path, every: int, memory_every: int
+) -> Iterator[tuple[str, Fault, int, bool]]:
     """Each fault with its row in the table, its exit code, and whether the model's results are recalled."""
     kinds = [kind for kind in KINDS if kind not in ("memory", "thread")]
     counts = {kind: count_calls(driver, scene, root, (kind,)) for kind in kinds}
     for fault in list_disk_faults(counts, DISK_ERRORS, every=every):
         yield ("disk" if fault.error else "SIGKILL"), fault, 6, True
     for stage in STAGES:
-        for at in range(1, count_calls(driver, scene, root, ("memory",), stage) + 1, every):
+        for at in range(1, count_calls(driver, scene, root, ("memory",), stage) + 1, memory_every):
             for sticky in (False, True):
                 fault = Fault(kinds=("memory",), at=at, error=errno.ENOMEM, stage=stage, sticky=sticky)
                 yield "memory", fault, 8, False
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=[], help="points, kills, crowd; all if none is named")
     parser.add_argument("--scenes", nargs="*", default=[], help="of points: new, force, batch and so on; all if none")
     parser.add_argument("--every", type=int, default=1, help="of points: only each n-th call")
+    parser.add_argument("--memory-every", type=int, default=1, help="of points: only each n-th large allocation")
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=20, help="kills of whole processes")
     parser.add_argument("--pictures", type=int, default=20, help="of the batch that is killed")
@@ -300,7 +304,8 @@ def main() -> None:
         futures = []
         if "points" in parts:
             scenes = set(arguments.scenes)
-            futures += [pool.submit(try_points, table, scenes, lane, lanes, arguments.every) for lane in range(lanes)]
+            strides = arguments.every, arguments.memory_every
+            futures += [pool.submit(try_points, table, scenes, lane, lanes, *strides) for lane in range(lanes)]
         if "kills" in parts:
             shares = [len(range(lane, arguments.kills, lanes)) for lane in range(lanes)]
             futures += [pool.submit(kill_at_random, table, n, arguments.pictures, i) for i, n in enumerate(shares)]
