@@ -84,8 +84,7 @@ class Journal:
         self._guard = threading.Lock()
         # Results may lie in folders that another run holds, so each knows its own temporary files.
         self.tag = f"{BATCH_TAG}{os.stat(folder).st_ino:x}-"
-        self._connection, rows = _open(folder / STATE)
-        self._rows: dict[str, dict[str, Any]] = {row[0]: dict(zip(_COLUMNS, row, strict=True)) for row in rows}
+        self._connection = _open(folder / STATE)
 
     def close(self) -> None:
         """Leave the file to the next run."""
@@ -93,7 +92,7 @@ class Journal:
 
     def status(self, job: Job) -> str | None:
         """`done`, `failed`, `writing`, or None for a result that was never tried."""
-        row = self._rows.get(self._key(job))
+        row = self._find(job)
         return str(row["status"]) if row else None
 
     def trace(self, job: Job) -> Provenance:
@@ -102,9 +101,11 @@ class Journal:
         Raises:
             InputError: the input or the mask cannot be read.
         """
-        row = self._rows.get(self._key(job))
+        row = self._find(job)
         size, mtime = _stamp(job.input)
-        known = row and row["source_size"] == size and row["source_mtime"] == mtime and row["input"] == job.input
+        known = (
+            row and row["source_size"] == size and row["source_mtime"] == mtime and row["input"] == _storable(job.input)
+        )
         sha256 = row["source_sha256"] if row and known and row["source_sha256"] else hash_file(job.input)
         return Provenance(fingerprint=make_fingerprint(job), source_sha256=sha256)
 
@@ -120,14 +121,14 @@ class Journal:
         size, mtime = _stamp(job.output)
         if size is None:
             return False
-        row = self._rows.get(self._key(job))
+        row = self._find(job)
         wanted = (provenance.fingerprint, provenance.source_sha256)
         if row and row["output_sha256"]:
             same = (row["output_size"], row["output_mtime"]) == (size, mtime)
             sha256 = row["output_sha256"] if same else hash_file(job.output)
             if sha256 == row["previous_sha256"] != row["output_sha256"]:
                 # A run was killed before it could replace its own older result; the next one could be killed there too.
-                row["output_sha256"] = sha256
+                self._update(job, output_sha256=sha256, fingerprint=None)
                 return False
             if sha256 == row["output_sha256"]:
                 current = (row["fingerprint"], row["source_sha256"]) == wanted
@@ -156,22 +157,26 @@ class Journal:
 
     def fail(self, job: Job, code: int, reason: str, seconds: float) -> None:
         """Note a failure and its reason; what lay there before is still known."""
-        key = self._key(job)
-        if key not in self._rows:
-            self._insert({"output": key, "input": job.input, "status": "failed"})
+        if self._find(job) is None:
+            self._insert({"output": self._key(job), "input": _storable(job.input), "status": "failed"})
         self._update(job, status="failed", code=code, reason=reason, seconds=seconds)
 
     def _key(self, job: Job) -> str:
-        return os.path.relpath(job.output, self.folder).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        return _storable(os.path.relpath(job.output, self.folder))
+
+    def _find(self, job: Job) -> dict[str, Any] | None:
+        """What is known of a job's result; asked for each time, as a folder may have any number of results."""
+        rows = self._execute("SELECT " + ", ".join(_COLUMNS) + " FROM result WHERE output = ?", [self._key(job)])
+        return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
         size, mtime = _stamp(job.input)
-        previous = self._rows.get(self._key(job), {}).get("output_sha256")
+        previous = (self._find(job) or {}).get("output_sha256")
         self._insert(
             {
                 "output": self._key(job),
                 "previous_sha256": previous,
-                "input": job.input.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
+                "input": _storable(job.input),
                 "fingerprint": provenance.fingerprint,
                 "source_sha256": provenance.source_sha256,
                 "source_size": size,
@@ -184,22 +189,19 @@ class Journal:
     def _insert(self, row: dict[str, Any]) -> None:
         columns = ", ".join(row)
         marks = ", ".join("?" * len(row))
-        self._write(f"INSERT OR REPLACE INTO result ({columns}) VALUES ({marks})", list(row.values()))
-        self._rows[row["output"]] = dict.fromkeys(_COLUMNS) | row
+        self._execute(f"INSERT OR REPLACE INTO result ({columns}) VALUES ({marks})", list(row.values()))
 
     def _update(self, job: Job, **values: Any) -> None:
         values["finished"] = time.time()
         assignments = ", ".join(f"{column} = ?" for column in values)
-        key = self._key(job)
-        self._write(f"UPDATE result SET {assignments} WHERE output = ?", [*values.values(), key])
-        self._rows[key].update(values)
+        self._execute(f"UPDATE result SET {assignments} WHERE output = ?", [*values.values(), self._key(job)])
 
-    def _write(self, statement: str, values: list[Any]) -> None:
+    def _execute(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
         try:
             with self._guard, self._connection:
-                self._connection.execute(statement, values)
+                return self._connection.execute(statement, values).fetchall()
         except sqlite3.Error as error:
-            raise OutputError(f"{self.folder / STATE}: cannot be written ({error}); free space on its disk") from None
+            raise OutputError(f"{self.folder / STATE}: cannot be used ({error}); free space on its disk") from None
 
 
 _COLUMNS = (
@@ -208,15 +210,22 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _open(path: Path) -> tuple[sqlite3.Connection, list[tuple[Any, ...]]]:
-    """Open the state and read all its rows; a damaged file is put aside, because the results tell the same."""
+def _storable(text: str) -> str:
+    """A name as UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the state and read all of it; a damaged file is put aside, because the results tell the same."""
     for attempt in range(2):
         connection = None
         try:
             connection = sqlite3.connect(path, check_same_thread=False)
             connection.executescript(_SCHEMA)
             connection.execute("PRAGMA synchronous = NORMAL")
-            return connection, connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result").fetchall()
+            for _ in connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result"):
+                pass
+            return connection
         except sqlite3.DatabaseError as error:
             if connection is not None:
                 connection.close()
@@ -278,9 +287,9 @@ def hold_folder(folder: Path) -> Iterator[Journal]:
     try:
         journal = Journal(folder)
         try:
-            journal._write("DELETE FROM holder", [])
+            journal._execute("DELETE FROM holder", [])
             name = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
-            journal._write("INSERT INTO holder VALUES (?)", [name])
+            journal._execute("INSERT INTO holder VALUES (?)", [name])
             _sweep(folder, journal.tag)
             yield journal
         finally:
