@@ -10,7 +10,6 @@ import yaml
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 MAX_CHARACTERS = 200_000
-MAX_NUMBER = 1_000  # characters of a value that could still be one
 _STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the rest
 _TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
 
@@ -86,8 +85,6 @@ def construct_scalar(node: yaml.Node, line: int) -> Any:
 
 def parse_scalar(text: str) -> Any:
     """The value of one `--set key=value`: a number, true/false or null; all else is text as it stands."""
-    if len(text) > MAX_NUMBER:
-        return text
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
