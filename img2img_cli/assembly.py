@@ -19,7 +19,8 @@ from PIL import Image
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
 from img2img_cli.errors import OutOfMemoryError, TimeLimitError
-from img2img_cli.images import load_guides, load_image, peek_size, plan_fit, read_bytes
+from img2img_cli.guides import load_guides
+from img2img_cli.images import load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
 from img2img_cli.plan import check_place
 from img2img_cli.runner import encode_result, finish_picture, start_work

@@ -20,7 +20,8 @@ from img2img_cli.finish import (
     restore_alpha,
     unpad,
 )
-from img2img_cli.images import Guides, Picture, fit_image, from_srgb, load_guides, load_image, load_mask, plan_fit
+from img2img_cli.guides import Guides, load_guides, load_mask
+from img2img_cli.images import Picture, fit_image, from_srgb, load_image, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.record import format_parameters, make_record

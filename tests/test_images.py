@@ -25,7 +25,8 @@ from pictures import (
 from PIL import Image, ImageCms, PngImagePlugin
 
 from img2img_cli.errors import InputError
-from img2img_cli.images import fit_image, from_srgb, load_image, load_mask, pad_image, plan_fit
+from img2img_cli.guides import load_mask
+from img2img_cli.images import fit_image, from_srgb, load_image, pad_image, plan_fit
 from img2img_cli.writer import encode_image
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")

@@ -15,7 +15,7 @@ from twins import make_twin
 
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
-from img2img_cli.images import load_style
+from img2img_cli.guides import load_style
 from img2img_cli.modelref import split_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline
