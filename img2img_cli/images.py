@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 import io
 import logging
 import math
@@ -10,7 +13,6 @@ import sys
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,7 +170,7 @@ def load_image(name: str, data: bytes | None = None) -> Picture:
         return _normalise(name, file, frames)
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, int]]:
     """A file's header and the number of its frames, at most `MAX_FRAMES`; its pixels may be decoded at bounded cost.
 
@@ -182,6 +184,8 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
             counted = check_structure(stream)
             with Image.open(stream, formats=FORMATS) as file:
                 check_work(file, data)
+                if file.format == "TIFF":
+                    _silence_libtiff()
                 yield file, counted or min(getattr(file, "n_frames", 1), MAX_FRAMES)
         except UnidentifiedImageError:
             raise InputError(
@@ -196,6 +200,17 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
             raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:
             raise _short_of_memory(name) from None
+
+
+@functools.cache
+def _silence_libtiff() -> None:
+    """libtiff writes to stderr itself what it dislikes, without the file's name; Pillow's error says enough."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it may be inside of Pillow
+        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
+        for path in loaded:
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
 
 
 def _short_of_memory(name: str) -> OutOfMemoryError:

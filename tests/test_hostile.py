@@ -461,3 +461,13 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path, key: str, value
     with pytest.raises(UsageError, match=r"jobs\.jsonl:2") as error:
         read_manifest(path)
     check_line(error.value, "jobs.jsonl")
+
+
+def test_libtiff_keeps_its_thoughts_to_itself(tmp_path: Path, fresh) -> None:
+    """The C library would write lines of its own to stderr, beside the one that names the file."""
+    whole = encode(make_picture("noise", (64, 64)), "TIFF", compression="tiff_lzw")
+    (tmp_path / "odd.tif").write_bytes(whole[:2000] + bytes([255]) * 400 + whole[2400:])
+    done = fresh("colorize", tmp_path / "odd.tif")
+    assert done.code == 3
+    assert len(done.err.splitlines()) == 1, done.err
+    assert "odd.tif" in done.err
