@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import count
 from pathlib import Path
@@ -206,7 +207,7 @@ class Parameters(BaseModel):
     @property
     def pipeline_key(self) -> str:
         """Equal for parameters that one loaded pipeline serves."""
-        return self.model_dump_json(include=set(PIPELINE_KEYS))
+        return json.dumps(self.model_dump(include=set(PIPELINE_KEYS)))  # a path need not be UTF-8
 
     def list_files(self) -> list[tuple[str, str]]:
         """Role and reference of each single file of weights, as `modelref.parse_file` takes them."""

@@ -38,8 +38,16 @@ MAX_JP2_HEADER = 4 << 20
 MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000}
 # What cannot be coded in less: deflate grows 1032-fold, and a pixel has a bit; a JPEG's block of 64 has one too (a
 # fraction of one by arithmetic coding); a GIF's code of 12 bits tells of 4096 pixels at most; a lossy WebP's block of
-# 256 has a few flags, of hundredths of a bit.
-PIXELS_A_BYTE = {"PNG": 8 * 1032, "JPEG": 4096, "MPO": 4096, "GIF": 4096, "WEBP": 1 << 16, "PPM": 8}
+# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that.
+PIXELS_A_BYTE = {
+    "PNG": 8 * 1032,
+    "JPEG": 4096,
+    "MPO": 4096,
+    "GIF": 4096,
+    "WEBP": 1 << 16,
+    "JPEG2000": 1 << 16,
+    "PPM": 8,
+}
 _TEXT_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 _BYTES_TYPES = (1, 2, 7)  # TIFF's bytes, text and undefined stay bytes in Pillow
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}

@@ -251,6 +251,11 @@ def test_code_blocks_and_layers_are_counted(tmp_path: Path) -> None:
 
 def test_more_pixels_than_the_file_can_hold_are_refused(tmp_path: Path) -> None:
     refuse((".png", hostile._png((14_000, 14_000), rows=bytes(1000))), "cannot hold", tmp_path)
+    nothing = hostile.make_hostile(90_648)
+    assert nothing[0].endswith(".jp2")
+    refuse((".jp2", nothing[1]), "cannot hold", tmp_path)
+    blank = encode(Image.new("RGB", (3000, 2000), "white"), "JPEG2000")
+    assert load_image("blank.jp2", blank).size == (3000, 2000)
     flat = encode(Image.new("L", (4000, 4000)), "PNG", compress_level=9)
     assert load_image("flat.png", flat).size == (4000, 4000), "deflate may grow a thousandfold"
     bits = encode(Image.new("1", (8000, 8000)), "PNG", compress_level=9)

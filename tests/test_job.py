@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -241,3 +242,18 @@ def test_printable_text_has_no_control_characters(text):
 def test_every_extension_belongs_to_a_format_that_pillow_writes():
     Image.init()
     assert all(format_.upper() in Image.SAVE for format_ in EXTENSIONS.values())
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.safetensors", "\ud800"])
+@pytest.mark.parametrize(("key", "code"), [("lora", 5), ("embedding", 5), ("model", 2)])
+def test_names_that_are_no_text_are_refused(
+    here, tmp_path: Path, picture: Path, name: str, key: str, code: int
+) -> None:
+    row = {"input": str(picture), "prompt": "fog", "preset": "edit", key: f"./{name}", "seed": 1}
+    (tmp_path / "jobs.jsonl").write_text(json.dumps(row))
+    for command in (
+        ["edit", picture, "-p", "fog", f"--{key}", f"./{name}"],
+        ["batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--dry-run"],
+    ):
+        done = here(*command)
+        assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
