@@ -88,9 +88,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--only", choices=("batch", "server"))
     arguments = parser.parse_args()
-    print(
-        "| | pictures | seconds | MiB after a tenth | half | all | MiB in a thousand | descriptors in all | threads in all |"
-    )
+    print("| | pictures | seconds | MiB at 1/10 | half | all | MiB a thousand | descriptors in all | threads in all |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     flat = []
     with tempfile.TemporaryDirectory(prefix="i2i") as name:

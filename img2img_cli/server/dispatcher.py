@@ -141,8 +141,10 @@ class Dispatcher:
                 if chosen is None:
                     return
                 requests, warm, lane = chosen
+                # Whoever has an answer takes no time any more, though its thread may not have noted so yet.
+                others = any(not request.future.done() for request in self._running)
                 self._running += requests
-                share = self._all_threads // (2 if len(self._running) > len(requests) or self._queues else 1)
+                share = self._all_threads // (2 if others or self._queues else 1)
             torch.set_num_threads(max(1, share if warm and warm.count > 1 else self._all_threads))
             try:
                 self._serve(requests, warm, lane)
