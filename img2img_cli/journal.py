@@ -103,9 +103,7 @@ class Journal:
         """
         row = self._find(job)
         size, mtime = _stamp(job.input)
-        known = (
-            row and row["source_size"] == size and row["source_mtime"] == mtime and row["input"] == _storable(job.input)
-        )
+        known = row and (row["source_size"], row["source_mtime"], row["input"]) == (size, mtime, _storable(job.input))
         sha256 = row["source_sha256"] if row and known and row["source_sha256"] else hash_file(job.input)
         return Provenance(fingerprint=make_fingerprint(job), source_sha256=sha256)
 
@@ -166,7 +164,7 @@ class Journal:
 
     def _find(self, job: Job) -> dict[str, Any] | None:
         """What is known of a job's result; asked for each time, as a folder may have any number of results."""
-        rows = self._execute("SELECT " + ", ".join(_COLUMNS) + " FROM result WHERE output = ?", [self._key(job)])
+        rows = self._execute(f"{_SELECT} WHERE output = ?", [self._key(job)])
         return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
@@ -208,6 +206,7 @@ _COLUMNS = (
     "output", "input", "fingerprint", "source_sha256", "source_size", "source_mtime", "output_sha256",
     "previous_sha256", "output_size", "output_mtime", "status", "code", "reason", "seconds", "finished",
 )  # fmt: skip
+_SELECT = f"SELECT {', '.join(_COLUMNS)} FROM result"
 
 
 def _storable(text: str) -> str:
@@ -223,7 +222,7 @@ def _open(path: Path) -> sqlite3.Connection:
             connection = sqlite3.connect(path, check_same_thread=False)
             connection.executescript(_SCHEMA)
             connection.execute("PRAGMA synchronous = NORMAL")
-            for _ in connection.execute("SELECT " + ", ".join(_COLUMNS) + " FROM result"):
+            for _ in connection.execute(_SELECT):
                 pass
             return connection
         except sqlite3.DatabaseError as error:

@@ -5,6 +5,8 @@ Formulas: IEC 61966-2-1 (sRGB) and CIE 15:2004.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,7 @@ _EPSILON, _KAPPA = np.float32(216 / 24389), np.float32(24389 / 27)
 _SEARCH_STEPS = 10
 
 
+@functools.cache
 def _linear_table(top: int) -> Array:
     codes = np.arange(top + 1, dtype=np.float64) / top
     return np.where(codes <= 0.04045, codes / 12.92, ((codes + 0.055) / 1.055) ** 2.4).astype(np.float32)
@@ -29,8 +32,7 @@ _LINEAR = _linear_table(255)
 
 def rgb_to_lab(rgb: NDArray[np.uint8]) -> Array:
     """8-bit sRGB `(..., 3)` to float32 L* in 0..100 and a*, b* in about -110..110."""
-    relative = _LINEAR[rgb] @ (_RGB_TO_XYZ / _WHITE[:, None]).T
-    f = np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
+    f = _compress(_LINEAR[rgb] @ (_RGB_TO_XYZ / _WHITE[:, None]).T)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
 
@@ -45,9 +47,13 @@ def grey_to_lightness(grey: NDArray[np.uint16]) -> Array:
 
 
 def _to_lightness(relative: Array) -> Array:
-    f = np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
-    lightness: Array = 116 * f - 16
+    lightness: Array = 116 * _compress(relative) - 16
     return lightness
+
+
+def _compress(relative: Array) -> Array:
+    """CIE's f: a cube root with a straight foot."""
+    return np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
 
 
 def _lab_to_linear(lab: Array) -> Array:
