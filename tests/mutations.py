@@ -104,7 +104,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="the journal forgets what lies there after two kills",
-        changes=change("journal.py", '                row["output_sha256"] = sha256\n'),
+        changes=change("journal.py", "                self._update(job, output_sha256=sha256, fingerprint=None)\n"),
         tests=("tests/test_faults.py", "-k", "two_runs"),
     ),
     Mutation(
@@ -121,7 +121,7 @@ MUTATIONS = (
         name="there is no limit of pixels",
         changes=(
             *change("images.py", "    if width * height > MAX_PIXELS:\n", "    if False:\n"),
-            *change("images.py", "Image.MAX_IMAGE_PIXELS = MAX_PIXELS\n", "Image.MAX_IMAGE_PIXELS = None\n"),
+            *change("images.py", "Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2", "Image.MAX_IMAGE_PIXELS = None"),
         ),
         tests=("tests/test_images.py", "-k", "bomb"),
     ),
@@ -129,7 +129,8 @@ MUTATIONS = (
         name="a mask's black is repainted",
         changes=change(
             "runner.py",
-            "        result = paste_masked(result, picture.native, feather_mask(mask, job.parameters.mask_feather))\n",
+            "        result = paste_masked(result, picture.native, _load_soft_mask(job, picture))\n",
+            "        pass\n",
         ),
         tests=("tests/test_cli.py", "-k", "mask_keeps"),
     ),
@@ -156,7 +157,7 @@ MUTATIONS = (
     Mutation(
         name="the server answers to any name",
         changes=change(
-            "server/guard.py", 'if _host_of(headers.get("host", "")) not in self._hosts:', "if False:"
+            "server/guard.py", 'if not self._is_ours(_host_of(headers.get("host", ""))):', "if False:"
         ),
         tests=("tests/test_server.py", "-k", "guard"),
     ),
