@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from img2img_cli.batcher import run_works
+from img2img_cli.colour import from_srgb
 from img2img_cli.deep import Deep
 from img2img_cli.finish import (
     colour_luminance,
@@ -21,7 +22,7 @@ from img2img_cli.finish import (
     unpad,
 )
 from img2img_cli.guides import Guides, load_guides, load_mask
-from img2img_cli.images import Picture, fit_image, from_srgb, load_image, plan_fit
+from img2img_cli.images import Picture, fit_image, load_image, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.record import format_parameters, make_record
