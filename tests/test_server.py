@@ -17,16 +17,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome
 from PIL import Image
+from serving import serve_own
 
-from img2img_cli import meeting
+from img2img_cli import meeting, remote, wire
 from img2img_cli.errors import ExitCode, UsageError
 from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.work import Piece
 
 TOKEN = "a token for tests"
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]
@@ -70,7 +72,6 @@ def served() -> Iterator[Running]:
 @pytest.fixture
 def server(served: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
     monkeypatch.setenv("XDG_RUNTIME_DIR", served.folder)
-    wait_until(lambda: Path(meeting.socket_path("door")).exists())
     return served
 
 
@@ -142,33 +143,36 @@ def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_
         assert (tmp_path / "warm" / f"{index}.png").read_bytes() == (tmp_path / "alone" / f"{index}.png").read_bytes()
 
 
-def test_the_door_is_not_to_be_noticed(
-    server: Running, fresh, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Relative names, pipes, exit codes, messages, umask and environment, by way of the door and without."""
-    data = picture.read_bytes()
+def shell(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run it in bash, with `img2img` for this interpreter's."""
+    words = f'img2img() {{ "{sys.executable}" -m img2img_cli "$@"; }}\n{script}'
+    return subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, timeout=120)
 
-    def outcomes(*more: str) -> list[Outcome]:
-        return [
-            fresh("colorize", "nothing.jpg", *more),
-            fresh("colorize", picture, "--set", "satturation=2", *more),
-            fresh("colorize", "-", "-", "--seed", 1, *QUICK, *more, stdin=data),
-            fresh("colorize", "-", tmp_path / "x.png", *QUICK, *more, stdin=b""),
-            fresh("edit", picture, "-p", "fog", "--dry-run", "--seed", 1, *more),
-            fresh("colorize", picture, "--preset", "sd15-colorize", "--dry-run", "--seed", 1, *more, HOME="/else"),
-        ]
 
-    warm, alone = outcomes(), outcomes("--no-server")
-    assert [(o.code, o.err.split(", seed")[0]) for o in warm] == [(o.code, o.err.split(", seed")[0]) for o in alone]
-    assert [o.code for o in warm] == [3, 2, 0, 3, 0, 0]
-    assert [o.out for o in warm] == [o.out for o in alone]
-    monkeypatch.chdir(tmp_path)
-    before = os.umask(0o077)
-    try:
-        assert fresh("colorize", picture.name, "private.png", *QUICK).code == 0
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "private.png").stat().st_mode) == 0o600
+def test_a_command_stays_itself_beside_a_server(server: Running, picture: Path) -> None:
+    """Its own files, folder, umask, limits, name and exit codes; only the model is the server's."""
+    before, folder, quick = model_seconds(), picture.parent, " ".join(QUICK)
+    done = shell(f"umask 077; img2img colorize <(cat photo.png) private.png {quick}", folder)
+    assert done.returncode == 0, done.stderr
+    assert stat.S_IMODE((folder / "private.png").stat().st_mode) == 0o600
+    done = shell(f"img2img colorize - - {quick} < photo.png", folder)
+    assert Image.open(io.BytesIO(done.stdout)).size == (96, 72)
+    assert model_seconds() > before, "the server was not used"
+    done = shell(
+        f"ulimit -f 0; img2img colorize photo.png limited.png {quick} 2>&1 | cat; exit ${{PIPESTATUS[0]}}", folder
+    )
+    assert done.returncode == ExitCode.OUTPUT, done.stdout
+    done = shell("img2img colorize --help", folder)
+    assert b"Usage: python -m img2img_cli colorize" in done.stdout
+    assert shell("img2img colorize nothing.png", folder).returncode == ExitCode.SOME_FAILED
+    assert sorted(path.name for path in folder.iterdir()) == ["photo.png", "private.png"]
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"]).returncode != 0, reason="no other mount namespace here")
+def test_a_server_that_sees_other_files_is_not_used(server: Running) -> None:
+    code = "import sys; from img2img_cli import meeting; sys.exit(meeting.connect() is not None)"
+    for more, found in (([], 1), (["unshare", "-m"], 0)):
+        assert subprocess.run([*more, sys.executable, "-c", code]).returncode == found
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
@@ -215,24 +219,50 @@ def test_a_second_server_is_refused(server: Running, fresh) -> None:
     assert "--stop" in done.err
 
 
-def test_when_the_server_dies_the_command_goes_on(lonely: str, here, picture: Path) -> None:
+def interrupt(process: subprocess.Popen[bytes], number: int) -> threading.Thread:
+    """Send the server a signal when it works for somebody."""
+
+    def wait() -> None:
+        wait_until(lambda: count_waiting() > 0)
+        process.send_signal(number)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_when_the_server_stops_or_dies_the_command_goes_on(
+    lonely: str, here, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process = start(lonely)
     assert b"serving" in process.stderr.readline()
-    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=60"]
-
-    def kill() -> None:
-        wait_until(lambda: count_waiting() > 0)
-        time.sleep(0.3)
-        process.kill()
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    done = here("colorize", picture, picture.parent / "killed.png", *options)
+    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=60", "--set", "image_size=128"]
+    results = [picture.parent / f"{name}.png" for name in ("stopped", "silent", "killed", "alone")]
+    stopped, silent, killed, alone = results
+    # In the middle of its work, and before.
+    monkeypatch.setattr(remote, "SILENCE_S", 3.0)
+    stopper = interrupt(process, signal.SIGSTOP)
+    done = here("colorize", picture, stopped, *options)
+    stopper.join()
+    assert done.code == 0, done.err
+    assert f"the server (process {process.pid}) does not answer; `kill -9 {process.pid}` ends it; going on" in done.err
+    monkeypatch.setattr(remote, "SILENCE_S", 0.5)
+    done = here("colorize", picture, silent, *options, "--keep-warm", "1m")
+    assert done.code == 0, done.err
+    assert len(done.err.splitlines()) == 2
+    assert "does not answer" in done.err
+    assert here("serve", "--status").code == ExitCode.TIMEOUT
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", lonely)
+    process.send_signal(signal.SIGCONT)
+    wait_until(lambda: count_waiting() == 0)
+    killer = interrupt(process, signal.SIGKILL)
+    done = here("colorize", picture, killed, *options)
     killer.join()
     assert done.code == 0, done.err
-    assert "going on without it" in done.err
-    assert here("colorize", picture, picture.parent / "alone.png", *options, "--no-server").code == 0
-    assert (picture.parent / "killed.png").read_bytes() == (picture.parent / "alone.png").read_bytes()
+    assert "the server ended; going on without it" in done.err
+    assert here("colorize", picture, alone, *options, "--no-server").code == 0
+    assert len({result.read_bytes() for result in results}) == 1
     process.wait()
     # What a killed server leaves behind is in nobody's way.
     assert Path(meeting.socket_path("api")).exists()
@@ -250,7 +280,7 @@ def test_keep_warm_leaves_a_server_that_ends(lonely: str, fresh, picture: Path) 
     assert len(ask_server("GET", "/img2img/status")["warm"]) == 1
 
     def is_gone() -> bool:
-        connection = meeting.connect("api")
+        connection = meeting.connect()
         if connection is not None:
             connection.close()
         return connection is None
@@ -259,18 +289,44 @@ def test_keep_warm_leaves_a_server_that_ends(lonely: str, fresh, picture: Path) 
     assert fresh("serve", "--status").code == ExitCode.NOTHING_MATCHED
 
 
-def test_keep_warm_is_checked_first(lonely: str, fresh, picture: Path) -> None:
-    done = fresh("colorize", picture, "--keep-warm", "ten")
-    assert done.code == ExitCode.USAGE
-    assert "15m" in done.err
+@pytest.mark.parametrize(("more", "words"), [(["ten"], "15m"), (["10m", "--no-server"], "exclude each other")])
+def test_keep_warm_is_checked_first(lonely: str, here, picture: Path, more: list[str], words: str) -> None:
+    for command in (["colorize", picture], ["batch", picture, "-o", picture.parent / "out", "--preset", "colorize"]):
+        done = here(*command, "--keep-warm", *more)
+        assert done.code == ExitCode.USAGE
+        assert words in done.err
+    assert not Path(meeting.meeting_folder()).exists()
 
 
 def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert meeting.connect("api") is not None
+    assert meeting.connect() is not None
     monkeypatch.setenv("HF_HOME", "/elsewhere")
-    assert meeting.connect("api") is None
+    assert meeting.connect() is None
     with pytest.raises(ServerGoneError):
         ask_server("GET", "/img2img/status")
+
+
+def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Devices, rounding, caches, the way to the hub; but neither our own settings nor what only changes speed or text."""
+    import img2img_cli.environment  # noqa: F401 - makes settings of its own
+
+    before = meeting.describe_self()
+    decisive = (
+        "CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_OVERRIDE_GFX_VERSION "
+        "PYTORCH_ENABLE_MPS_FALLBACK TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG "
+        "MKL_CBWR OMP_DYNAMIC KMP_DETERMINISTIC_REDUCTION GOMP_CPU_AFFINITY DNNL_MAX_CPU_ISA "
+        "ONEDNN_DEFAULT_FPMATH_MODE ATEN_CPU_CAPABILITY HF_HUB_CACHE TRANSFORMERS_CACHE DIFFUSERS_ATTN_BACKEND LD_PRELOAD HTTPS_PROXY HOME"
+    )
+    for name in decisive.split():
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "3")
+            assert meeting.describe_self() != before, name
+    for name in ("GOMP_SPINCOUNT", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TERM", "LANG", "COLUMNS"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "3")
+            assert meeting.describe_self() == before, name
+    monkeypatch.setattr(meeting, "count_threads", lambda: (77, "another share of the processor"))
+    assert meeting.describe_self() != before
 
 
 def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Running) -> None:
@@ -278,7 +334,7 @@ def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Runn
     mode = folder.stat().st_mode
     folder.chmod(0o755)
     try:
-        assert meeting.connect("api") is None
+        assert meeting.connect() is None
         with pytest.raises(UsageError, match="0700"):
             meeting.make_meeting_folder()
     finally:
@@ -287,8 +343,7 @@ def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Runn
 
 def test_only_this_user_can_open_the_sockets(server: Running) -> None:
     assert stat.S_IMODE(Path(meeting.meeting_folder()).stat().st_mode) == 0o700
-    for kind in ("api", "door"):
-        assert stat.S_IMODE(Path(meeting.socket_path(kind)).stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(meeting.socket_path("api")).stat().st_mode) == 0o600
 
 
 def ask(server: Running, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, object]]:
@@ -355,18 +410,11 @@ def test_our_own_routes_are_not_on_tcp(server: Running) -> None:
 def test_garbage_on_our_own_socket_is_refused(server: Running, body: bytes) -> None:
     for path in ("/img2img/transform", "/img2img/pipelines", "/img2img/keep"):
         connection = http.client.HTTPConnection("localhost")
-        connection.sock = meeting.connect("api")
+        connection.sock = meeting.connect()
         connection.request("POST", path, body)
         assert connection.getresponse().status == 422
         connection.close()
     assert count_waiting() == 0
-
-
-def test_garbage_at_the_door_is_refused(server: Running, fresh, picture: Path) -> None:
-    for data in (b"", b"\x00", b"\xff" * 200, b"\x00\x00\x00\x02{}"):
-        with meeting.connect("door") as visitor:
-            visitor.sendall(data)
-    assert fresh("colorize", picture, "--dry-run").code == 0
 
 
 def encode(image: Image.Image, format_: str = "PNG") -> bytes:
@@ -470,7 +518,6 @@ def bundled() -> object:
 
 def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: object) -> object:
     from img2img_cli.server.dispatcher import Request
-    from img2img_cli.work import Piece
 
     image = Image.new("RGB", keys.pop("size", (64, 64)), (seed % 256, 90, 90))
     piece = Piece(image=image, control=image, seed=seed, parameters=spec.parameters, **keys)
@@ -510,6 +557,139 @@ def test_owners_take_turns_and_share_batches(queue) -> None:
     for own in ([1, 2, 3], [4, 5]):
         assert [seed for seed in order if seed in own] == own
     assert order.index(7) < order.index(3), "whoever has many does not keep the others waiting"
+
+
+@pytest.fixture
+def slow_to_load(queue, bundled: object) -> Iterator[tuple[object, object, list[object], threading.Event]]:
+    """A dispatcher with one warm pipeline, its spec, two specs that load until the event is set, and the event."""
+    from img2img_cli.errors import ModelError
+
+    dispatcher, _, leave, spec = queue
+    leave.release(100)
+    assert ask_for(dispatcher, "z", 0, spec).future.result(30)
+    may_load = threading.Event()
+
+    def load(asked: object) -> object:
+        assert may_load.wait(60)
+        if asked.offload == "group":
+            raise ModelError("damaged")
+        return copy_of(bundled)
+
+    dispatcher.pool._build = load
+    others = [dataclasses.replace(spec, offload=offload) for offload in ("model", "group")]
+    yield dispatcher, spec, others, may_load
+    may_load.set()
+
+
+def test_models_that_load_keep_nobody_waiting(slow_to_load) -> None:
+    from img2img_cli.errors import ModelError
+
+    dispatcher, spec, others, may_load = slow_to_load
+    cold = [ask_for(dispatcher, f"cold {index}", 1, other) for index, other in enumerate(others * 2)]
+    for seed in range(3):
+        assert ask_for(dispatcher, "warm", seed, spec).future.result(30)
+    assert dispatcher.describe(spec).multiple
+    assert dispatcher.pool.count_busy() == 2, "who asks for the same shares its loading"
+    assert not any(request.future.done() for request in cold)
+    may_load.set()
+    assert [type(request.future.exception(30)) for request in cold] == [type(None), ModelError] * 2
+    assert dispatcher.count_waiting() == 0
+
+
+def test_who_waits_for_a_model_may_leave(slow_to_load) -> None:
+    from img2img_cli.server.dispatcher import CancelledError, QueuedPipeline
+
+    dispatcher, _, others, may_load = slow_to_load
+    cold = ask_for(dispatcher, "cold", 1, others[0])
+    dispatcher.cancel(cold)
+    assert isinstance(cold.future.exception(30), CancelledError)
+    left = threading.Event()
+    left.set()
+    with pytest.raises(CancelledError):
+        QueuedPipeline(dispatcher, others[0], "web", left)
+    may_load.set()
+    assert ask_for(dispatcher, "cold", 1, others[0]).future.result(30)
+
+
+def test_the_server_computes_with_as_many_threads_as_a_command(queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a container with a share of the processor: how sums are rounded depends on it."""
+    import torch
+
+    from img2img_cli import device, processors
+
+    dispatcher, _, leave, spec = queue
+    monkeypatch.setattr(device, "DEFAULT_THREADS", 5)
+    monkeypatch.setattr(processors, "count_threads", lambda: (3, "the container's share of 5 cores"))
+    counted: list[int] = []
+    build, transform = dispatcher.pool._build, Lane.transform
+
+    def load(asked: object) -> object:
+        counted.append(torch.get_num_threads())
+        return build(asked)
+
+    def work(*arguments: object) -> list[Image.Image]:
+        counted.append(torch.get_num_threads())
+        return transform(*arguments)
+
+    dispatcher.pool._build = load
+    monkeypatch.setattr(Lane, "transform", work)
+    leave.release(100)
+    assert ask_for(dispatcher, "a", 0, dataclasses.replace(spec, device="cpu")).future.result(30)
+    assert counted == [3, 3]
+
+
+def read_messages(response: http.client.HTTPResponse, count: int) -> list[dict[str, object]]:
+    return [wire.unpack(response.read)[0] for _ in range(count)]
+
+
+def ask_own(path: str, body: bytes) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = meeting.connect(60)
+    connection.request("POST", path, body)
+    return connection.getresponse()
+
+
+def test_a_server_at_work_says_so(slow_to_load, lonely: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from img2img_cli.server import native_api
+    from img2img_cli.server.state import State
+
+    dispatcher, spec, others, may_load = slow_to_load
+    monkeypatch.setattr(native_api, "HEARTBEAT_S", 0.02)
+    image = Image.new("RGB", (64, 64))
+    piece = Piece(image=image, control=image, seed=1, parameters=spec.parameters)
+    with serve_own(State(dispatcher=dispatcher)):
+        loads = ask_own("/img2img/pipelines", json.dumps(others[0].to_json()).encode())
+        makes = ask_own("/img2img/transform", wire.pack_pieces(others[0], [piece]))
+        for response in (loads, makes):
+            assert read_messages(response, 3) == [{"busy": True}] * 3
+        may_load.set()
+        for response, last in ((loads, "multiple"), (makes, "notes")):
+            while last not in (told := read_messages(response, 1)[0]):
+                assert {"busy", "step"} & set(told)
+
+
+def test_a_large_request_keeps_nobody_waiting(queue, lonely: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from img2img_cli.server import native_api
+    from img2img_cli.server.state import State
+
+    dispatcher, _, leave, spec = queue
+    leave.release(100)
+    reads, may_go_on = threading.Event(), threading.Event()
+
+    def read(*arguments: object) -> object:
+        reads.set()
+        assert may_go_on.wait(60)
+        return wire.unpack_pieces(*arguments)
+
+    monkeypatch.setattr(native_api, "unpack_pieces", read)
+    image = Image.new("RGB", (64, 64))
+    piece = Piece(image=image, control=image, seed=1, parameters=spec.parameters)
+    with serve_own(State(dispatcher=dispatcher)), ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask_own, "/img2img/transform", wire.pack_pieces(spec, [piece]))
+        assert reads.wait(60)
+        assert ask_server("GET", "/img2img/status")["waiting"] == 0
+        may_go_on.set()
+        assert asked.result().status == 200
 
 
 def test_pieces_that_differ_do_not_share_a_batch(queue) -> None:
@@ -585,6 +765,7 @@ def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: p
     free = iter([100.0, 0.0, 0.0, 100.0])
     monkeypatch.setattr(pools, "measure_memory_gib", lambda _: (next(free, 100.0), 100.0))
     first = pool.get(specs[0])
+    pool.give_lane(first, pool.take_lane(first))
     assert pool.get(specs[0]) is first
     assert pool.get(specs[1]) is first, "presets that differ in nothing that is loaded share it"
     second = pool.get(specs[2])
@@ -620,9 +801,7 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
 
 
 def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
-    from img2img_cli import wire
     from img2img_cli.preset import load_preset, resolve
-    from img2img_cli.work import Piece
 
     p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters
     mask, style = photograph.convert("L"), photograph.resize((10, 20))

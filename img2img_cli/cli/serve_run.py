@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 
 from img2img_cli.cli.picture import check_offload
-from img2img_cli.errors import NothingMatchedError, UsageError
+from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
 from img2img_cli.job import printable
 from img2img_cli.preset import load_preset, resolve
-from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.remote import ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.wire import parse_duration
 
 LEAST_TOKEN = 16  # characters: other users of the machine reach the port too
@@ -86,6 +86,7 @@ def end_server() -> None:
 
     Raises:
         NothingMatchedError: there is none.
+        TimeLimitError: it does not answer.
     """
     _ask("POST", "/img2img/stop")
 
@@ -95,6 +96,7 @@ def tell_status() -> None:
 
     Raises:
         NothingMatchedError: there is none.
+        TimeLimitError: it does not answer.
     """
     print(json.dumps(_ask("GET", "/img2img/status")))
 
@@ -102,5 +104,7 @@ def tell_status() -> None:
 def _ask(method: str, path: str) -> dict[str, object]:
     try:
         return ask_server(method, path)
+    except ServerSilentError as error:
+        raise TimeLimitError(str(error)) from None
     except ServerGoneError:
         raise NothingMatchedError("no server is running; `img2img serve` starts one") from None

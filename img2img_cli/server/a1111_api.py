@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,13 +22,14 @@ from img2img_cli.parameters import MAX_PIXELS, fewest_steps
 from img2img_cli.preset import suggest
 from img2img_cli.server.state import State
 from img2img_cli.server.web import (
+    LargeRoute,
     Order,
     Result,
+    answer_unless_left,
     decode_base64,
     encode_base64,
     make_pictures,
     resolve_offer,
-    run_unless_left,
 )
 
 MOST = 64  # results of one request
@@ -95,11 +97,11 @@ class ExtraRequest(BaseModel):
 
 def make_router(state: State) -> APIRouter:
     """The routes under `/sdapi/v1`."""
-    router = APIRouter(prefix="/sdapi/v1")
+    router = APIRouter(prefix="/sdapi/v1", route_class=LargeRoute)
     options = {"sd_model_checkpoint": next(iter(state.presets), "edit"), "samples_format": "png"}
 
     @router.post("/img2img")
-    async def img2img(body: Img2ImgRequest, request: Request) -> dict[str, Any]:
+    async def img2img(body: Img2ImgRequest, request: Request) -> JSONResponse:
         checkpoint = str(body.override_settings.get("sd_model_checkpoint") or options["sd_model_checkpoint"])
 
         def work(cancelled: threading.Event) -> dict[str, Any]:
@@ -109,17 +111,17 @@ def make_router(state: State) -> APIRouter:
             images = encode_base64(results) if body.send_images else []
             return {"images": images, "parameters": parameters, "info": _describe(body, results, orders[0])}
 
-        return await run_unless_left(state, request, work)
+        return await answer_unless_left(state, request, work)
 
     @router.post("/extra-single-image")
-    async def enlarge(body: ExtraRequest, request: Request) -> dict[str, Any]:
+    async def enlarge(body: ExtraRequest, request: Request) -> JSONResponse:
         def work(cancelled: threading.Event) -> dict[str, Any]:
             order = read_enlargement(state, body)
             results = make_pictures(state, order, f"web {id(request)}", cancelled)
             told = f"<p>{results[0].size[0]} x {results[0].size[1]}, {html.escape(order.resolved.name)}</p>"
             return {"html_info": told, "image": encode_base64(results)[0]}
 
-        return await run_unless_left(state, request, work)
+        return await answer_unless_left(state, request, work)
 
     @router.get("/options")
     def get_options() -> dict[str, Any]:

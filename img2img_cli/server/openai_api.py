@@ -15,7 +15,7 @@ from starlette.datastructures import UploadFile
 from img2img_cli.errors import UsageError
 from img2img_cli.images import load_image
 from img2img_cli.server.state import State
-from img2img_cli.server.web import Order, encode_base64, make_pictures, resolve_offer, run_unless_left
+from img2img_cli.server.web import Order, answer_unless_left, encode_base64, make_pictures, resolve_offer
 
 MOST = 10  # results of one request, as OpenAI has it
 _FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)")  # names that clients send when nobody chose one
@@ -54,7 +54,7 @@ def make_router(state: State) -> APIRouter:
             data = [{"b64_json": text} for text in encode_base64(results)]
             return {"created": int(time.time()), "data": data, "output_format": order.format}
 
-        return JSONResponse(await run_unless_left(state, request, work))
+        return await answer_unless_left(state, request, work)
 
     return router
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import json
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 
 from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
@@ -113,6 +117,28 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
         return [
             Result(data=Path(result.job.output).read_bytes(), seed=result.job.seed, size=result.size) for result in made
         ]
+
+
+class _Request(Request):
+    async def json(self) -> Any:
+        """The body's content, read in a thread: pictures are large, and other clients are not to wait for them."""
+        return await run_in_threadpool(json.loads, await self.body())
+
+
+class LargeRoute(APIRoute):
+    """A route whose JSON may be large."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own, which is given our request."""
+        handle = super().get_route_handler()
+        return lambda request: handle(_Request(request.scope, request.receive))
+
+
+async def answer_unless_left(
+    state: State, request: Request, work: Callable[[threading.Event], Mapping[str, Any]]
+) -> JSONResponse:
+    """As `run_unless_left`; the JSON is written in the thread too."""
+    return await run_unless_left(state, request, lambda cancelled: JSONResponse(work(cancelled)))
 
 
 async def run_unless_left(state: State, request: Request, work: Callable[[threading.Event], Made]) -> Made:
