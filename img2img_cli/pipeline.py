@@ -29,9 +29,9 @@ from img2img_cli.device import (
 )
 from img2img_cli.errors import ModelError, UsageError
 from img2img_cli.feedforward import UpscalingNet
-from img2img_cli.guidance import GUIDED_TENSORS, make_callback
+from img2img_cli.guidance import GUIDED_TENSORS, can_end, make_callback, wants_end
 from img2img_cli.ip_adapter import encode_style
-from img2img_cli.offload import apply_offload
+from img2img_cli.offload import apply_offload, copy_alone
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.prompts import READERS, Prompts
 from img2img_cli.qwen import show_whole
@@ -155,12 +155,16 @@ class ImagePipeline:
                 guided = parameters.guidance_scale > 1
                 embeds = encode_style(self.pipe, style, self.placement.device, guided=guided)
                 arguments["ip_adapter_image_embeds"] = [embeds]
-            with cache_features(self.pipe, parameters.cache_interval):
-                result: torch.Tensor = self.pipe(**arguments).images
+            result: torch.Tensor = self._call(parameters, **arguments)
         if self.refiner is not None:
             again = [q.model_copy(update={"strength": q.refiner_strength}) for q in each]
             result = self.refiner.denoise(result, generators, again, None, progress)
         return result
+
+    def _call(self, parameters: Parameters, **arguments: Any) -> Any:
+        """What the pipeline makes; its UNet keeps features if the preset asks for it."""
+        with cache_features(self.pipe, parameters.cache_interval):
+            return self.pipe(**arguments).images
 
     def _make_arguments(
         self, each: Sequence[Parameters], generators: list[torch.Generator], progress: Progress | None
@@ -171,6 +175,7 @@ class ImagePipeline:
         prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
         if self.tells_cuts:
             self.prompts.note_cuts([*prompts, *(negatives or ())])
+            self.prompts.note(self._find_limits(p))
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
             texts = dict(self.prompts.embed(prompts, negatives))
@@ -196,9 +201,14 @@ class ImagePipeline:
         return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
 
     def find_cuts(self, each: Sequence[Parameters]) -> list[str]:
-        """A sentence for each prompt of which the model does not read all."""
+        """A sentence for each prompt of which the model does not read all, and for what it cannot do."""
         texts = dict.fromkeys(text for p in each for text in self._read_texts(p) if text is not None)
-        return self.prompts.find_cuts(list(texts))
+        return [*self.prompts.find_cuts(list(texts)), *(text for p in each[:1] for text in self._find_limits(p))]
+
+    def _find_limits(self, p: Parameters) -> list[str]:
+        if self.pipe is None or not wants_end(p) or can_end(self.pipe, p):
+            return []
+        return [f"guidance_end: the guidance of a {type(self.pipe).__name__} cannot stop early; it goes on to the end"]
 
     def _count_windows(self, p: Parameters) -> int:
         return self.prompts.count_windows(*self._read_texts(p))
@@ -221,7 +231,7 @@ class ImagePipeline:
                 raise UsageError("this model repaints the white part of a mask; give one with --mask")
             arguments["mask_image"] = piece.mask
         with explain_memory_errors(self.placement.device), show_whole(self.pipe, width * height):
-            made = _to_images(self.pipe(**arguments).images)[0]
+            made = _to_images(self._call(piece.parameters, **arguments))[0]
         return made if made.size == piece.image.size else made.resize(piece.image.size, Image.Resampling.LANCZOS)
 
     @torch.inference_mode()
@@ -233,7 +243,8 @@ class ImagePipeline:
             self._tile_vae((pieces[0].image.width * self.factor, pieces[0].image.height * self.factor))
             generators = make_generators([piece.seed for piece in pieces])
             arguments = self._make_arguments([piece.parameters for piece in pieces], generators, progress)
-            return _to_images(self.pipe(**arguments, image=[piece.image for piece in pieces], output_type="pt").images)
+            arguments |= {"image": [piece.image for piece in pieces], "output_type": "pt"}
+            return _to_images(self._call(pieces[0].parameters, **arguments))
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -243,8 +254,11 @@ class ImagePipeline:
             ModelError: the result is not finite even in float32.
         """
         pixels = self._decode(latents)
-        if not torch.isfinite(pixels).all():
-            pixels = self._decode(latents, copy.deepcopy(self.pipe.vae).float())  # not the one that lanes share
+        if not torch.isfinite(pixels).all() and self.pipe.vae.dtype != torch.float32 and torch.isfinite(latents).all():
+            self._release()
+            with explain_memory_errors(self.placement.device):
+                vae = copy_alone(self.pipe.vae, self.placement.device, torch.float32)
+            pixels = self._decode(latents, vae)
         return _to_images(pixels.float().div(2).add(0.5))
 
     def _decode(self, latents: torch.Tensor, vae: Any = None) -> torch.Tensor:
@@ -352,6 +366,7 @@ class ImagePipeline:
             return "the VAE in tiles"
         if self.placement.device.type == "cuda" and self.pipe is not None and self.offload in ("none", "model"):
             self.offload = "model" if self.offload == "none" else "group"
+            self.plan.is_off = True
             apply_offload(self.pipe, self.offload, self.placement.device)
             return "the model's " + ("parts" if self.offload == "model" else "layers") + " moved to the device in turn"
         return None
