@@ -14,13 +14,14 @@ from img2img_cli.compiling import can_compile, compile_parts
 from img2img_cli.device import Placement, explain_memory_errors, prepare_device
 from img2img_cli.errors import ModelError
 from img2img_cli.feedforward import load_net
-from img2img_cli.hub import check_download, is_fetched, list_repositories
+from img2img_cli.hub import check_download
 from img2img_cli.kernels import remember_texts, replace_kernels
 from img2img_cli.loading import load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline
+from img2img_cli.repositories import is_fetched, list_repositories
 
 COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text

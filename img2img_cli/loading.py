@@ -27,7 +27,7 @@ from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
 from img2img_cli.modelref import BUNDLED, Kind, locate_model, parse_file, parse_lora
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
 from img2img_cli.qwen import load_processor
 from img2img_cli.weights import check_folder, check_weights

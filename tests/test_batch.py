@@ -26,7 +26,8 @@ from img2img_cli.inputs import find_items
 from img2img_cli.journal import LOCK, STATE, hold_folder
 from img2img_cli.pipeline import ImagePipeline
 from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.work import Piece
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]

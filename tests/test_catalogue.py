@@ -19,7 +19,8 @@ from twins import RECIPES, make_twin
 
 from img2img_cli.modelref import BUNDLED, NO_MODEL, parse_lora
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_presets, load_preset
 from img2img_cli.record import read_record, replay_command
 
 SIZE = (72, 56)  # neither side a multiple of anything that models like

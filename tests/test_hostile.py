@@ -20,7 +20,8 @@ from img2img_cli.images import load_image, peek_size
 from img2img_cli.inputs import read_manifest
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.record import make_record, read_record, replay_command
 from img2img_cli.structure import MAX_FRAMES
 from img2img_cli.writer import encode_image
