@@ -95,7 +95,8 @@ def test_cards_tell_what_the_presets_resolve_to() -> None:
     [
         ("1:0", "1:0"), ("12:30:45", "12:30:45"), ("no", "no"), ("Yes", "Yes"), ("off", "off"), ("010", 10),
         ("0o10", 8), ("0x1f", 31), ("1_000", "1_000"), ("0b1", "0b1"), ("1e3", 1000.0), ("-.5", -0.5), ("2.", 2.0),
-        ("~", None), ("null", None), ("2026-11-25", "2026-11-25"), ("=", "="), ("<<", "<<"), ("true", True), ("False", False),
+        ("~", None), ("null", None), ("2026-11-25", "2026-11-25"), ("=", "="), ("<<", "<<"), ("true", True),
+        ("False", False),
     ],
 )  # fmt: skip
 def test_plain_values_mean_what_yaml_1_2_says(text: str, value: object) -> None:
