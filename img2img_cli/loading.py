@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import CLIPTokenizer, dynamic_module_utils
 
+from img2img_cli.contents import check_embedding, check_widths, tell_contents
 from img2img_cli.errors import ModelError, PresetError
 from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
+from img2img_cli.lora import fuse_loras
 from img2img_cli.modelref import BUNDLED, Kind, locate_model, parse_file, parse_lora
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
 from img2img_cli.qwen import load_processor
-from img2img_cli.weights import check_folder, check_weights
+from img2img_cli.weights import check_folder, check_weights, read_shapes
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
 OWN_CLASSES = (
@@ -45,16 +48,33 @@ OWN_CLASSES = (
 )
 # transformers would ask on the terminal, or on a stdin that a picture comes through, whether to run a model's code.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-_NAMELESS = ("emb_params", "*")  # what other tools call every embedding
+_NAMELESS = ("emb_params", "*", "string_to_param.*", "clip_l", "clip_g", "t5xxl")  # what tools call every embedding
 _ARCHITECTURES = Path(__file__).parent / "architectures"
 
 
-def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -> Any:
+@dataclass(frozen=True)
+class Told:
+    """What loading has to say beside the pipeline.
+
+    Attributes:
+        notes: sentences for the user.
+        words: the words that each embedding has taught the text encoders, in lower case.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, told: Told | None = None) -> Any:
     """The stock img2img pipeline of the preset's model, on the CPU, with the preset's scheduler.
+
+    Args:
+        told: takes what is to be told of the weights.
 
     Raises:
         ModelError: missing, refused, damaged or out of reach.
     """
+    told = Told() if told is None else told
     kind, reference = locate_model(parameters.model)
     if parameters.model != BUNDLED:
         _check_files(kind, reference)
@@ -82,9 +102,9 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
                 options["quantization_config"] = _quantize_parts(config)
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
     if parameters.lora:
-        _fuse_loras(pipe, parameters.lora)
+        told.notes.extend(_fuse_loras(pipe, parameters.lora))
     for text in parameters.embedding:
-        _load_embedding(pipe, text)
+        told.words[text] = _load_embedding(pipe, text)
     if parameters.ip_adapter:
         with explain_model_errors(parameters.ip_adapter):
             load_ip_adapter(pipe, parameters, dtype)
@@ -122,45 +142,48 @@ def _load_vae(reference: str, dtype: torch.dtype) -> Any:
         return diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
 
 
-def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
-    """Add LoRAs to the weights themselves, so that they cost nothing when the model runs."""
-    names, scales = [], []
-    for index, text in enumerate(references):
+def _fuse_loras(pipe: Any, references: Sequence[str]) -> list[str]:
+    """Add LoRAs to the weights themselves; what to tell of them."""
+    found = []
+    for text in references:
         with explain_model_errors(f"lora {text}"):
             if not hasattr(pipe, "load_lora_weights"):
                 raise ModelError(f"lora {text}: a {type(pipe).__name__} takes no LoRA; leave it out")
-            file = fetch_file(parse_lora(text), "lora")
-            pipe.load_lora_weights(
-                str(file.parent), weight_name=file.name, adapter_name=f"lora_{index}", use_safetensors=True
-            )
-            if f"lora_{index}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
-                raise ModelError(f"lora {text}: none of its weights fit this model; it was made for another family")
-        names.append(f"lora_{index}")
-        scales.append(parse_lora(text).scale)
-    pipe.set_adapters(names, scales)
-    pipe.fuse_lora(adapter_names=names)
-    pipe.unload_lora_weights()
+            reference = parse_lora(text)
+            found.append((text, fetch_file(reference, "lora"), reference.scale))
+    with explain_model_errors(f"lora {' '.join(references)}"):
+        return fuse_loras(pipe, found)
 
 
-def _load_embedding(pipe: Any, text: str) -> None:
-    """Teach the text encoders a word: the embedding's own name, or its file's where it has none. XL has two parts."""
+def _load_embedding(pipe: Any, text: str) -> tuple[str, ...]:
+    """Teach the text encoders an embedding and return its words: its own name and its file's. XL has two parts."""
     with explain_model_errors(f"embedding {text}"):
         if not hasattr(pipe, "load_textual_inversion") or not reads_with_clip(pipe):
             raise ModelError(f"embedding {text}: a {type(pipe).__name__} takes no embeddings; leave it out")
         file = fetch_file(parse_file("embedding", text), "embedding")
+        check_embedding(text, tell_contents(read_shapes(file)))
         vectors, readers = load_file(file), find_readers(pipe)
         parts = [vectors[key] for key in ("clip_l", "clip_g") if key in vectors] or list(vectors.values())
-        widths = [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers]
-        if [part.shape[-1] for part in parts] != widths:
-            raise ModelError(f"embedding {text}: does not fit this model; it was made for another family")
+        check_widths(
+            text,
+            [part.shape[-1] for part in parts],
+            [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers],
+        )
         known = readers[0][0].get_vocab()
         # CLIP reads lower case alone.
-        own = [name for name in vectors if len(vectors) == 1 and name not in _NAMELESS]
-        name = next((name for name in map(str.lower, [*own, file.stem]) if name not in known), None)
-        if name is None:
+        own = [key.lower() for key in vectors if len(vectors) == 1 and key not in _NAMELESS]
+        stem = file.stem.lower()
+        names = [name for name in own if name not in known]
+        # A file's name is a second word, if it is no word of the language.
+        if stem not in known and not (names and f"{stem}</w>" in known):
+            names.append(stem)
+        if not names:
             raise ModelError(f"embedding {text}: the model has a word '{file.stem}' already; rename the file")
-        for part, (tokenizer, encoder) in zip(parts, readers, strict=True):
-            pipe.load_textual_inversion({name: part}, tokenizer=tokenizer, text_encoder=encoder)
+        names = list(dict.fromkeys(names))
+        for name in names:
+            for part, (tokenizer, encoder) in zip(parts, readers, strict=True):
+                pipe.load_textual_inversion({name: part}, tokenizer=tokenizer, text_encoder=encoder)
+        return tuple(names)
 
 
 def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
