@@ -220,11 +220,11 @@ def _tell_checkpoint(shapes: Shapes) -> Contents:
 
 
 def _tell_unet_family(shapes: Shapes, *starts: str) -> Family | None:
-    """By the width of the text that its second attention reads."""
+    """By the width of the text that its second attention reads, or by XL's embedding of sizes."""
     for key, shape in shapes.items():
-        if key.startswith(starts) and key.endswith("attn2.to_k.weight") and len(shape) == 2:
-            return _TEXT_WIDTHS.get(shape[1])
-    return None
+        if key.startswith(starts) and key.endswith("attn2.to_k.weight") and shape[1:2] and shape[1] in _TEXT_WIDTHS:
+            return _TEXT_WIDTHS[shape[1]]
+    return "sdxl" if any("label_emb." in key or "add_embedding." in key for key in shapes) else None
 
 
 def _tell_transformer_family(names: Collection[str]) -> Family | None:

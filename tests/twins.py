@@ -64,8 +64,8 @@ from transformers import (
 )
 
 from img2img_cli import feedforward
-from img2img_cli.loading import load_clip_tokenizer
 from img2img_cli.qwen import PictureProcessor
+from img2img_cli.single_file import load_clip_tokenizer
 
 Recipe = Callable[[Path, str | None], None]
 WIDTH = 32
