@@ -23,6 +23,8 @@ _LOADING_ERRORS: tuple[type[Exception], ...] = (
     TypeError,
     AttributeError,
     RuntimeError,
+    AssertionError,
+    ImportError,
     *_TRANSPORT_ERRORS,
 )
 _STATUS_SENTENCES = {

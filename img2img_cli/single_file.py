@@ -12,7 +12,11 @@ import img2img_cli.environment  # noqa: F401 - settings for what follows
 import diffusers
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm, infer_diffusers_model_type
+from diffusers.loaders.single_file_utils import (
+    SingleFileComponentError,
+    create_diffusers_clip_model_from_ldm,
+    infer_diffusers_model_type,
+)
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
@@ -107,7 +111,13 @@ def load_single_file(
     options |= _find_missing(path, shapes, contents, family, options, variant, notes)
     middle = "ControlNet" if "controlnet" in given else ""
     pipeline_class = getattr(diffusers, f"{_PIPELINES[kind]}{middle}Img2ImgPipeline")
-    pipe = pipeline_class.from_single_file(str(path), **options)
+    try:
+        pipe = pipeline_class.from_single_file(str(path), **options)
+    except SingleFileComponentError as error:  # of families whose parts are not looked for above
+        first = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"{path}: lacks a part ({first[:200]}); use a whole checkpoint or a diffusers folder"
+        ) from None
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
             _check_whole(path, name, part)

@@ -15,6 +15,8 @@ from img2img_cli.single_file import ARCHITECTURES
 _TOP = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -80,15 +82,48 @@ def name_parts(pipe: Any, encoder: str = "cond_stage_model.transformer.text_mode
     return found
 
 
+_OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "self_attn.out_proj": "attn.out_proj"}
+_OPEN_CLIP |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
+def name_open_clip(encoder: Any) -> dict[str, torch.Tensor]:
+    """OpenCLIP's names for a text encoder, with its three projections in one matrix."""
+    state = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
+    found = {
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+        "text_projection": state["text_projection.weight"].T,
+    }
+    for key, value in state.items():
+        if match := re.match(r"encoder\.layers\.(\d+)\.(.*)", key):
+            start, rest = f"transformer.resblocks.{match[1]}.", match[2]
+            if not re.search(r"[qkv]_proj", rest):
+                found[start + _replace(rest, _OPEN_CLIP)] = value
+            elif "q_proj" in rest:
+                parts = [state[key.replace("q_proj", f"{name}_proj")] for name in "qkv"]
+                found[f"{start}attn.in_proj_{rest.rpartition('.')[2]}"] = torch.cat(parts)
+    return found
+
+
+def name_parts_xl(pipe: Any) -> dict[str, torch.Tensor]:
+    """A Stable Diffusion XL's tensors by their names in one file."""
+    start = "conditioner.embedders."
+    found = name_parts(pipe, f"{start}0.transformer.text_model.")
+    return found | {f"{start}1.model.{key}": value for key, value in name_open_clip(pipe.text_encoder_2).items()}
+
+
 def write_file(path: Path, weights: dict[str, torch.Tensor], **metadata: str) -> Path:
     """A .safetensors file."""
     save_file({key: value.clone().contiguous() for key, value in weights.items()}, path, metadata or None)
     return path
 
 
-def make_architectures(folder: Path, model: Path) -> Path:
-    """Our folder of architectures with a tiny model's configs in place of Stable Diffusion 1.5's."""
+def make_architectures(folder: Path, model: Path, family: str = "sd15") -> Path:
+    """Our folder of architectures with a tiny model's configs in place of a family's."""
     shutil.copytree(ARCHITECTURES, folder)
-    for part in ("unet", "vae", "text_encoder"):
-        shutil.copy(model / part / "config.json", folder / "sd15" / part / "config.json")
+    for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        if (model / part).exists():
+            shutil.copy(model / part / "config.json", folder / family / part / "config.json")
     return folder

@@ -15,9 +15,12 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from twins import RECIPES, WIDTH, make_twin
 
+from img2img_cli.building import build_pipeline
 from img2img_cli.contents import tell_contents
+from img2img_cli.device import choose_placement
 from img2img_cli.errors import ModelError
 from img2img_cli.lora import fuse_loras
+from img2img_cli.parameters import Parameters
 
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX, QWEN = "black-forest-labs/FLUX.1-schnell", "Qwen/Qwen-Image-Edit-2511"
@@ -394,6 +397,15 @@ def test_what_has_no_place_in_the_model_is_counted(here, sd, tmp_path: Path, pic
                 "--model", sd.folder, *OPTIONS[6:])  # fmt: skip
     notes = [json.loads(line) for line in done.out.splitlines() if b"1 of 4 layers" in line]
     assert [note["event"] for note in notes] == ["note"]
+
+
+def test_a_server_tells_each_of_its_clients(sd, tmp_path: Path) -> None:
+    weights = lora(FLAT, 64, (64,)) | lora("lora_unet_nowhere", 64, (64,))
+    parameters = Parameters(model=str(sd.folder), lora=(str(write(tmp_path, weights)),))
+    pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
+    (lane, *_) = pipeline.make_lanes()
+    for _ in range(2):
+        assert ["1 of 2 layers apply" in note for note in lane.find_cuts([parameters])] == [True]
 
 
 def test_what_fits_nowhere_is_one_line(here, sd, tmp_path: Path, picture: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from PIL import Image
 from safetensors.torch import load_file
-from single_files import make_architectures, name_parts, name_vae, write_file
-from twins import make_twin
+from single_files import make_architectures, name_parts, name_parts_xl, name_vae, write_file
+from transformers import CLIPTextModelWithProjection
+from twins import fix_up, make_clip, make_twin, make_vae, unet_options
 
 from img2img_cli import single_file
 from img2img_cli.building import build_pipeline
@@ -19,6 +22,8 @@ from img2img_cli.contents import tell_contents
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import ModelError
 from img2img_cli.parameters import Parameters
+from img2img_cli.single_file import load_clip_tokenizer
+from img2img_cli.work import Piece
 
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/FLUX.1-schnell"
@@ -98,6 +103,50 @@ def test_a_vae_file_fills_the_gap(here, twin, weights, tmp_path: Path, picture: 
     check_equal(build(path, vae=str(vae)).pipe, twin)
     done = here("edit", picture, tmp_path / "o.png", *OPTIONS, "--model", path, "--vae", vae)
     assert done.code == 0, done.err
+
+
+def test_xl_needs_nothing_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two text encoders of different widths, and v-prediction, which is common among its descendants."""
+    torch.manual_seed(0)
+    encoders = [make_clip(), make_clip(CLIPTextModelWithProjection, hidden_size=48, projection_dim=48)]
+    options = unet_options(xl=True) | {"cross_attention_dim": 80, "projection_class_embeddings_input_dim": 96}
+    parts = {
+        "unet": diffusers.UNet2DConditionModel(**fix_up(options)), "vae": make_vae(force_upcast=True),
+        "text_encoder": encoders[0], "text_encoder_2": encoders[1],
+        "tokenizer": load_clip_tokenizer(), "tokenizer_2": load_clip_tokenizer("!"),
+        "scheduler": diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear"),
+    }  # fmt: skip
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**parts)
+    pipe.save_pretrained(tmp_path / "xl")
+    monkeypatch.setattr(
+        single_file, "ARCHITECTURES", make_architectures(tmp_path / "architectures", tmp_path / "xl", "sdxl")
+    )
+    weights = name_parts_xl(pipe) | {"v_pred": torch.ones(1), "ztsnr": torch.ones(1)}
+    made = build(write_file(tmp_path / "model.safetensors", weights))
+    for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+        for key, weight in getattr(pipe, name).state_dict().items():
+            assert torch.equal(getattr(made.pipe, name).state_dict()[key], weight), (name, key)
+    assert made.pipe.tokenizer_2.pad_token == "!"
+    assert made.pipe.scheduler.config.rescale_betas_zero_snr
+    parameters = Parameters(model="x", prompt="a house", strength=1.0, num_inference_steps=2, guidance_scale=3.0)
+    piece = Piece(image=Image.new("RGB", (64, 64), "grey"), control=None, seed=3, parameters=parameters)
+    assert made.transform([piece])[0].size == (64, 64)
+    monkeypatch.setattr(single_file, "DEFAULTS", {})
+    with pytest.raises(ModelError, match="holds no second text encoder"):
+        build(write_file(tmp_path / "model.safetensors", without(weights, "conditioner.embedders.1")))
+
+
+def test_a_family_whose_parts_are_the_hubs_is_one_line(here, twin, tmp_path, picture, monkeypatch) -> None:
+    """Stable Diffusion 3 in one file often comes without text encoders."""
+    weights = {f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.ones(4)}
+    path = write_file(tmp_path / "model.safetensors", weights)
+    refuse(here, "not in the cache and the hub cannot be reached", "edit", picture, *OPTIONS, "--model", path)
+
+    def fail(*_: object, **__: object) -> None:
+        raise SingleFileComponentError("Failed to load CLIPTextModel. Weights appear to be missing.\nand\nmore")
+
+    monkeypatch.setattr(diffusers.StableDiffusion3Img2ImgPipeline, "from_single_file", fail)
+    refuse(here, "lacks a part (Failed to load CLIPTextModel", "edit", picture, *OPTIONS, "--model", path)
 
 
 def make_wrong(name: str, twin: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
