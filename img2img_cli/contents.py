@@ -124,9 +124,14 @@ class LayerShapes:
     def measure(self) -> Shape | None:
         """Rows and columns of the weight that it changes, a convolution's kernel being columns; None if it has none."""
         s = self.shapes
-        if any(len(shape) < 2 for key, shape in s.items() if key not in ("alpha", "bias", "diff", "magnitude")):
+        plain = ("alpha", "bias", "diff", "magnitude", "dora_scale")
+        if any(len(shape) < 2 for key, shape in s.items() if key not in plain) or any(
+            0 in shape for shape in s.values()
+        ):
             return None
         match self.format:
+            case "LoRA" if "mid" not in s and s["up"][1] != s["down"][0]:
+                return None
             case "LoRA":
                 return s["up"][0], math.prod(s["down"][1:]) * math.prod(s.get("mid", ())[2:])
             case "LoHa" if "hada_t1" in s:

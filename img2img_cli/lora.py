@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file
@@ -107,9 +107,12 @@ def fuse_loras(pipe: Any, loras: Sequence[tuple[str, Path, float]]) -> list[str]
     notes = []
     for text, path, scale in loras:
         shapes = read_shapes(path)
-        check_lora(text, tell_contents(shapes), tell_family(pipe))
+        contents, family = tell_contents(shapes), tell_family(pipe)
+        check_lora(text, contents, family)
         layers, rest = split_layers(shapes)
         found = {name: spots for name, spots in places.find(layers).items() if spots}
+        if not found:
+            _refuse_names(text, layers, is_own=contents.family in family)
         _check_sizes(text, layers, found)
         if (note := _tell_counts(text, layers, rest, found)) is not None:
             notes.append(note)
@@ -146,15 +149,24 @@ def tell_family(pipe: Any) -> frozenset[Family]:
     return frozenset()
 
 
+def _refuse_names(text: str, layers: Mapping[str, LayerShapes], *, is_own: bool) -> NoReturn:
+    """Of a LoRA of which no layer is known in the model, which may yet be of its family."""
+    first = next(iter(layers))[:100]
+    if is_own:
+        raise ModelError(
+            f"lora {text}: its {len(layers)} layers have names that are not known, such as {first}; "
+            "get it in diffusers' or kohya's format"
+        )
+    raise ModelError(
+        f"lora {text}: no layer of its {len(layers)} is one of this model's, such as {first}; "
+        "it was made for another family, so choose a preset of that"
+    )
+
+
 def _tell_counts(
     text: str, layers: Mapping[str, LayerShapes], rest: Sequence[str], found: Mapping[str, object]
 ) -> str | None:
     total = len(layers) + len({name.rpartition(".")[0] for name in rest})
-    if not found:
-        raise ModelError(
-            f"lora {text}: no layer of its {total} is one of this model's; it was made for another family, so "
-            "choose a preset of that"
-        )
     if len(found) == total:
         return None
     missing = next((name for name in layers if name not in found), None) or rest[0]

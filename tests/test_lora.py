@@ -430,6 +430,9 @@ def make_wrong(name: str) -> dict[str, torch.Tensor]:
         "oft": {f"{FLAT}.oft_blocks": random(4, 16, 16)},
         "embedding": {"emb_params": random(2, 32)},
         "vae": {"first_stage_model.decoder.conv_in.weight": random(8, 4, 3, 3)},
+        "no rank": {f"{FLAT}.lora_down.weight": torch.ones(0, 64), f"{FLAT}.lora_up.weight": torch.ones(64, 0)},
+        "two ranks": {f"{FLAT}.lora_down.weight": random(2, 64), f"{FLAT}.lora_up.weight": random(64, 4)},
+        "strange names": lora("lora_unet_nowhere_attn2_to_k", 64, (768,)) | lora("lora_unet_mid_block_x", 4, (4,)),
         "half": {f"{FLAT}.lora_down.weight": random(2, 64)},
         "a bomb": {f"{FLAT}.lokr_w1": random(90_000, 1), f"{FLAT}.lokr_w2": random(90_000, 1)},
     }[name]
@@ -443,6 +446,7 @@ def make_wrong(name: str) -> dict[str, torch.Tensor]:
      ("another size", "1 of 1 layers have other sizes"), ("oft", "an OFT, a format that is not supported"),
      ("embedding", "an embedding, not a LoRA; give it with --embedding"),
      ("vae", "a VAE, not a LoRA; give it with --vae"),
+     ("no rank", "other sizes"), ("two ranks", "other sizes"), ("strange names", "not known, such as"),
      ("half", "not a LoRA"), ("a bomb", "other sizes")],
 )  # fmt: skip
 def test_what_is_no_lora_of_the_models_family_says_so(sd, tmp_path: Path, name: str, words: str) -> None:
