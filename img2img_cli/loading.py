@@ -30,7 +30,13 @@ from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
 from img2img_cli.qwen import load_processor
-from img2img_cli.single_file import load_controlnet_file, load_single_file, load_vae_file
+from img2img_cli.single_file import (
+    check_clip_folder,
+    check_whole,
+    load_controlnet_file,
+    load_single_file,
+    load_vae_file,
+)
 from img2img_cli.weights import check_folder, check_weights, read_shapes
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
@@ -98,6 +104,11 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
             if parameters.quantization != "none":
                 options["quantization_config"] = _quantize_parts(config)
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
+            for name, part in pipe.components.items():
+                if isinstance(part, torch.nn.Module):
+                    check_whole(parameters.model, name, part)
+                if kind == "folder" and type(part).__name__.startswith("CLIPText"):
+                    check_clip_folder(Path(reference), name, part)
     if parameters.lora:
         told.notes.extend(_fuse_loras(pipe, parameters.lora))
     for text in parameters.embedding:
@@ -137,7 +148,17 @@ def _load_vae(parameters: Parameters, dtype: torch.dtype) -> Any:
     with explain_model_errors(parameters.vae, "check that it is a VAE of the model's family"):
         if kind == "file":
             return load_vae_file(Path(place), dtype, parameters.model, parameters.revision)
-        return diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+        vae = diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+        if not hasattr(vae, "encode"):
+            raise ModelError(
+                f"{parameters.vae}: {_name_class(type(vae).__name__)}, not a VAE; give a folder with a VAE's weights"
+            )
+        check_whole(parameters.vae, "VAE", vae)
+        return vae
+
+
+def _name_class(name: str) -> str:
+    return f"{'an' if name.startswith('A') else 'a'} {name}"
 
 
 def _fuse_loras(pipe: Any, references: Sequence[str]) -> list[str]:
@@ -197,9 +218,15 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
         if kind == "file":
             return load_controlnet_file(Path(reference), dtype, parameters.model, parameters.revision)
         revision = parameters.controlnet_revision if kind == "hub" else None
-        return diffusers.ControlNetModel.from_pretrained(
-            reference, revision=revision, dtype=dtype, use_safetensors=True
-        )
+        name = diffusers.ControlNetModel.load_config(reference, revision=revision).get("_class_name")
+        if name not in (None, "ControlNetModel"):
+            raise ModelError(
+                f"{parameters.controlnet}: {_name_class(name)}, not a ControlNet of Stable Diffusion 1, 2 or XL; "
+                "give one of those"
+            )
+        net = diffusers.ControlNetModel.from_pretrained(reference, revision=revision, dtype=dtype, use_safetensors=True)
+        check_whole(parameters.controlnet, "ControlNet", net)
+        return net
 
 
 def _check_files(kind: Kind, place: str) -> None:

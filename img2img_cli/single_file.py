@@ -120,7 +120,7 @@ def load_single_file(
         ) from None
     for name, part in pipe.components.items():
         if isinstance(part, torch.nn.Module):
-            _check_whole(path, name, part)
+            check_whole(path, name, part)
     settings = read_prediction(path, shapes)
     if settings:
         pipe.scheduler = set_prediction(pipe.scheduler, settings)
@@ -222,13 +222,31 @@ def _load_old_encoder(path: Path, dtype: torch.dtype) -> Any:
     )
 
 
-def _check_whole(path: Path, name: str, part: torch.nn.Module) -> None:
-    """Refuse a text encoder that lacks something: diffusers leaves that without memory, where it says so of others."""
-    missing = [key for key, tensor in part.state_dict().items() if tensor.is_meta]
+def check_whole(path: Path | str, name: str, part: torch.nn.Module) -> None:
+    """Refuse what lacks tensors: diffusers leaves them without memory, and says so of some kinds of file alone.
+
+    Raises:
+        ModelError: naming the file and a tensor.
+    """
+    _refuse_missing(path, name, [key for key, tensor in part.state_dict().items() if tensor.is_meta])
+
+
+def check_clip_folder(folder: Path, name: str, part: torch.nn.Module) -> None:
+    """Refuse CLIP's weights in a folder if they lack tensors, in whose place transformers puts random ones.
+
+    Raises:
+        ModelError: naming the folder and a tensor.
+    """
+    files = [read_shapes(file) for file in (folder / name).glob("*.safetensors")]
+    known = {key.removeprefix("text_model.") for shapes in files for key in shapes}
+    own = [key for key in part.state_dict() if not key.endswith("position_ids")]
+    _refuse_missing(folder, name, [key for key in own if key.removeprefix("text_model.") not in known])
+
+
+def _refuse_missing(path: Path | str, name: str, missing: list[str]) -> None:
     if missing:
-        raise ModelError(
-            f"{path}: its {name} lacks {len(missing)} tensors, such as {missing[0]}; get the whole file again"
-        )
+        count = f"{len(missing)} tensor{'s' * (len(missing) > 1)}"
+        raise ModelError(f"{path}: its {name} lacks {count}, such as {missing[0]}; get the whole model again")
 
 
 def read_prediction(path: Path, shapes: Shapes) -> dict[str, Any]:
@@ -284,7 +302,7 @@ def load_vae_file(path: Path, dtype: torch.dtype, model: str, revision: str | No
             "give a VAE of the model's family"
         )
     vae = loader.from_single_file(str(path), config=place, subfolder="vae", config_revision=revision, dtype=dtype)
-    _check_whole(path, "VAE", vae)
+    check_whole(path, "VAE", vae)
     return vae
 
 
@@ -315,7 +333,7 @@ def load_controlnet_file(path: Path, dtype: torch.dtype, model: str, revision: s
     net = diffusers.ControlNetModel.from_single_file(
         str(path), config=str(ARCHITECTURES / "sd15"), subfolder="controlnet", dtype=dtype, **options
     )
-    _check_whole(path, "ControlNet", net)
+    check_whole(path, "ControlNet", net)
     return net
 
 

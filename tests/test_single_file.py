@@ -288,6 +288,27 @@ def test_a_part_that_does_not_fit_is_one_line(here, twin, tmp_path, picture, opt
     refuse(here, words, "edit", picture, *OPTIONS, *control, "--model", twin.folder, option, file)
 
 
+@pytest.mark.parametrize(
+    ("option", "part", "words"),
+    [("--vae", "unet", "a UNet2DConditionModel, not a VAE"), ("--vae", "text_encoder", "a CLIPTextModel, not a VAE"),
+     ("--controlnet", "unet", "a UNet2DConditionModel, not a ControlNet"),
+     ("--controlnet", "vae", "an AutoencoderKL, not a ControlNet")],
+)  # fmt: skip
+def test_a_folder_of_another_kind_is_one_line(here, twin, picture: Path, option: str, part: str, words: str) -> None:
+    control = ["--set", "control=canny"] if option == "--controlnet" else []
+    refuse(here, words, "edit", picture, *OPTIONS, *control, "--model", twin.folder, option, twin.folder / part)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_that_lacks_tensors_is_one_line(here, twin, tmp_path: Path, picture: Path, part: str) -> None:
+    model = shutil.copytree(twin.folder, tmp_path / "model")
+    (file,) = (model / part).glob("*.safetensors")
+    weights = load_file(file)
+    weights.pop(next(key for key in weights if key.endswith("norm1.weight")))
+    write_file(file, weights, format="pt")
+    refuse(here, f"its {part} lacks 1 tensor", "edit", picture, *OPTIONS, "--model", model)
+
+
 def test_the_shipped_configs_are_those_of_the_real_models() -> None:
     sizes = {
         "sd15/unet": 859_520_964, "sd2/unet": 865_910_724, "sdxl/unet": 2_567_463_684,
