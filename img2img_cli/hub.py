@@ -61,7 +61,7 @@ def pull(repository: Repository) -> None:
     Raises:
         ModelError: gated, missing, out of reach.
     """
-    from img2img_cli.loading import explain_model_errors
+    from img2img_cli.explain import explain_model_errors
 
     role, reference = repository.role, repository.reference
     with explain_model_errors(reference):
