@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from img2img_cli.calls import wrap_call
+from img2img_cli.calls import Answer, wrap_call
 from img2img_cli.errors import UsageError
 
 _active = threading.local()  # lanes share a UNet, and each has a cache of its own
@@ -88,9 +88,10 @@ def _prepare(pipe: Any) -> None:
     if last is None or len(unet.up_blocks) < 2 or len(last.resnets) < 2 or last.upsamplers is not None:
         raise UsageError(f"cache_interval is for Stable Diffusion's UNets, not for {type(pipe).__name__}; leave it out")
     inner = [*unet.down_blocks, unet.mid_block, *unet.up_blocks[:-1], getattr(pipe, "controlnet", None)]
-    parts = [(block, _keep_output) for block in inner if block is not None]
+    parts: list[tuple[Any, Answer]] = [(block, _keep_output) for block in inner if block is not None]
+    parts += [(last, _continue), (last.resnets[-1], _keep_input), (unet, _count_step)]
     with _preparing:
-        for module, answer in [*parts, (last, _continue), (last.resnets[-1], _keep_input), (unet, _count_step)]:
+        for module, answer in parts:
             if not getattr(module, "asks_for_cache", False):
                 module.asks_for_cache = True
                 wrap_call(module, answer)

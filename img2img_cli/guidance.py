@@ -37,7 +37,7 @@ Callback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 def make_callback(pipe: Any, parameters: Parameters, progress: Progress | None) -> Callback | None:
     """What a diffusers pipeline is to call at the end of each step, if anything."""
-    ends = wants_end(parameters) and can_end(pipe, parameters)
+    ends = _wants_end(parameters) and _can_end(pipe, parameters)
     if progress is None and not ends:
         return None
 
@@ -57,12 +57,12 @@ def make_callback(pipe: Any, parameters: Parameters, progress: Progress | None) 
     return callback
 
 
-def wants_end(parameters: Parameters) -> bool:
+def _wants_end(parameters: Parameters) -> bool:
     """Whether guidance is on and is to stop before the last step."""
     return parameters.guidance_end < 1 and parameters.guidance_scale > 1
 
 
-def can_end(pipe: Any, parameters: Parameters) -> bool:
+def _can_end(pipe: Any, parameters: Parameters) -> bool:
     """Whether a pipeline's guidance can stop: all that it holds twice is known, and can be given back by half.
 
     Transformers run the unguided half by itself, or hold more than they tell of; an IP-Adapter's embeddings cannot be
@@ -78,3 +78,10 @@ def can_end(pipe: Any, parameters: Parameters) -> bool:
         and "prompt_embeds" in known
         and not {*known} - {*GUIDED_TENSORS, *SINGLE_TENSORS}
     )
+
+
+def find_limits(pipe: Any, parameters: Parameters) -> list[str]:
+    """A sentence where guidance is to end early, and this pipeline's cannot."""
+    if pipe is None or not _wants_end(parameters) or _can_end(pipe, parameters):
+        return []
+    return [f"guidance_end: the guidance of a {type(pipe).__name__} cannot stop early; it goes on to the end"]

@@ -25,7 +25,8 @@ from img2img_cli.guides import Guides
 from img2img_cli.offload import apply_offload
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.runner import start_work, transform_image
 
 CPU = torch.device("cpu")
