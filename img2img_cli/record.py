@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 from PIL import ExifTags, ImageFile
 
 from img2img_cli import __version__
-from img2img_cli.errors import InputError, PresetError
+from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.images import open_picture, read_bytes
-from img2img_cli.job import MAX_SEED, STDIO, Job
+from img2img_cli.job import MAX_SEED, STDIO, Job, printable
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import Preset, choose_controlnet, load_preset, resolve
+from img2img_cli.values import write_value
 from img2img_cli.writer import IMAGE_HISTORY
 
 BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input
@@ -29,20 +31,25 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
     parameters = job.parameters.to_record()
     record = {
         "version": __version__,
-        "input": job.input if job.input == STDIO else _writable(Path(job.input).name),
+        "input": job.input if job.input == STDIO else _name_file(job.input),
         "preset": job.preset,
         "seed": job.seed,
         "parameters": parameters,
     }
     for key in BESIDE:
         if name := getattr(job, key):
-            record[key] = _writable(Path(name).name)
+            record[key] = _name_file(name)
     return record | provenance
 
 
-def _writable(name: str) -> str:
-    """A file's name without bytes that are no UTF-8."""
-    return name.encode("utf-8", "replace").decode()
+def _name_file(path: str) -> str:
+    """A file's name without its folder and without bytes that are no UTF-8."""
+    name = _writable(Path(path).name)
+    return f"./{name}" if name == STDIO else name
+
+
+def _writable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def format_parameters(job: Job, size: tuple[int, int]) -> str:
@@ -109,7 +116,7 @@ def _bare_name(text: str) -> str:
     name = text if text == STDIO else Path(text).name
     if not name or name == "..":
         raise ValueError("no file's name")
-    return f"./{name}" if name.startswith("-") and name != STDIO else name
+    return f"./{name}" if name.startswith("-") and text != STDIO else name
 
 
 def _read_texts(image: ImageFile.ImageFile) -> tuple[str | None, str | None]:
@@ -129,37 +136,85 @@ def _read_texts(image: ImageFile.ImageFile) -> tuple[str | None, str | None]:
 
 
 def replay_command(record: dict[str, Any]) -> str:
-    """The shell command that makes the picture again from its input.
+    """The shell command that makes the picture again from its input, on one line."""
+    return " ".join(map(quote_word, replay_words(record)))
 
-    Only what differs from the preset as it is now is spelled out.
-    """
+
+def quote_word(word: str) -> str:
+    """A word for a shell; in `$'...'`, as shells but not `shlex` read it, where it could steer a terminal."""
+    if printable(word) == word:
+        return shlex.quote(word)
+    content = "".join(
+        f"\\x{byte:02x}" if byte < 32 or byte > 126 or byte in b"'\\" else chr(byte) for byte in os.fsencode(word)
+    )
+    return f"$'{content}'"
+
+
+def replay_words(record: dict[str, Any]) -> list[str]:
+    """The words of that command. Only what differs from the preset as it is now is spelled out."""
     wanted = dict(record["parameters"])
-    preset_name, base = _current_preset(str(record["preset"]), wanted["task"])
+    name, preset = _current_preset(str(record["preset"]), wanted["task"])
     words = ["img2img", wanted["task"], str(record["input"])]
     if record["input"] == STDIO:
         words.append(STDIO)
-    words += ["--preset", preset_name, "--seed", str(record["seed"])]
+    words += ["--preset", name, "--seed", str(record["seed"])]
     for key in ("mask", "style"):
         if record.get(key):
             words += [f"--{key}", str(record[key])]
+    options = {}
     if record.get("control_image"):
-        words += ["--control", f"{wanted.pop('control')}={record['control_image']}"]
-    if wanted["task"] == "edit":
-        words += ["--prompt", str(wanted.pop("prompt"))]
-    for key, value in wanted.items():
-        before = base.get(key)
-        if key in ("lora", "embedding"):
-            value, before = " ".join(value), " ".join(base[key])
-        if before != value:
-            words += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join(words)
+        options["control"] = ["--control", f"{wanted['control']}={record['control_image']}"]
+    if wanted["task"] == "edit" and printable(wanted["prompt"]) == wanted["prompt"]:
+        options["prompt"] = ["--prompt", wanted["prompt"]]
+    base = resolve(preset, {}).parameters.to_record()
+    added = {key: _list_added(base[key], wanted[key]) for key in ("lora", "embedding")}
+    always = {"control"} & options.keys() | ({"prompt"} if wanted["task"] == "edit" else set())
+    said = {key: value for key, value in wanted.items() if key in always or (value != base[key] and not added.get(key))}
+    overrides = _complete(preset, said, wanted, added)
+    for key in wanted:
+        if key not in overrides:
+            words += [word for reference in added.get(key, ()) for word in (f"--{key}", reference)]
+        else:
+            words += options.get(key) or ["--set", f"{key}={write_value(key, wanted[key])}"]
+    return words
 
 
-def _current_preset(reference: str, task: str) -> tuple[str, dict[str, Any]]:
+def _list_added(own: list[str], references: list[str]) -> list[str]:
+    """The LoRAs or embeddings that come after the preset's own, if they can be words of a command; else none."""
+    added = references[len(own) :] if references[: len(own)] == own else []
+    return added if all(printable(reference) == reference for reference in added) else []
+
+
+def _complete(
+    preset: Preset, overrides: dict[str, Any], wanted: dict[str, Any], added: dict[str, list[str]]
+) -> dict[str, Any]:
+    """Overrides with which a preset gives the wanted parameters; keys draw others along: a model its revision.
+
+    Args:
+        added: LoRAs and embeddings that have options of their own.
+    """
+    for _ in wanted:
+        try:
+            resolved = resolve(preset, overrides, more_lora=added["lora"], more_embeddings=added["embedding"])
+            given = choose_controlnet(preset.name, resolved, overrides).parameters.to_record()
+        except PresetError:
+            return wanted
+        except UsageError:  # the preset has no ControlNet for this control
+            overrides = {**overrides, "controlnet": wanted["controlnet"]}
+            continue
+        missing = {key: value for key, value in wanted.items() if given[key] != value}
+        if not missing:
+            return overrides
+        overrides = {**overrides, **missing}
+    return wanted
+
+
+def _current_preset(reference: str, task: str) -> tuple[str, Preset]:
     for name in (reference, task):
         try:
-            parameters = resolve(load_preset(name), {}).parameters
+            preset = load_preset(name)
+            resolve(preset, {})
         except PresetError:
             continue
-        return name, parameters.to_record()
+        return name, preset
     raise InputError(f"its preset '{reference}' is not here, so the command cannot be told")

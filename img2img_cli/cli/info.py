@@ -31,4 +31,4 @@ def info(
             typer.echo(f"{key}: {printable(str(record[key]))}")
     for key, value in record["parameters"].items():
         typer.echo(f"{key}: {printable(str(value))}")
-    typer.echo(f"command: {printable(command)}")
+    typer.echo(f"command: {command}")
