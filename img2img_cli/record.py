@@ -15,7 +15,8 @@ from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.images import open_picture, read_bytes
 from img2img_cli.job import MAX_SEED, STDIO, Job, printable
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import Preset, choose_controlnet, load_preset, resolve
+from img2img_cli.preset import choose_controlnet, resolve
+from img2img_cli.preset_files import Preset, load_preset
 from img2img_cli.values import write_value
 from img2img_cli.writer import IMAGE_HISTORY
 

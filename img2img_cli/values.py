@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from typing import Any, Literal, get_args, get_origin
 
 from img2img_cli.errors import UsageError
@@ -13,8 +12,6 @@ from img2img_cli.parameters import Parameters
 from img2img_cli.yamlio import MAX_CHARACTERS, YamlError, parse_scalar, parse_yaml
 
 NOTHING = ("null", "none")  # as which None is written
-# JSON's floats; YAML 1.1 takes those without a point for text.
-_EXPONENT = re.compile(r"-?\d+(\.\d+)?[eE][+-]?\d{1,3}")
 _BRACKETS = {"mapping": "{", "list": "["}
 
 
@@ -38,7 +35,7 @@ def read_value(key: str, text: str) -> Any:
         return _read_text(text)
     if kind == "mapping":
         raise UsageError(f"{key}: must be a mapping, such as {key}='{{\"use_karras_sigmas\": true}}'")
-    return text if kind == "list" else float(text) if _EXPONENT.fullmatch(text) else parse_scalar(text)
+    return text if kind == "list" else parse_scalar(text)
 
 
 def write_value(key: str, value: Any) -> str:

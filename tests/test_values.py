@@ -22,7 +22,8 @@ from img2img_cli.inputs import read_manifest
 from img2img_cli.job import Job
 from img2img_cli.modelref import parse_lora, split_references
 from img2img_cli.parameters import CARD_KEYS, Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.record import _check_record, make_record, quote_word, replay_command, replay_words
 from img2img_cli.values import read_value, write_value
 

@@ -19,7 +19,7 @@ from img2img_cli.images import load_image
 from img2img_cli.masks import read_mask
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import MAX_PIXELS, fewest_steps
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.server.state import State
 from img2img_cli.server.web import (
     Order,

@@ -25,7 +25,8 @@ from img2img_cli.errors import Img2ImgError, LockedError, UsageError
 from img2img_cli.job import printable
 from img2img_cli.meeting import listen, make_meeting_folder, socket_path
 from img2img_cli.parameters import Offload
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.server import a1111_api, native_api, openai_api
 from img2img_cli.server.connection import Connection
 from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError

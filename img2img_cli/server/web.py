@@ -18,7 +18,8 @@ from fastapi import Request
 
 from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
-from img2img_cli.preset import COMMAND_LINE, Resolved, load_preset, resolve, suggest
+from img2img_cli.preset import COMMAND_LINE, Resolved, resolve
+from img2img_cli.preset_files import load_preset, suggest
 from img2img_cli.runner import run_jobs
 from img2img_cli.server.dispatcher import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
