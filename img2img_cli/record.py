@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, ImageFile
-
 from img2img_cli import __version__
 from img2img_cli.errors import InputError, PresetError, UsageError
-from img2img_cli.images import open_picture, read_bytes
+from img2img_cli.images import label, open_picture, read_bytes
 from img2img_cli.job import MAX_SEED, STDIO, Job, printable
 from img2img_cli.parameters import Parameters
+from img2img_cli.picture_texts import collect_texts
 from img2img_cli.preset import choose_controlnet, resolve
 from img2img_cli.preset_files import Preset, load_preset
 from img2img_cli.values import write_value
-from img2img_cli.writer import IMAGE_HISTORY
 
+NO_PARAMETERS = "carries no parameters; no tool that is known here made it, or it was made with --no-metadata"
 BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input
 
 
@@ -33,7 +33,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
     record = {
         "version": __version__,
         "input": job.input if job.input == STDIO else _name_file(job.input),
-        "preset": job.preset,
+        "preset": _writable(job.preset),
         "seed": job.seed,
         "parameters": parameters,
     }
@@ -74,7 +74,7 @@ def format_parameters(job: Job, size: tuple[int, int]) -> str:
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """The record inside a picture, or `{"text": ...}` where another tool wrote only A1111-style parameters.
+    """The record inside a picture that this tool made.
 
     Pixels are not decoded, so a picture that tells how it was made can still be damaged.
 
@@ -82,15 +82,24 @@ def read_record(name: str) -> dict[str, Any]:
         InputError: not a picture, or one that does not tell how it was made.
     """
     with open_picture(name, read_bytes(name)) as (image, _):
-        own, text = _read_texts(image)
-    if own:
-        try:
-            return _check_record(json.loads(own))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise InputError(f"{name}: its img2img record is damaged, so the command cannot be told") from None
-    if text:
-        return {"text": text}
-    raise InputError(f"{name}: carries no parameters; it was not made by this tool, or made with --no-metadata")
+        record = find_record(name, collect_texts(image))
+    if record is None:
+        raise InputError(f"{label(name)}: {NO_PARAMETERS}")
+    return record
+
+
+def find_record(name: str, texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """Our own record among a picture's texts; None where there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not texts.get("img2img"):
+        return None
+    try:
+        return _check_record(json.loads(texts["img2img"]))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"{label(name)}: its img2img record is damaged, so the command cannot be told") from None
 
 
 def _check_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -120,22 +129,6 @@ def _bare_name(text: str) -> str:
     return f"./{name}" if name.startswith("-") and text != STDIO else name
 
 
-def _read_texts(image: ImageFile.ImageFile) -> tuple[str | None, str | None]:
-    if image.format == "PNG":
-        if not {"img2img", "parameters"} & image.info.keys():
-            image.load()  # other tools write theirs behind the pixels
-        if {"img2img", "parameters"} & image.info.keys():
-            return image.info.get("img2img"), image.info.get("parameters")
-    exif = image.getexif()
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment, b"")
-    if isinstance(comment, bytes):
-        comment = (
-            comment[8:].decode("utf-16-be" if comment.startswith(b"UNICODE\0") else "utf-8", "replace").strip("\0 ")
-        )
-    history = exif.get(IMAGE_HISTORY)
-    return history if isinstance(history, str) and history.startswith("{") else None, comment or None
-
-
 def replay_command(record: dict[str, Any]) -> str:
     """The shell command that makes the picture again from its input, on one line."""
     return " ".join(map(quote_word, replay_words(record)))
@@ -158,7 +151,9 @@ def replay_words(record: dict[str, Any]) -> list[str]:
     words = ["img2img", wanted["task"], str(record["input"])]
     if record["input"] == STDIO:
         words.append(STDIO)
-    words += ["--preset", name, "--seed", str(record["seed"])]
+    words += ["--preset", name]
+    if record["seed"] is not None:
+        words += ["--seed", str(record["seed"])]
     for key in ("mask", "style"):
         if record.get(key):
             words += [f"--{key}", str(record[key])]

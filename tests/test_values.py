@@ -131,7 +131,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
 
     def plan(task: Any, source: str, output: Any, own: Any, shared: Any, beside: Any = None, **_: Any) -> None:
         resolved = picture.resolve_parameters(task, own, shared)
-        rest = {"preset": resolved.name, "parameters": resolved.parameters, "seed": shared.seed, **(beside or {})}
+        rest = {"preset": resolved.name, "parameters": resolved.parameters, "seed": shared.seed or 0, **(beside or {})}
         seen.append(Job(input=source, output="out.png", **rest))
 
     monkeypatch.setattr(picture, "run_picture_command", plan)
