@@ -19,7 +19,7 @@ from img2img_cli.preset import choose_controlnet, resolve
 from img2img_cli.preset_files import Preset, load_preset
 from img2img_cli.values import write_value
 
-NO_PARAMETERS = "carries no parameters; no tool that is known here made it, or it was made with --no-metadata"
+NO_PARAMETERS = "carries no parameters that can be read; no known tool made it, or it was made with --no-metadata"
 BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input
 
 

@@ -208,7 +208,7 @@ TEXTS: dict[str, dict[str, str]] = {
 }
 WANTED: dict[str, dict[str, Any]] = {
     "web ui": {
-        **{"tool": "AUTOMATIC1111", "prompt": "a castle on a hill, (storm:1.2) \nsecond line", "seed": 1234567890},
+        **{"tool": "AUTOMATIC1111", "prompt": "a castle on a hill, (storm:1.2)\nsecond line", "seed": 1234567890},
         **{"negative_prompt": "blurry,\nlow quality", "num_inference_steps": 20, "guidance_scale": 6.5},
         **{"sampler": "DPM++ 2M", "schedule": "Karras", "model": "v1-5-pruned-emaonly", "width": 512, "height": 768},
         **{"strength": 0.45, "lora": ["Fog_v2:0.6"], "text": WEB_UI},
@@ -486,12 +486,12 @@ def parse_command(command: str) -> Any:
             "comfy flux",
             "flux-dev",
             {"guidance_scale": 3.5, "scheduler": "EulerDiscreteScheduler"},
-            ["without an input"],
+            ["text alone"],
         ),
         ("comfy workflow", "sdxl-edit", {"scheduler": "EulerAncestralDiscreteScheduler"}, ["sd_xl_base_1.0"]),
         ("invoke", "sdxl-edit", {"strength": 0.55, "num_inference_steps": 31}, ["Ink lines", "Juggernaut"]),
         ("invoke 2", "sd15-edit", {"scheduler": "LMSDiscreteScheduler", "negative_prompt": "people, cars"}, []),
-        ("dream", "sd15-edit", {"scheduler": "EulerAncestralDiscreteScheduler"}, ["family is not told"]),
+        ("dream", "sd15-edit", {"scheduler": "EulerAncestralDiscreteScheduler"}, ["family is unknown"]),
         ("novel", "sdxl-edit", {"scheduler": "EulerAncestralDiscreteScheduler"}, ["NovelAI's models"]),
         ("novel 4", "sdxl-edit", {"prompt": "1girl, castle, red hair"}, ["characters"]),
         ("swarm", "flux-dev", {"num_inference_steps": 25}, ["fog"]),
@@ -543,7 +543,7 @@ def test_without_a_prompt_there_is_no_command(here, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(as_png({"prompt": json.dumps(graph)}))
     done = here("info", tmp_path / "a.png")
     assert done.code == 0
-    assert b"no prompt is told" in done.out
+    assert b"no prompt was found" in done.out
     assert b"command:" not in done.out
     told = json.loads(here("info", tmp_path / "a.png", "--json").out)
     assert told["command"] is None

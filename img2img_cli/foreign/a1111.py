@@ -9,7 +9,7 @@ from img2img_cli.foreign.fields import MAX_LORAS, Foreign, show_others, to_float
 MAX_LINE = 1 << 16  # characters of settings
 _STEPS = re.compile(r"^[ \t]*Steps: \d", re.MULTILINE)
 _SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}+):[ \t]*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
-_LORA = re.compile(r"<(?:lora|lyco):([^:<>]{1,200})(?::(-?[\d.]{1,10}))?(?::[^<>]{0,100})?>")
+_LORA = re.compile(r" ?<(?:lora|lyco):([^:<>]{1,200})(?::(-?[\d.]{1,10}))?(?::[^<>]{0,100})?>")
 _NEGATIVE = "Negative prompt:"
 _MAPPED = frozenset({"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Denoising strength"})
 

@@ -153,10 +153,10 @@ class _Graph:
         other = {"nodes": ", ".join(others)}
         samplers = self._find_samplers()
         if not samplers:
-            note = "none of its graph's nodes is a sampler that is known here"
+            note = "its graph has no sampler that is known here"
             return Foreign(tool="ComfyUI", other=show_others(other.items()), notes=(note,))
         inputs = self._gather_inputs(samplers[0])
-        notes = [f"its graph has {len(samplers)} samplers; the last one is told"] if len(samplers) > 1 else []
+        notes = [f"its graph has {len(samplers)} samplers; this is what the last one did"] if len(samplers) > 1 else []
         positive = inputs.get("positive", inputs.get("conditioning"))
         models, loras = self._follow_model(inputs.get("model"))
         latent = list(self._walk(inputs.get("latent_image", inputs.get("latent"))))

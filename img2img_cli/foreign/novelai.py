@@ -19,9 +19,9 @@ def read_novelai(texts: Mapping[str, str]) -> Foreign | None:
     negative, *unwanted = _list_captions(values.get("v4_negative_prompt"))
     prompt = prompt or to_text(values.get("prompt")) or to_text(texts.get("Description")) or ""
     negative = negative or to_text(values.get("uc")) or to_text(values.get("negative_prompt")) or ""
-    notes = ["NovelAI's models cannot be had; another of the same family makes another picture"]
+    notes = ["NovelAI's models are not published; another model makes another picture"]
     if characters:
-        notes.append("characters have prompts of their own and places; they are put behind the prompt")
+        notes.append("characters' prompts are appended to the prompt; their places are lost")
     told = ("prompt", "uc", "v4_prompt", "v4_negative_prompt")
     rest = {key: value for key, value in values.items() if key not in told}
     return read_flat(

@@ -39,10 +39,10 @@ def plan_replay(found: Foreign, name: str) -> Replay:
     """The command that does to a picture what another tool's parameters say.
 
     Args:
-        name: the picture that they are from; it is the command's input, as no tool tells its own input.
+        name: the picture that they are from. It is the command's input, as other tools do not keep theirs.
     """
     if not found.prompt:
-        return Replay(None, (*found.notes, "no prompt is told, so there is no command"))
+        return Replay(None, (*found.notes, "no prompt was found, so there is no command"))
     notes = list(found.notes)
     preset, why = _choose_preset(found)
     notes += [why] if why else []
@@ -74,7 +74,7 @@ def _choose_preset(found: Foreign) -> tuple[str, str | None]:
             if pattern.search(text):
                 return preset, None
     preset = "sdxl-edit" if found.size and found.size[0] * found.size[1] >= LARGE else "sd15-edit"
-    return preset, f"the model's family is not told; {preset} is chosen by the picture's size"
+    return preset, f"the model's family is unknown; {preset} was chosen by the picture's size"
 
 
 def _list_wanted(found: Foreign) -> Iterator[tuple[str, dict[str, Any], str | None]]:
@@ -93,18 +93,18 @@ def _list_wanted(found: Foreign) -> Iterator[tuple[str, dict[str, Any], str | No
 def _list_missing(found: Foreign) -> Iterator[str]:
     """What a command cannot say without files or pictures that are not here."""
     if found.strength is None or not 0 < found.strength < 1:
-        yield "the picture was made without an input, or does not tell; here it is the input itself"
+        yield "it was made from text alone, or its input is not recorded; the command takes this picture as input"
     else:
-        yield "the picture's own input is not here; the picture itself is the input"
+        yield "its input is not recorded; the command takes this picture as input"
     if found.sampler and find_sampler(found.sampler, found.schedule) is None:
-        yield f"sampler: {_shorten(found.sampler)} has no counterpart; the preset's scheduler is taken"
+        yield f"sampler: {_shorten(found.sampler)} has no counterpart; the command leaves the preset's scheduler"
     if found.model and found.model != BUNDLED:
-        yield f"model: {_shorten(found.model)} is taken from the preset; add --model with its file or hub id"
+        yield f"model: the preset's stands in for {_shorten(found.model)}; add --model with its file or hub id"
     for lora in found.lora:
         reference, _, scale = lora.rpartition(":")
         yield f"lora: {_shorten(reference)} is left out; add --lora FILE:{scale}"
     if found.other:
-        yield f"without a counterpart: {', '.join(found.other)}"
+        yield f"no counterpart for: {', '.join(found.other)}"
 
 
 def _shorten(value: object) -> str:
