@@ -94,7 +94,10 @@ def resolve(
         raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
     if more_lora or more_embeddings:
         more = {"lora": (*parameters.lora, *more_lora), "embedding": (*parameters.embedding, *more_embeddings)}
-        parameters = parameters.model_copy(update=more)
+        try:
+            parameters = Parameters.model_validate({**merged, **more})
+        except ValidationError as error:
+            raise PresetError("; ".join(_describe(e, preset, {**overrides, **more}) for e in error.errors())) from None
     origin = {
         key: COMMAND_LINE
         if key in overrides

@@ -206,7 +206,7 @@ def test_an_embedding_is_a_word_in_the_prompt(
     assert (results["named"] == results["lower"]).all()
     assert (results["unnamed"] == results["plain"]).all()
     assert (results["weighted"] != results["named"]).any()
-    assert f"embedding={file}" in here("info", tmp_path / "named.png").out.decode()
+    assert f"--embedding {file}" in here("info", tmp_path / "named.png").out.decode()
 
 
 @pytest.mark.parametrize(
