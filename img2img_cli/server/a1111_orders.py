@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from img2img_cli import masks
 from img2img_cli.errors import UsageError
 from img2img_cli.finish import feather_mask, paste_masked, restore_alpha
 from img2img_cli.images import from_srgb, load_image
@@ -103,7 +104,8 @@ def _read_picture(body: Img2ImgRequest, text: str, size: tuple[int, int] | None,
     data = decode_base64(text, "init_images")
     if not body.mask:
         return Wanted(order=replace(template, image=fit(data, "init_images", size, body.resize_mode)))
-    mask = read_mask(decode_base64(body.mask, "mask"), invert=bool(body.inpainting_mask_invert))
+    mask, notes = read_mask(decode_base64(body.mask, "mask"), invert=bool(body.inpainting_mask_invert))
+    template = replace(template, notes=template.notes + notes)
     if body.inpaint_full_res and mask.getbbox() is not None:
         return _read_masked_part(body, data, mask, size, template)
     image = fit(data, "init_images", size, body.resize_mode)
@@ -194,18 +196,21 @@ def fit_image(image: Image.Image, size: tuple[int, int], resize_mode: int) -> Im
     return image.resize(size, resample)
 
 
-def read_mask(data: bytes, *, invert: bool) -> Image.Image:
-    """A mask as `L`, white where to repaint. Where it has transparency that is its shape, as the web UI has it.
+def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...]]:
+    """A mask as `L`, white where to repaint, and what to tell of how it was read.
+
+    Where it has transparency, that is its shape, as the web UI has it.
 
     Raises:
-        InputError: not a picture.
+        InputError: not a picture, or one that marks nothing clearly.
     """
     picture = load_image("mask", data)
+    note = None
     if picture.alpha is not None and picture.alpha.getextrema() != (255, 255):
         mask = picture.alpha.point(lambda value: 255 if value > 128 else 0)
     else:
-        mask = picture.rgb.convert("L")
-    return ImageOps.invert(mask) if invert else mask
+        mask, note = masks.read_mask(picture)
+    return ImageOps.invert(mask) if invert else mask, (f"mask: {note}",) if note else ()
 
 
 def as_png(image: Image.Image) -> bytes:
