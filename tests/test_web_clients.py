@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from img2img_cli.errors import UsageError
+from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.server import a1111_orders, a1111_schema, openai_api
 from img2img_cli.server.a1111_schema import Img2ImgRequest
 from img2img_cli.server.dispatcher import Dispatcher
@@ -502,6 +503,28 @@ def test_diffusers_has_every_sampler_with_every_schedule() -> None:
             kind = getattr(diffusers, chosen["scheduler"])
             assert chosen["scheduler_config"].keys() <= inspect.signature(kind.__init__).parameters.keys()
         assert refused <= 2
+
+
+def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> None:
+    """The client sends Euler a with every request, and no such class goes with FLUX."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from img2img_cli.loading import _make_scheduler
+
+    (tmp_path / "model_index.json").write_text(
+        '{"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}'
+    )
+    (tmp_path / "flow.yaml").write_text(f"extends: edit\nmodel: {tmp_path}\n")
+    state = State(dispatcher=served.state.dispatcher, presets={"flow": str(tmp_path / "flow.yaml")})
+    asked = request(**{**QUICK, "sampler_name": "Euler a"})
+    (one,) = a1111_orders.read_orders(state, asked, {"sd_model_checkpoint": "flow"})
+    assert one.order.resolved.parameters.scheduler is None
+    assert [note.partition(":")[0] for note in one.order.notes] == ["sampler_name"]
+    (one,) = read_orders(served, sampler_name="Euler a")
+    assert one.order.resolved.parameters.scheduler == "EulerAncestralDiscreteScheduler"
+    wrong = one.order.resolved.parameters
+    with pytest.raises(PresetError, match=r"^scheduler: "):
+        _make_scheduler(FlowMatchEulerDiscreteScheduler(), wrong)
 
 
 @pytest.mark.parametrize(

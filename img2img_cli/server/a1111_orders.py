@@ -13,10 +13,11 @@ from PIL import Image, ImageOps
 from img2img_cli import masks
 from img2img_cli.errors import UsageError
 from img2img_cli.finish import feather_mask, paste_masked, restore_alpha
+from img2img_cli.hub import read_index
 from img2img_cli.images import from_srgb, load_image
 from img2img_cli.job import MAX_SEED, choose_seed
 from img2img_cli.modelref import BUNDLED
-from img2img_cli.parameters import MAX_PIXELS, fewest_steps
+from img2img_cli.parameters import MAX_PIXELS, Parameters, fewest_steps
 from img2img_cli.record import format_parameters, make_record
 from img2img_cli.server.a1111_schema import ExtraRequest, Img2ImgRequest, choose_format, choose_sampler
 from img2img_cli.server.state import State
@@ -52,17 +53,21 @@ def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) ->
     if len(body.init_images) * count > MOST:
         raise UsageError(f"batch_size, n_iter: more than {MOST} results in one request; send several")
     checkpoint = str(settings["sd_model_checkpoint"])
-    overrides = _read_overrides(body)
+    overrides, notes = _read_overrides(body), body.list_unused()
+    sampler = choose_sampler(body.sampler, body.scheduler)
     resolved = resolve_offer(state, checkpoint, overrides)
+    if sampler and has_flow(resolved.parameters):
+        notes += ("sampler_name: this model works with its own sampler",)  # clients send one unasked
+    elif sampler:
+        overrides |= sampler
+        resolved = resolve_offer(state, checkpoint, overrides)
     if size is not None and resolved.parameters.model != BUNDLED:
         # The web UI's models work at the result's own size; the bundled one only at its own.
         side = min(max(math.isqrt(size[0] * size[1]), 64), 2048)
         resolved = resolve_offer(state, checkpoint, overrides | {"image_size": side})
     format_, quality = choose_format(settings)
     seed = choose_seed() if body.seed < 0 else body.seed % (MAX_SEED + 1)
-    template = Order(
-        image=b"", resolved=resolved, seed=seed, count=count, format=format_, quality=quality, notes=body.list_unused()
-    )
+    template = Order(image=b"", resolved=resolved, seed=seed, count=count, format=format_, quality=quality, notes=notes)
     wanted = [_read_picture(body, text, size, template) for text in body.init_images]
     if len(wanted) == 1:
         return wanted
@@ -96,8 +101,13 @@ def _read_overrides(body: Img2ImgRequest) -> dict[str, Any]:
         "strength": strength,
         "mask_feather": body.mask_blur_x if body.mask_blur is None else body.mask_blur,
         **{key: value for key, value in optional.items() if value is not None},
-        **choose_sampler(body.sampler, body.scheduler),
     }
+
+
+def has_flow(parameters: Parameters) -> bool:
+    """Whether a preset's model was trained for flow matching, which none of the web UI's samplers does."""
+    scheduler = read_index(parameters.model, parameters.revision).get("scheduler")
+    return isinstance(scheduler, list) and "FlowMatch" in str(scheduler[-1:])
 
 
 def _read_picture(body: Img2ImgRequest, text: str, size: tuple[int, int] | None, template: Order) -> Wanted:
