@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import http.client
 import inspect
 import io
@@ -18,7 +19,11 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
+from fastapi.responses import JSONResponse
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from pydantic import ValidationError
 
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.server import a1111_orders, a1111_schema, openai_api
@@ -354,6 +359,33 @@ def test_forms_that_no_library_would_send(served: Served) -> None:
 
 # The web UI's fields.
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.dictionaries(st.sampled_from(sorted(Img2ImgRequest.model_fields)), JSON, max_size=3))
+def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> None:
+    """And what is taken can be sent back."""
+    try:
+        asked = Img2ImgRequest.model_validate({"init_images": [DATA], **fields})
+        asked.check()
+        a1111_schema.choose_sampler(asked.sampler, asked.scheduler)
+    except (ValidationError, UsageError):
+        return
+    JSONResponse(asked.model_dump(exclude={"prompt", "negative_prompt"}))  # whose text is checked with the preset
+    json.dumps(asked.list_unused())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fields=st.dictionaries(st.sampled_from([*openai_api.EditRequest.model_fields, "x"]), JSON, max_size=3))
+def test_any_json_is_an_edit_or_is_told_why_not(served: Served, fields: dict[str, Any]) -> None:
+    with contextlib.suppress(RefusedError):
+        read(served, fields)
+
 
 def request(**fields: Any) -> Img2ImgRequest:
     return Img2ImgRequest.model_validate({"init_images": [DATA], **fields})
@@ -457,7 +489,7 @@ def test_what_is_left_aside_is_told(fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule", "kind", "settings"),
+    ("name", "schedule", "kind", "expected"),
     [
         ("", "", None, None),
         ("Automatic", "automatic", None, None),
@@ -479,14 +511,14 @@ def test_what_is_left_aside_is_told(fields: dict[str, Any]) -> None:
         ("DPM adaptive", "", UsageError, None),
     ],
 )
-def test_samplers_and_schedules(name: str, schedule: str, kind: Any, settings: dict[str, Any] | None) -> None:
+def test_samplers_and_schedules(name: str, schedule: str, kind: Any, expected: dict[str, Any] | None) -> None:
     if kind is UsageError:
         with pytest.raises(UsageError, match=r"^(sampler_name|scheduler): "):
             a1111_schema.choose_sampler(name, schedule)
         return
     chosen = a1111_schema.choose_sampler(name, schedule)
     assert chosen.get("scheduler") == kind
-    assert (settings or {}).items() <= chosen.get("scheduler_config", {}).items()
+    assert (expected or {}).items() <= chosen.get("scheduler_config", {}).items()
 
 
 def test_diffusers_has_every_sampler_with_every_schedule() -> None:
@@ -528,7 +560,7 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("settings", "expected"),
+    ("chosen", "expected"),
     [
         ({}, ("png", None)),
         ({"samples_format": "JPG", "jpeg_quality": 80}, ("jpeg", 80)),
@@ -539,12 +571,12 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
         ({"samples_format": "jpg", "jpeg_quality": "x"}, None),
     ],
 )
-def test_formats_of_results(settings: dict[str, Any], expected: tuple[str, int | None] | None) -> None:
+def test_formats_of_results(chosen: dict[str, Any], expected: tuple[str, int | None] | None) -> None:
     if expected is None:
         with pytest.raises(UsageError):
-            a1111_schema.choose_format(settings)
+            a1111_schema.choose_format(chosen)
     else:
-        assert a1111_schema.choose_format(settings) == expected
+        assert a1111_schema.choose_format(chosen) == expected
 
 
 def read_orders(served: Served, **fields: Any) -> list[a1111_orders.Wanted]:
@@ -658,6 +690,14 @@ def test_base64_with_line_breaks_makes_a_picture(served: Served) -> None:
     assert decode(made["images"][0]).size == (64, 48)
     assert made["parameters"]["init_images"] is None
     assert json.loads(made["info"])["notes"] == []
+
+
+def test_what_comes_back_is_always_json(served: Served) -> None:
+    image = {"image_url": f"data:image/png;base64,{DATA}"}
+    status, told = served.post(EDIT, {"images": [image], "prompt": "fog", "\ud800": 1})
+    assert (status, told["error"]["code"]) == (400, "unknown_parameter")
+    for wrong in ({"script_args": ["\ud800"]}, {"override_settings": {"a": float("nan")}}, {"s_tmax": float("inf")}):
+        assert served.post(IMG2IMG, {"init_images": [DATA], **QUICK, **wrong})[0] == 422
 
 
 def test_settings_of_a_request_may_stay(served: Served) -> None:

@@ -190,7 +190,7 @@ def _describe(body: Img2ImgRequest, results: list[Result], order: Order) -> str:
             "subseed_strength": 0,
             "width": width,
             "height": height,
-            "sampler_name": body.sampler or parameters.scheduler,
+            "sampler_name": (body.sampler if parameters.scheduler else None) or parameters.scheduler or "model default",
             "cfg_scale": parameters.guidance_scale,
             "steps": parameters.num_inference_steps,
             "batch_size": body.batch_size,

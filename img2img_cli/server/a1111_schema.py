@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -49,7 +50,7 @@ _ANCESTRAL = {"Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE"}  #
 class _Request(BaseModel):
     """Fields of the web UI; others are ignored and `null` stands for a default, as with the web UI itself."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -151,6 +152,13 @@ class Img2ImgRequest(_Request):
         for key, wished in wishes.items():
             if wished:
                 raise UsageError(f"{key}: {_shorten(getattr(self, key))} cannot be done here; leave it out")
+        try:  # they come back in the answer
+            echo = [self.override_settings, self.script_args, self.alwayson_scripts, self.styles]
+            json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError):
+            raise UsageError(
+                "override_settings, script_args, alwayson_scripts, styles: must be finite numbers and text in UTF-8"
+            ) from None
         if self.mask_blur is None and self.mask and self.mask_blur_x != self.mask_blur_y:
             raise UsageError("mask_blur_x, mask_blur_y: must be the same here; send mask_blur for both")
         for name, script in self.alwayson_scripts.items():

@@ -213,7 +213,8 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
     elif isinstance(error, HTTPException):
         status, told, headers = error.status_code, {"message": str(error.detail)}, error.headers
     elif isinstance(error, RefusedError):
-        status, param, code = error.status, error.param, error.code
+        status, code = error.status, error.code
+        param = None if error.param is None else printable(error.param)
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
     elif not tells_bugs:
