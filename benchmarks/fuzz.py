@@ -25,7 +25,8 @@ with atheris.instrument_imports(include=["img2img_cli", "PIL"]):
     from img2img_cli.errors import Img2ImgError
     from img2img_cli.images import load_image, peek_size
     from img2img_cli.inputs import read_manifest
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.record import read_record, replay_command
     from img2img_cli.writer import encode_image
 

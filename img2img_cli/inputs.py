@@ -17,7 +17,7 @@ from typing import Any
 from img2img_cli.errors import InputError, NothingMatchedError, UsageError
 from img2img_cli.job import EXTENSIONS, STDIO
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.

@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from img2img_cli.errors import ModelError
 
@@ -148,6 +148,14 @@ def _find_file(role: str, reference: str) -> FileReference:
             f"{role} {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
         )
     return FileReference(f"{owner}/{name}", file or None, on_hub=True)
+
+
+def list_files(parameters: Any) -> list[tuple[str, str]]:
+    """Role and reference of each single file of weights that parameters name, as `parse_file` takes them."""
+    p = parameters
+    several = [("lora", text) for text in p.lora] + [("embedding", text) for text in p.embedding]
+    single = (("upscaler", p.upscaler), ("ip_adapter", p.ip_adapter))
+    return several + [(role, text) for role, text in single if text is not None]
 
 
 def split_folder(reference: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, make_absolute, parse_file, split_folder
+from img2img_cli.modelref import BUNDLED, NO_MODEL, list_files, locate_model, make_absolute, parse_file, split_folder
 from img2img_cli.weights import check_weights
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
@@ -210,10 +210,8 @@ class Parameters(BaseModel):
         return json.dumps(self.model_dump(include=set(PIPELINE_KEYS)))  # a path need not be UTF-8
 
     def list_files(self) -> list[tuple[str, str]]:
-        """Role and reference of each single file of weights, as `modelref.parse_file` takes them."""
-        several = [("lora", text) for text in self.lora] + [("embedding", text) for text in self.embedding]
-        single = (("upscaler", self.upscaler), ("ip_adapter", self.ip_adapter))
-        return several + [(role, text) for role, text in single if text is not None]
+        """As `modelref.list_files`."""
+        return list_files(self)
 
     def make_absolute(self) -> Parameters:
         """The same with local files and folders named so that they are found from any folder."""

@@ -65,6 +65,7 @@ class ImagePipeline:
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
         plan: how many calls of the model are to come, for `--compile auto`.
         tells_cuts: whether prompts that are cut off come into `notes`, once each; else ask `find_cuts`.
+        load_notes: what there is to tell of the weights, a sentence each.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class ImagePipeline:
         self._net = net
         self.refiner: ImagePipeline | None = None
         self.tells_cuts = True
+        self.load_notes: list[str] = []
         self.plan = Plan()
         own = _find_enlargement(pipe)
         self.enlargement: int | None = net.scale if net else own
@@ -171,6 +173,7 @@ class ImagePipeline:
         prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
         if self.tells_cuts:
             self.prompts.note_cuts([*prompts, *(negatives or ())])
+            self.prompts.note_unused(read)
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
             texts = dict(self.prompts.embed(prompts, negatives))
@@ -196,9 +199,10 @@ class ImagePipeline:
         return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
 
     def find_cuts(self, each: Sequence[Parameters]) -> list[str]:
-        """A sentence for each prompt of which the model does not read all."""
-        texts = dict.fromkeys(text for p in each for text in self._read_texts(p) if text is not None)
-        return self.prompts.find_cuts(list(texts))
+        """A sentence for each prompt of which the model does not read all, and what there is to tell of the weights."""
+        pairs = [self._read_texts(p) for p in each]
+        texts = dict.fromkeys(text for pair in pairs for text in pair if text is not None)
+        return [*self.load_notes, *self.prompts.find_cuts(list(texts)), *self.prompts.find_unused(pairs).values()]
 
     def _count_windows(self, p: Parameters) -> int:
         return self.prompts.count_windows(*self._read_texts(p))

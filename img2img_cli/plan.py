@@ -18,7 +18,8 @@ from img2img_cli.errors import OutputError, PresetError, UsageError
 from img2img_cli.inputs import Item, check_inside
 from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_style
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import choose_controlnet, load_preset, resolve, speed_up
+from img2img_cli.preset import choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import load_preset
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"

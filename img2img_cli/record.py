@@ -14,7 +14,8 @@ from img2img_cli.errors import InputError, PresetError
 from img2img_cli.images import open_picture, read_bytes
 from img2img_cli.job import MAX_SEED, STDIO, Job
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.writer import IMAGE_HISTORY
 
 BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input

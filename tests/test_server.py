@@ -464,7 +464,8 @@ class Lane:
 def bundled() -> object:
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
 
     return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
 
@@ -482,7 +483,8 @@ def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: obj
 
 @pytest.fixture
 def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, object]]:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.dispatcher import Dispatcher
     from img2img_cli.server.pool import Pool
     from img2img_cli.wire import Spec
@@ -575,7 +577,8 @@ def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: 
 
 
 def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server import pool as pools
     from img2img_cli.wire import Spec
 
@@ -607,7 +610,8 @@ def copy_of(pipeline: object) -> object:
 def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Path) -> None:
     import shutil
 
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.pool import key_of
     from img2img_cli.wire import Spec
 
@@ -622,7 +626,8 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
 
 def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
     from img2img_cli import wire
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.work import Piece
 
     p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters

@@ -20,7 +20,8 @@ from img2img_cli.compiling import Compiled, Plan
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import load_preset, resolve, speed_up
+from img2img_cli.preset import resolve, speed_up
+from img2img_cli.preset_files import load_preset
 from img2img_cli.runner import transform_image
 
 GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 128}

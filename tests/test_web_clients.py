@@ -695,7 +695,7 @@ def test_base64_with_line_breaks_makes_a_picture(served: Served) -> None:
 def test_what_comes_back_is_always_json(served: Served) -> None:
     image = {"image_url": f"data:image/png;base64,{DATA}"}
     status, told = served.post(EDIT, {"images": [image], "prompt": "fog", "\ud800": 1})
-    assert (status, told["error"]["code"]) == (400, "unknown_parameter")
+    assert (status, told["error"]["param"]) == (400, "body")
     for wrong in ({"script_args": ["\ud800"]}, {"override_settings": {"a": float("nan")}}, {"s_tmax": float("inf")}):
         assert served.post(IMG2IMG, {"init_images": [DATA], **QUICK, **wrong})[0] == 422
 

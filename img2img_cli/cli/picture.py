@@ -14,7 +14,8 @@ from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
-from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve, speed_up, suggest
+from img2img_cli.preset import Resolved, choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import load_preset, suggest
 from img2img_cli.yamlio import parse_scalar
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from img2img_cli.parameters import MAX_PIXELS, Parameters, fewest_steps
 from img2img_cli.record import format_parameters, make_record
 from img2img_cli.server.a1111_schema import ExtraRequest, Img2ImgRequest, choose_format, choose_sampler
 from img2img_cli.server.state import State
-from img2img_cli.server.web import Order, Result, decode_base64, resolve_offer
+from img2img_cli.server.web import Order, Result, as_png, decode_base64, resolve_offer
 from img2img_cli.writer import encode_image
 
 MOST = 64  # results of one request
@@ -221,13 +221,6 @@ def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...
     else:
         mask, note = masks.read_mask(picture)
     return ImageOps.invert(mask) if invert else mask, (f"mask: {note}",) if note else ()
-
-
-def as_png(image: Image.Image) -> bytes:
-    """A picture as PNG, quickly."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 def list_upscalers(state: State) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from img2img_cli.errors import UsageError
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.server.web import FORMATS, WebFormat
 
 _NONE = ("", "none")  # names that choose nothing

@@ -27,6 +27,7 @@ from img2img_cli.server.web import (
     RefusedError,
     Result,
     WebFormat,
+    as_png,
     decode_base64,
     encode_base64,
     make_pictures,
@@ -296,7 +297,7 @@ def _is_size(image: bytes, size: str) -> bool:
 
 def _drop_alpha(image: bytes) -> bytes:
     picture = load_image("image", image)
-    return image if picture.alpha is None else _to_png(picture.rgb)
+    return image if picture.alpha is None else as_png(picture.rgb)
 
 
 def read_mask(data: bytes) -> bytes:
@@ -309,13 +310,7 @@ def read_mask(data: bytes) -> bytes:
     alpha = load_image("mask", data).alpha
     if alpha is None:
         raise UsageError("mask: has no transparency; make it transparent where the picture is to change")
-    return _to_png(alpha.point(lambda value: 255 - value))
-
-
-def _to_png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    return as_png(alpha.point(lambda value: 255 - value))
 
 
 def _describe(order: Order, results: list[Result]) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from img2img_cli.errors import Img2ImgError, LockedError, UsageError
 from img2img_cli.job import printable
 from img2img_cli.meeting import listen, make_meeting_folder, socket_path
 from img2img_cli.parameters import Offload
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.server import a1111_api, native_api, openai_api
 from img2img_cli.server.connection import Connection
 from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError
@@ -213,8 +214,7 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
     elif isinstance(error, HTTPException):
         status, told, headers = error.status_code, {"message": str(error.detail)}, error.headers
     elif isinstance(error, RefusedError):
-        status, code = error.status, error.code
-        param = None if error.param is None else printable(error.param)
+        status, param, code = error.status, error.param, error.code
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
     elif not tells_bugs:

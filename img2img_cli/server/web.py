@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,12 @@ from urllib.parse import unquote
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
+from PIL import Image
 
 from img2img_cli.errors import InputError, PresetError, UsageError
 from img2img_cli.job import MAX_SEED, Job, check_control, check_style, choose_seed
-from img2img_cli.preset import COMMAND_LINE, Resolved, load_preset, resolve, suggest
+from img2img_cli.preset import COMMAND_LINE, Resolved, resolve
+from img2img_cli.preset_files import load_preset, suggest
 from img2img_cli.runner import run_jobs
 from img2img_cli.server.dispatcher import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
@@ -190,3 +193,10 @@ def decode_base64(text: str, what: str) -> bytes:
 def encode_base64(results: Sequence[Result]) -> list[str]:
     """Each result's file in base64."""
     return [base64.b64encode(result.data).decode() for result in results]
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A picture as PNG, quickly."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
