@@ -18,7 +18,8 @@ from img2img_cli.errors import OutputError, PresetError, UsageError
 from img2img_cli.inputs import Item, check_inside
 from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_style
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import choose_controlnet, load_preset, resolve, speed_up
+from img2img_cli.preset import choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import load_preset
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
@@ -54,6 +55,10 @@ def plan_batch(items: Sequence[Item], choices: Choices) -> list[Job]:
         OutputError: two results with one name, a result in an input's place, or no room to write.
     """
     _check_name(choices.name)
+    if choices.style is not None and os.path.exists(choices.style) and not os.path.isfile(choices.style):
+        raise UsageError(
+            f"--style {choices.style}: is no regular file; a batch reads it more than once, so save it first"
+        )
     resolved: dict[str, Parameters] = {}
     jobs = [_make_job(item, index, choices, resolved) for index, item in enumerate(items)]
     check_outputs(jobs, choices.folder)

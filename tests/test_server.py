@@ -307,7 +307,7 @@ def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: 
 
 
 def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices, rounding, caches, the way to the hub; but neither our own settings nor what only changes speed or text."""
+    """Devices, rounding, caches and the way to the hub do; our own settings, and what changes speed or text, do not."""
     import img2img_cli.environment  # noqa: F401 - makes settings of its own
 
     before = meeting.describe_self()
@@ -315,7 +315,8 @@ def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPat
         "CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_OVERRIDE_GFX_VERSION "
         "PYTORCH_ENABLE_MPS_FALLBACK TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG "
         "MKL_CBWR OMP_DYNAMIC KMP_DETERMINISTIC_REDUCTION GOMP_CPU_AFFINITY DNNL_MAX_CPU_ISA "
-        "ONEDNN_DEFAULT_FPMATH_MODE ATEN_CPU_CAPABILITY HF_HUB_CACHE TRANSFORMERS_CACHE DIFFUSERS_ATTN_BACKEND LD_PRELOAD HTTPS_PROXY HOME"
+        "ONEDNN_DEFAULT_FPMATH_MODE ATEN_CPU_CAPABILITY HF_HUB_CACHE TRANSFORMERS_CACHE DIFFUSERS_ATTN_BACKEND "
+        "LD_PRELOAD HTTPS_PROXY HOME"
     )
     for name in decisive.split():
         with monkeypatch.context() as patch:
@@ -445,7 +446,8 @@ def test_openai_client(server: Running, photograph: Image.Image) -> None:
     for wrong in ({"model": "nope"}, {"size": "12"}, {"n": 99}, {"image": ("a.png", b"no picture")}):
         with pytest.raises(openai.APIStatusError) as caught:
             client.images.edit(**{"model": "edit", "prompt": "x", "image": image, **wrong})
-        assert caught.value.status_code in (400, 422)
+        assert caught.value.status_code == (404 if "model" in wrong else 400)
+        assert caught.value.param == next(iter(wrong))
         assert "/tmp" not in str(caught.value)
 
 
@@ -477,9 +479,9 @@ def test_webui_client(server: Running, photograph: Image.Image) -> None:
 
 
 def test_webui_resize_modes(photograph: Image.Image) -> None:
-    from img2img_cli.server.a1111_api import _fit
+    from img2img_cli.server.a1111_orders import fit
 
-    square = [Image.open(io.BytesIO(_fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
+    square = [Image.open(io.BytesIO(fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
     assert [image.size for image in square] == [(60, 60)] * 3
     middle = photograph.crop((12, 0, 84, 72)).resize((60, 60), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(square[1], int) - np.asarray(middle, int)).mean() < 2
@@ -511,7 +513,8 @@ class Lane:
 def bundled() -> object:
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
 
     return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
 
@@ -528,7 +531,8 @@ def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: obj
 
 @pytest.fixture
 def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, object]]:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.dispatcher import Dispatcher
     from img2img_cli.server.pool import Pool
     from img2img_cli.wire import Spec
@@ -754,7 +758,8 @@ def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: 
 
 
 def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server import pool as pools
     from img2img_cli.wire import Spec
 
@@ -787,7 +792,8 @@ def copy_of(pipeline: object) -> object:
 def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Path) -> None:
     import shutil
 
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.pool import key_of
     from img2img_cli.wire import Spec
 
@@ -801,7 +807,8 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
 
 
 def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
 
     p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters
     mask, style = photograph.convert("L"), photograph.resize((10, 20))
