@@ -152,7 +152,11 @@ class LargeRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's own, which is given our request."""
         handle = super().get_route_handler()
-        return lambda request: handle(_Request(request.scope, request.receive))
+
+        async def read_in_thread(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return read_in_thread
 
 
 async def answer_unless_left(
