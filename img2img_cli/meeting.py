@@ -5,6 +5,7 @@ It is loaded before anything else, so it imports little.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -52,16 +53,29 @@ def describe_self() -> str:
         os.stat(folder).st_mtime_ns for folder in sys.path if folder.endswith("-packages") and os.path.isdir(folder)
     ]
     code = [__version__, PACKAGE, _find_newest(PACKAGE), sys.prefix, libraries]
-    return json.dumps([code, settings, count_threads(), _describe_place()], sort_keys=True)
+    return json.dumps([code, settings, count_threads(), _describe_place(), _describe_share()], sort_keys=True)
 
 
 def _describe_place() -> list[object]:
-    """Equal for processes that find the same file under the same name."""
+    """Equal for processes that find the same files under the same names, reach the same hosts and have equal rights."""
     root = os.stat("/")
-    try:
-        return [root.st_dev, root.st_ino, os.readlink("/proc/self/ns/mnt")]
-    except OSError:  # no Linux
-        return [root.st_dev, root.st_ino]
+    place: list[object] = [root.st_dev, root.st_ino, os.getegid(), sorted(os.getgroups())]
+    with contextlib.suppress(OSError):  # no Linux
+        place += [os.readlink(f"/proc/self/ns/{space}") for space in ("mnt", "net", "user")]
+        with open("/proc/self/status") as file:
+            place += [line for line in file if line.startswith("CapEff")]
+    return place
+
+
+def _describe_share() -> list[object]:
+    """Equal for processes that the user lets have the same share of the machine."""
+    import resource  # not there on every system that gets here
+
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA)  # that a model's work comes up against
+    share: list[object] = [*map(resource.getrlimit, limits), os.getpriority(os.PRIO_PROCESS, 0)]
+    if hasattr(os, "sched_getaffinity"):
+        share += [os.sched_getscheduler(0), sorted(os.sched_getaffinity(0))]
+    return share
 
 
 def _find_newest(folder: str) -> int:

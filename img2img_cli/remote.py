@@ -21,7 +21,10 @@ Build = Callable[[Spec], Pipeline]
 
 
 class ServerGoneError(Exception):
-    """The server ended, or never was."""
+    """There is no server, it ended, or it takes no request."""
+
+    def __init__(self, reason: str = "the server ended") -> None:
+        super().__init__(reason)
 
 
 class ServerSilentError(ServerGoneError):
@@ -67,10 +70,7 @@ def _answer(
         connection.request(method, path, _cut(body), headers)
         response = connection.getresponse()
         if response.status != 200:
-            told = json.loads(response.read())
-            if response.status == 503 or "kind" not in told:
-                raise ServerGoneError
-            raise restore_error(told)
+            raise _explain(response)
         yield response
     except TimeoutError as error:
         raise ServerSilentError(connection.process) from error
@@ -78,6 +78,17 @@ def _answer(
         raise ServerGoneError from error
     finally:
         connection.close()
+
+
+def _explain(response: http.client.HTTPResponse) -> Exception:
+    """What a refusal says: an error of the request's own, or one that a server has and a command alone has not."""
+    try:
+        told = json.loads(response.read())
+    except ValueError:
+        return ServerGoneError(f"the server does not take this (status {response.status})")
+    if response.status == 503 or "kind" not in told:
+        return ServerGoneError(f"the server does not take this ({told['message']})")
+    return restore_error(told)
 
 
 def _cut(body: bytes) -> Iterator[bytes]:
@@ -140,10 +151,8 @@ class RemotePipeline(Elsewhere):
         if self._own is None:
             try:
                 return self._ask(pieces, progress)
-            except ServerSilentError as error:
+            except ServerGoneError as error:
                 reason = str(error)
-            except ServerGoneError:
-                reason = "the server ended"
         with self._guard:  # one at a time, as nobody has shared out this process's threads
             if self._own is None:
                 self.notes.append(f"{reason}; going on without it")

@@ -8,6 +8,8 @@ import http.client
 import io
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import stat
@@ -145,8 +147,12 @@ def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
     """Run it in bash, with `img2img` for this interpreter's."""
-    words = f'img2img() {{ "{sys.executable}" -m img2img_cli "$@"; }}\n{script}'
-    return subprocess.run(["bash", "-c", words], cwd=folder, capture_output=True, timeout=120)
+    with tempfile.TemporaryDirectory(prefix="i2i") as place:
+        command = Path(place) / "img2img"
+        command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m img2img_cli "$@"\n')
+        command.chmod(0o755)
+        environment = {**os.environ, "PATH": f"{place}:{os.environ['PATH']}"}
+        return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, timeout=300)
 
 
 def test_a_command_stays_itself_beside_a_server(server: Running, picture: Path) -> None:
@@ -168,11 +174,48 @@ def test_a_command_stays_itself_beside_a_server(server: Running, picture: Path) 
     assert sorted(path.name for path in folder.iterdir()) == ["photo.png", "private.png"]
 
 
-@pytest.mark.skipif(subprocess.run(["unshare", "-m", "true"]).returncode != 0, reason="no other mount namespace here")
-def test_a_server_that_sees_other_files_is_not_used(server: Running) -> None:
+def can_run(*command: str) -> bool:
+    return shutil.which(command[0]) is not None and subprocess.run([*command, "true"]).returncode == 0
+
+
+PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["unshare", "--mount"],
+        ["unshare", "--net"],
+        ["nice", "-n", "1"],
+        ["bash", "-c", 'ulimit -v 99999999; exec "$@"', "limited"],
+        ["taskset", "--cpu-list", str(PROCESSORS[0])] if PROCESSORS[1:] else [],
+        WITHOUT_RIGHTS,
+    ],
+    ids=" ".join,
+)
+def test_a_server_with_other_files_rights_or_limits_is_not_used(server: Running, command: list[str]) -> None:
+    if not command or not can_run(*command):
+        pytest.skip("cannot be had here")
     code = "import sys; from img2img_cli import meeting; sys.exit(meeting.connect() is not None)"
-    for more, found in (([], 1), (["unshare", "-m"], 0)):
+    for more, found in (([], 1), (command, 0)):
         assert subprocess.run([*more, sys.executable, "-c", code]).returncode == found
+
+
+@pytest.mark.skipif(bool(WITHOUT_RIGHTS) and not can_run(*WITHOUT_RIGHTS), reason="root has all rights here")
+def test_a_server_lends_nobody_its_rights(server: Running, picture: Path) -> None:
+    before, closed, secret = model_seconds(), picture.parent / "closed", picture.parent / "secret.png"
+    closed.mkdir()
+    shutil.copy(picture, secret)
+    for path, mode in ((closed, 0o555), (secret, 0)):
+        path.chmod(mode)
+    img2img = " ".join([*map(shlex.quote, WITHOUT_RIGHTS), "img2img"])
+    for words, code in (("secret.png made.png", ExitCode.SOME_FAILED), ("photo.png closed/made.png", ExitCode.OUTPUT)):
+        done = shell(f"{img2img} colorize {words} {' '.join(QUICK)}", picture.parent)
+        assert done.returncode == code, done.stderr
+        assert b"permission" in done.stderr.lower()
+    assert not list(closed.iterdir())
+    assert model_seconds() == before
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from img2img_cli.cli.picture import check_offload
 from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
 from img2img_cli.job import printable
+from img2img_cli.meeting import socket_path
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
 from img2img_cli.remote import ServerGoneError, ServerSilentError, ask_server
@@ -66,6 +67,7 @@ def run_server(
         print(f"img2img: token {token}", file=sys.stderr, flush=True)
     # Before torch starts its threads: spinning, they would starve those that speak with the clients.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    place = socket_path("api")  # before torch: it may change settings, and which processors this process may use
     from img2img_cli.server.serve import ServeOptions, serve
 
     options = ServeOptions(
@@ -79,7 +81,7 @@ def run_server(
         offload=offload_,
         ends_idle=ends_idle,
     )
-    serve(options, tell)
+    serve(options, place, tell)
 
 
 def end_server() -> None:

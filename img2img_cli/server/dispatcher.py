@@ -180,6 +180,8 @@ class Dispatcher:
             warm = self.pool.peek(head.key)
             if warm is None:
                 self._have_loaded(head)
+                warm = self.pool.peek(head.key)  # it may be there by now, and nobody would tell once more
+            if warm is None:
                 continue
             lane = self.pool.take_lane(warm)
             if lane is None:

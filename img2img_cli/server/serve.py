@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from img2img_cli.errors import Img2ImgError, LockedError, UsageError
 from img2img_cli.job import printable
-from img2img_cli.meeting import listen, make_meeting_folder, socket_path
+from img2img_cli.meeting import listen, make_meeting_folder
 from img2img_cli.parameters import Offload
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
@@ -82,10 +82,11 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
+def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> None:
     """Serve until told to end.
 
     Args:
+        place: for the user's own socket.
         tell: takes a line for whoever has started the server.
 
     Raises:
@@ -95,8 +96,7 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
     """
     keep_log_plain()
     make_meeting_folder()
-    place = socket_path("api")  # at the start: what is loaded may change files and settings
-    lock = FileLock(socket_path("lock"))
+    lock = FileLock(Path(place).with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
