@@ -25,5 +25,5 @@ def serve_own(state: State) -> Iterator[str]:
             yield path
         finally:
             state.stop.set()
-            thread.join(20)
+            thread.join(120)
     assert not thread.is_alive()
