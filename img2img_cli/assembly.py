@@ -22,7 +22,7 @@ from img2img_cli.errors import OutOfMemoryError, TimeLimitError
 from img2img_cli.guides import load_guides
 from img2img_cli.images import load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
-from img2img_cli.plan import check_place
+from img2img_cli.output_folder import check_place
 from img2img_cli.runner import encode_result, finish_picture, start_work
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import make_folder, write_output

@@ -14,6 +14,7 @@ from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryEr
 from img2img_cli.images import Picture
 from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
+from img2img_cli.plan import Planned, Refused
 
 if TYPE_CHECKING:
     from img2img_cli.work import Pipeline, Work
@@ -88,10 +89,10 @@ class Batch:
     abandoned: bool = field(default=False, init=False)
     timed_out: bool = field(default=False, init=False)
 
-    def sort_out(self, jobs: Sequence[Job]) -> list[Entry]:
+    def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
         entries: list[Entry] = []
-        left = deque(jobs)
+        left = deque(planned)
         try:
             while left:
                 entries += self._sort_out_one(left.popleft())
@@ -101,7 +102,10 @@ class Batch:
             raise
         return entries
 
-    def _sort_out_one(self, job: Job) -> list[Entry]:
+    def _sort_out_one(self, job: Planned) -> list[Entry]:
+        if isinstance(job, Refused):
+            self.end(job, "failed", code=int(job.error.exit_code), reason=str(job.error), seconds=0.0)
+            return []
         if self.limits.retry_failed and self.journal.status(job) != "failed":
             self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
             return []
@@ -166,7 +170,7 @@ class Batch:
             self.timed_out = True
             raise Stop
 
-    def end(self, job: Job, event: str, **facts: Any) -> None:
+    def end(self, job: Planned, event: str, **facts: Any) -> None:
         """Count an input's end and tell of it."""
         counter = event.replace("-", "_")
         setattr(self.tally, counter, getattr(self.tally, counter) + 1)

@@ -157,9 +157,10 @@ class Journal:
         """Note a failure and its reason; what lay there before is still known."""
         if self._find(job) is None:
             self._insert({"output": self._key(job), "input": _storable(job.input), "status": "failed"})
+        reason = reason.encode("utf-8", "replace").decode()
         self._update(job, status="failed", code=code, reason=reason, seconds=seconds)
 
-    def _key(self, job: Job) -> str:
+    def _key(self, job: Job) -> str | bytes:
         return _storable(os.path.relpath(job.output, self.folder))
 
     def _find(self, job: Job) -> dict[str, Any] | None:
@@ -209,9 +210,13 @@ _COLUMNS = (
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM result"
 
 
-def _storable(text: str) -> str:
-    """A name as UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def _storable(name: str) -> str | bytes:
+    """A name as the state holds it: text, or the bytes of one that is no UTF-8, so that two stay two."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
 
 
 def _open(path: Path) -> sqlite3.Connection:
