@@ -51,6 +51,10 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
+class ReadError(InputError):
+    """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
+
+
 class NothingMatchedError(Img2ImgError):
     """The inputs name no picture at all."""
 
