@@ -117,6 +117,8 @@ class Line:
             if entry.picture is None:
                 entry.load()
             assert entry.picture is not None
+            assert entry.guides is not None
+            self._batcher.notes += entry.guides.notes
             entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, entry.guides)
             return next(entry.work.steps)
 
@@ -129,9 +131,10 @@ class Line:
                 return self._write(entry, stop.value)
 
     def _write(self, entry: Entry, made: Image.Image) -> Written:
-        job, picture, journal = entry.job, entry.picture, self._batch.journal
+        job, picture, guides, journal = entry.job, entry.picture, entry.guides, self._batch.journal
         assert picture is not None
-        result = finish_picture(made, picture, job)
+        assert guides is not None
+        result = finish_picture(made, picture, job, guides.mask)
         data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
         journal.begin(job, entry.provenance, data)

@@ -18,7 +18,8 @@ from typing import Any
 from img2img_cli.errors import Img2ImgError, InputError, NothingMatchedError, UsageError
 from img2img_cli.job import EXTENSIONS, STDIO
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
+from img2img_cli.values import read_value
 from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.
@@ -193,12 +194,16 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if None in row or None in row.values():
                 raise UsageError(f"{path}:{reader.line_num}: not as many fields as the header has; check the commas")
             yield reader.line_num, {key: _read_cell(key, value) for key, value in row.items() if value != ""}
+    except UsageError as error:
+        raise UsageError(f"{path}:{reader.line_num}: {error}") from None
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.line_num}: not CSV ({error}); check the quotes") from None
 
 
 def _read_cell(key: str, value: str) -> Any:
-    return value if key in (*PATH_KEYS, "prompt", "negative_prompt") else parse_scalar(value)
+    if key in Parameters.model_fields:
+        return read_value(key, value)
+    return value if key in PATH_KEYS else parse_scalar(value)
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:

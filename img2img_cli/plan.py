@@ -20,7 +20,8 @@ from img2img_cli.inputs import Item, check_inside
 from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_input, check_style
 from img2img_cli.output_folder import NameLimits, NameProbe, check_folder
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import Preset, choose_controlnet, load_preset, resolve, speed_up
+from img2img_cli.preset import choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import Preset, load_preset
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
@@ -173,6 +174,9 @@ class Planner:
             load_preset(choices.preset)
         if choices.style is not None:
             check_input(choices.style)
+            if not os.path.isfile(choices.style):
+                what = "is no regular file; a batch reads it more than once, so save it first"
+                raise UsageError(f"--style {choices.style}: {what}")
         nothing = Preset(name="", values={}, sources={})
         try:
             own = Parameters.model_validate(choices.overrides)
