@@ -453,6 +453,20 @@ def test_user_comments_are_read_in_every_encoding(text: str, write: Callable[[st
         assert decode_comment(value, little_endian=little_endian) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"ASCII\0\0\0" + "Schloß für Käthe".encode("cp1252"), "Schloß für Käthe"),
+        (b"JIS\0\0\0\0\0" + "城の上の空".encode("iso2022_jp"), "城の上の空"),
+        (b"ASCII\0\0\0" + bytes(40), ""),
+        (b"UNICODE\0" + b"   ", ""),
+        (None, ""),
+    ],
+)
+def test_user_comments_in_older_encodings_are_read(value: object, text: str) -> None:
+    assert decode_comment(value, little_endian=True) == text
+
+
 @given(st.binary(max_size=40) | st.integers() | st.none())
 @settings(deadline=None, max_examples=100)
 def test_any_user_comment_is_some_text(value: Any) -> None:
