@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
 
-from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download
+from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
 from img2img_cli.errors import ModelError
@@ -149,6 +150,23 @@ def _find_path(found: FileReference, role: str) -> Path:
             f"name one: {found.repository}/FILE"
         )
     return Path(hf_hub_download(found.repository, names[0]))
+
+
+def read_index(reference: str, revision: str | None = None) -> dict[str, Any]:
+    """The index of a model on this machine: its classes by the names of its parts; empty where there is none.
+
+    Raises:
+        ModelError: as `locate_model`.
+    """
+    kind, place = locate_model(reference)
+    path = Path(place, INDEX) if kind == "folder" else None
+    if kind == "hub" and isinstance(cached := try_to_load_from_cache(place, INDEX, revision=revision), str):
+        path = Path(cached)
+    try:
+        index = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
 def list_users() -> dict[str, list[str]]:

@@ -259,6 +259,10 @@ def _check_components(reference: str, config: dict[str, Any]) -> None:
 
 def _make_scheduler(own: Any, parameters: Parameters) -> Any:
     kind = _scheduler_class(parameters.scheduler) if parameters.scheduler else type(own)
+    if hasattr(own, "scale_noise") != hasattr(kind, "scale_noise"):  # flow matching, or not
+        raise PresetError(
+            f"scheduler: a {kind.__name__} cannot take the place of this model's {type(own).__name__}; leave it out"
+        )
     unknown = set(parameters.scheduler_config) - set(inspect.signature(kind.__init__).parameters)
     if unknown:
         known = list(inspect.signature(kind.__init__).parameters)[1:]

@@ -149,6 +149,12 @@ class Prompts:
         )
         return len(tokens) // int(provider.max_token_count)
 
+    def note(self, sentences: Sequence[str]) -> None:
+        """Add sentences to what is told, each once."""
+        new = [sentence for sentence in sentences if sentence not in self._told]
+        self._told.update(new)
+        self.notes += new
+
     def note_cuts(self, texts: Sequence[str]) -> None:
         """Add a note for each prompt of which the model does not read all, once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._told]

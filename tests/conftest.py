@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,24 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
     pipe.save_pretrained(folder)
     return folder
+
+
+class Count:
+    """Counts a module's calls and the batches it is given."""
+
+    def __init__(self, module: Any) -> None:
+        self.batches: list[int] = []
+        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: object) -> None:
+        first = arguments[0] if arguments else options["hidden_states"]
+        self.batches.append(len(first))
+
+    def __enter__(self) -> Count:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
 
 
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:

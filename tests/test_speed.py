@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import psnr
+from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
@@ -34,24 +34,6 @@ def pipeline() -> ImagePipeline:
 
 def make(pipeline: ImagePipeline, photograph: Image.Image, **keys: object) -> Image.Image:
     return transform_image(photograph, resolve(load_preset("edit"), {**GUIDED, **keys}).parameters, 7, pipeline)
-
-
-class Count:
-    """Counts a module's calls and the batches it is given."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.batches: list[int] = []
-        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: torch.nn.Module, arguments: tuple, options: dict, output: object) -> None:
-        first = arguments[0] if arguments else options["hidden_states"]
-        self.batches.append(len(first))
-
-    def __enter__(self) -> Count:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 def test_kept_features_save_the_inner_layers(pipeline: ImagePipeline, photograph: Image.Image) -> None:
