@@ -20,7 +20,7 @@ from img2img_cli.inputs import find_items
 from img2img_cli.job import Job
 from img2img_cli.journal import STATE, Failure, hold_folder
 from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.runner import encode_result
+from img2img_cli.runner import Finished, encode_result
 from img2img_cli.writer import write_output
 
 FLIPS = 250
@@ -48,7 +48,8 @@ def finish(folder: Path, jobs: list[Job]) -> None:
             entry = Entry(job=job, provenance=journal.trace(job), replace=False)
             entry.load()
             assert entry.picture is not None
-            data, _ = encode_result(entry.picture.rgb, entry.picture, job, **dataclasses.asdict(entry.provenance))
+            result = Finished(image=entry.picture.rgb, format=entry.picture.format)
+            data, _ = encode_result(result, entry.picture, job, **dataclasses.asdict(entry.provenance))
             journal.begin(job, entry.provenance, data)
             write_output(data, job.output, replace=False)
             journal.finish(job, entry.provenance, 0.1)
