@@ -43,8 +43,7 @@ def decode_comment(value: object, *, little_endian: bool = False) -> str:
     try:
         return trimmed.decode().strip("\0 ")
     except UnicodeDecodeError:
-        texts = (trimmed.decode("cp1252", "replace"), _decode_utf16(trimmed, little_endian=little_endian))
-        return max(texts, key=_likelihood).strip("\0 ")
+        return trimmed.decode("cp1252", "replace").strip("\0 ")
 
 
 def _decode_utf16(content: bytes, *, little_endian: bool) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, OutOfMemoryError, is_shortage
+from img2img_cli.errors import InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.job import STDIO
 from img2img_cli.parameters import MAX_PIXELS
 from img2img_cli.structure import MAX_FRAMES, check_structure, check_work
@@ -125,7 +125,7 @@ def read_bytes(name: str) -> bytes:
                 data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such name"
-        raise InputError(f"{label(name)}: cannot be read ({reason}); check the file") from None
+        raise ReadError(f"{label(name)}: cannot be read ({reason}); check the file") from None
     if not data:
         raise InputError(f"{label(name)}: is empty; check what was meant to be there")
     if len(data) > MAX_BYTES:

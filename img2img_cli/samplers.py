@@ -54,6 +54,15 @@ _BY_NAME = {" ".join(name.lower().replace("++", "pp").split()): name for name in
 _SCHEDULERS = frozenset(kind for kind, _, _ in SAMPLERS.values())
 
 
+def _normalise(name: str) -> str:
+    return re.sub(r"[\s_]+", " ", name.lower()).strip()
+
+
+def is_schedule(name: str) -> bool:
+    """Whether a schedule of another tool has a counterpart."""
+    return _normalise(name) in SCHEDULES
+
+
 def find_sampler(name: str, schedule: str | None = None) -> tuple[str, dict[str, Any]] | None:
     """diffusers' scheduler and its settings for another tool's sampler; None for one that has no counterpart.
 
@@ -63,9 +72,9 @@ def find_sampler(name: str, schedule: str | None = None) -> tuple[str, dict[str,
     """
     if name in _SCHEDULERS:  # our own records
         return name, {}
-    words = re.sub(r"[\s_]+", " ", name.lower().replace("++", "pp")).split()
+    words = _normalise(name).replace("++", "pp").split()
     words = words[1:] if words[:1] == ["k"] else words
-    told = re.sub(r"[\s_]+", " ", (schedule or "automatic").lower()).strip()
+    told = _normalise(schedule or "automatic")
     if words[-1:] in (["karras"], ["k"], ["exponential"]):
         told = words.pop()
         told = "karras" if told == "k" else told

@@ -143,6 +143,48 @@ def test_what_has_changed_is_made_again_and_nothing_else(here, folder: Path, pho
     assert results(folder)["a.jpg"] != first["a.jpg"]
 
 
+def test_one_bad_name_or_row_fails_and_the_others_are_made(here, folder: Path, photograph: Image.Image) -> None:
+    rows: list[dict] = [{"input": f"in/{name}", "output": Path(name).name} for name in ("a.jpg", "b.png")]
+    rows += [{"input": "in/a.jpg", "output": "../x.jpg"}, {"input": "in/a.jpg", "output": "m.png", "mask": "gone.png"}]
+    rows += [{"input": "in/a.jpg", "output": "s.png", "seed": -1}, {"input": "in/a.jpg", "output": "y" * 300 + ".png"}]
+    Path("jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["batch", "jobs.jsonl", "-o", "out", "--preset", "colorize", "--json", *QUICK]
+    done = here(*arguments, "--report", "report.html")
+    assert done.code == 3, done.err
+    assert sorted(results(folder)) == ["a.jpg", "b.png"]
+    assert (summary(done)["done"], summary(done)["failed"]) == (2, 4)
+    reasons = [event["reason"] for event in events(done) if event["event"] == "failed"]
+    assert all("jobs.jsonl" in reason or "gone.png" in reason for reason in reasons)
+    assert Path("report.html").read_text().count('"status": "failed"') == 4
+    again = here(*arguments)
+    assert (again.code, summary(again)["up_to_date"], summary(again)["failed"]) == (3, 2, 4)
+
+
+def test_files_with_odd_names_are_made_and_known_again(
+    here, tmp_path: Path, photograph: Image.Image, monkeypatch
+) -> None:
+    """Also two that are no UTF-8, whose results cannot tell what they were made from."""
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    names = [
+        "a\\b.png",
+        "a\nb.png",
+        "\udcff.bmp",
+        "\udcfe.bmp",
+        "\\xff.bmp",
+        "\N{REPLACEMENT CHARACTER}.bmp",
+        "A.PNG",
+        "a.png",
+    ]
+    for index, name in enumerate(names):
+        photograph.rotate(index).save(Path("in", name))
+    done = run(here)
+    assert done.code == 0, done.out
+    assert sorted(path.name for path in Path("out").iterdir() if path.name not in (STATE, LOCK)) == sorted(names)
+    again = run(here)
+    assert (again.code, summary(again)["up_to_date"]) == (0, len(names)), again.out
+
+
 def test_a_strangers_file_is_kept_unless_forced(here, folder: Path, photograph: Image.Image) -> None:
     Path("out").mkdir()
     photograph.save("out/b.png")

@@ -453,6 +453,20 @@ def test_user_comments_are_read_in_every_encoding(text: str, write: Callable[[st
         assert decode_comment(value, little_endian=little_endian) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (b"ASCII\0\0\0" + "Schloß für Käthe".encode("cp1252"), "Schloß für Käthe"),
+        (b"JIS\0\0\0\0\0" + "城の上の空".encode("iso2022_jp"), "城の上の空"),
+        (b"ASCII\0\0\0" + bytes(40), ""),
+        (b"UNICODE\0" + b"   ", ""),
+        (None, ""),
+    ],
+)
+def test_user_comments_in_older_encodings_are_read(value: object, text: str) -> None:
+    assert decode_comment(value, little_endian=True) == text
+
+
 @given(st.binary(max_size=40) | st.integers() | st.none())
 @settings(deadline=None, max_examples=100)
 def test_any_user_comment_is_some_text(value: Any) -> None:
@@ -481,7 +495,12 @@ def parse_command(command: str) -> Any:
             },
             ["Fog_v2", "v1-5-pruned-emaonly", "Lora hashes"],
         ),
-        ("comfy", "sd15-edit", {"strength": 0.7, "guidance_scale": 8.0}, ["156680208700286", "nodes", "dreamshaper_8"]),
+        (
+            "comfy",
+            "sd15-edit",
+            {"strength": 0.7, "guidance_scale": 8.0},
+            ["156680208700286", "nodes ControlNetApplyAdvanced", "dreamshaper_8"],
+        ),
         (
             "comfy flux",
             "flux-dev",
@@ -536,6 +555,16 @@ def test_our_own_text_without_the_record_is_a_command_too() -> None:
     assert replay.command is not None
     again = parse_command(replay.command)
     assert (again.preset, again.seed, again.parameters.strength) == ("edit", 5, 0.5)
+
+
+def test_what_has_no_counterpart_is_told() -> None:
+    settings = "Steps: 0, Sampler: DPM++ 3M SDE, Schedule type: Beta, CFG scale: 70, Seed: -1, Denoising strength: 2"
+    found = read_texts({"parameters": f"fog\n{settings}"})
+    assert found is not None
+    replay = plan_replay(found, "a.png")
+    assert replay.command == "img2img edit a.png --preset sd15-edit --prompt fog"
+    for word in ("num_inference_steps: 0", "3M SDE", "Beta", "guidance_scale: 70.0", "seed: -1"):
+        assert any(word in note for note in replay.notes), word
 
 
 def test_without_a_prompt_there_is_no_command(here, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from img2img_cli.images import load_image, peek_size
 from img2img_cli.inputs import read_manifest
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
+from img2img_cli.plan import Choices, Refused, plan_batch
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
 from img2img_cli.record import make_record, read_record, replay_command
@@ -103,15 +104,21 @@ def test_hostile_presets_are_refused_with_one_line(tmp_path: Path) -> None:
 
 
 def test_hostile_manifests_are_refused_with_one_line(tmp_path: Path) -> None:
+    choices, alone = Choices(folder=tmp_path / "out", preset="colorize"), 0
     for seed in range(1500):
         name, content = make_manifest(seed)
         (tmp_path / name).write_bytes(content)
         began = time.process_time()
         try:
-            read_manifest(tmp_path / name)
+            items = read_manifest(tmp_path / name)
+            for job in plan_batch(items, choices) if seed % 4 == 0 else ():
+                if isinstance(job, Refused):
+                    check_line(job.error, name)
+                    alone += 1
         except Img2ImgError as error:
-            check_line(error, name)
+            check_line(error, "")
         in_time(began)
+    assert alone > 50
 
 
 def test_hostile_records_are_refused_with_one_line(tmp_path: Path) -> None:
@@ -470,9 +477,10 @@ def test_a_long_line_of_presets_is_refused(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have_are_refused(tmp_path: Path, key: str, value: str) -> None:
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"input": "a.png"}\n' + f'{{"input": "a.png", "{key}": "{value}"}}\n')
-    with pytest.raises(UsageError, match=r"jobs\.jsonl:2") as error:
-        read_manifest(path)
-    check_line(error.value, "jobs.jsonl")
+    good, bad = read_manifest(path)
+    assert good.error is None
+    assert isinstance(bad.error, UsageError)
+    check_line(bad.error, "jobs.jsonl:2")
 
 
 def test_libtiff_keeps_its_thoughts_to_itself(tmp_path: Path, fresh) -> None:

@@ -26,6 +26,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from img2img_cli.errors import PresetError, UsageError
+from img2img_cli.samplers import SCHEDULES
 from img2img_cli.server import a1111_orders, a1111_schema, openai_api
 from img2img_cli.server.a1111_schema import Img2ImgRequest
 from img2img_cli.server.dispatcher import Dispatcher
@@ -526,7 +527,7 @@ def test_diffusers_has_every_sampler_with_every_schedule() -> None:
 
     for name in a1111_schema.SAMPLERS:
         refused = 0
-        for schedule in a1111_schema.SCHEDULES:
+        for schedule in SCHEDULES:
             try:
                 chosen = a1111_schema.choose_sampler(name, schedule)
             except UsageError:

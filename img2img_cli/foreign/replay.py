@@ -14,7 +14,7 @@ from img2img_cli.modelref import BUNDLED
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
 from img2img_cli.record import replay_command
-from img2img_cli.samplers import find_sampler
+from img2img_cli.samplers import find_sampler, is_schedule
 
 LARGE = 768 * 768  # pixels from which a picture is rather Stable Diffusion XL's than 1.5's
 # Presets by what models and families are called, the first that fits.
@@ -57,7 +57,7 @@ def plan_replay(found: Foreign, name: str) -> Replay:
         notes += [instead] if instead else []
     seed = found.seed if found.seed is not None and 0 <= found.seed <= MAX_SEED else None
     if found.seed is not None and seed is None:
-        notes.append(f"seed: {_shorten(found.seed)} is beyond {MAX_SEED}, the largest here")
+        notes.append(f"seed: {_shorten(found.seed)} is not between 0 and {MAX_SEED}")
     notes += _list_missing(found)
     parameters = resolve(load_preset(preset), overrides).parameters.to_record()
     source = f"./{name}" if name.startswith("-") and name != STDIO else name
@@ -98,13 +98,16 @@ def _list_missing(found: Foreign) -> Iterator[str]:
         yield "its input is not recorded; the command takes this picture as input"
     if found.sampler and find_sampler(found.sampler, found.schedule) is None:
         yield f"sampler: {_shorten(found.sampler)} has no counterpart; the command leaves the preset's scheduler"
+    if found.schedule and not is_schedule(found.schedule):
+        yield f"schedule: {_shorten(found.schedule)} has no counterpart; the command leaves the sampler's own"
     if found.model and found.model != BUNDLED:
         yield f"model: the preset's stands in for {_shorten(found.model)}; add --model with its file or hub id"
     for lora in found.lora:
         reference, _, scale = lora.rpartition(":")
         yield f"lora: {_shorten(reference)} is left out; add --lora FILE:{scale}"
     if found.other:
-        yield f"no counterpart for: {', '.join(found.other)}"
+        named = (f"nodes {value}" if key == "nodes" else key for key, value in found.other.items())
+        yield f"no counterpart for: {', '.join(named)}"
 
 
 def _shorten(value: object) -> str:

@@ -14,8 +14,9 @@ from fastapi.responses import JSONResponse
 
 from img2img_cli import __version__
 from img2img_cli.record import format_parameters
+from img2img_cli.samplers import SAMPLERS, SCHEDULES
 from img2img_cli.server.a1111_orders import list_upscalers, read_enlargement, read_orders
-from img2img_cli.server.a1111_schema import SAMPLERS, SCHEDULES, ExtraBatchRequest, ExtraRequest, Img2ImgRequest
+from img2img_cli.server.a1111_schema import ExtraBatchRequest, ExtraRequest, Img2ImgRequest
 from img2img_cli.server.state import State
 from img2img_cli.server.web import (
     FORMATS,

@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's web UI takes: its requests' fields, and its samplers in diffusers' words."""
+"""What AUTOMATIC1111's web UI takes: its requests' fields, and the samplers that they name."""
 
 from __future__ import annotations
 
@@ -10,40 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from img2img_cli.errors import UsageError
 from img2img_cli.preset_files import suggest
+from img2img_cli.samplers import NO_SIGMAS, NO_SPACING, SAMPLERS, SCHEDULES
 from img2img_cli.server.web import FORMATS, WebFormat
 
 _NONE = ("", "none")  # names that choose nothing
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
-# Schedules of the web UI, and the settings of diffusers' schedulers that make them; None for a sampler's own.
-SCHEDULES: dict[str, dict[str, Any] | None] = {
-    "automatic": None,
-    "uniform": {},
-    "normal": {},
-    "karras": {"use_karras_sigmas": True},
-    "exponential": {"use_exponential_sigmas": True},
-    "sgm uniform": {"timestep_spacing": "trailing"},
-    "simple": {"timestep_spacing": "trailing"},
-}
-# Samplers of the web UI: diffusers' class, its settings, and the schedule that "automatic" stands for.
-SAMPLERS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, "karras"),
-    "DPM++ SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "karras"),
-    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "exponential"),
-    "DPM++ 2S a": ("DPMSolverSinglestepScheduler", {}, "karras"),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}, "automatic"),
-    "Euler": ("EulerDiscreteScheduler", {}, "automatic"),
-    "LMS": ("LMSDiscreteScheduler", {}, "automatic"),
-    "Heun": ("HeunDiscreteScheduler", {}, "automatic"),
-    "DPM2": ("KDPM2DiscreteScheduler", {}, "karras"),
-    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}, "karras"),
-    "UniPC": ("UniPCMultistepScheduler", {}, "automatic"),
-    "DDIM": ("DDIMScheduler", {}, "automatic"),
-    "PLMS": ("PNDMScheduler", {}, "automatic"),
-    "LCM": ("LCMScheduler", {}, "automatic"),
-}
-_NO_SIGMAS = {"EulerAncestralDiscreteScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler"}
-_NO_SPACING = {"DPMSolverSinglestepScheduler"}
 _ANCESTRAL = {"Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE"}  # whose eta is 1
 
 
@@ -278,11 +250,11 @@ def choose_sampler(name: str, schedule: str) -> dict[str, Any]:
     change = SCHEDULES[own if wanted == "automatic" else wanted]
     if change is None:
         return {"scheduler": kind, "scheduler_config": settings}
-    if kind not in _NO_SIGMAS:
+    if kind not in NO_SIGMAS:
         change = {"use_karras_sigmas": False, "use_exponential_sigmas": False} | change
     elif change.keys() & {"use_karras_sigmas", "use_exponential_sigmas"}:
         raise UsageError(f"scheduler: {known[lowered]} has no schedule '{wanted}'; use automatic")
-    if kind in _NO_SPACING and "timestep_spacing" in change:
+    if kind in NO_SPACING and "timestep_spacing" in change:
         raise UsageError(f"scheduler: {known[lowered]} has no schedule '{wanted}'; use automatic")
     return {"scheduler": kind, "scheduler_config": settings | change}
 
