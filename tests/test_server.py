@@ -751,6 +751,33 @@ def test_a_large_request_keeps_nobody_waiting(queue, lonely: str, monkeypatch: p
         assert asked.result().status == 200
 
 
+def test_what_is_too_large_for_the_server_is_not_said_to_have_ended_it(
+    queue, lonely: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from img2img_cli.server import guard
+    from img2img_cli.server.state import State
+
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 4)
+    with serve_own(State(dispatcher=queue[0])), pytest.raises(ServerGoneError, match="does not take this") as caught:
+        ask_server("POST", "/img2img/keep", {"keep": "1m"})
+    assert "send a smaller picture" in str(caught.value)
+
+
+def test_what_one_thread_keeps_out_of_stdout_others_print(capsys: pytest.CaptureFixture[str]) -> None:
+    from img2img_cli.silence import silence_stdout
+
+    before = sys.stdout
+    with silence_stdout(), ThreadPoolExecutor() as pool:
+        print("a library's notice")
+        pool.submit(print, "another thread's result").result()
+        with silence_stdout():
+            pass
+        print("one more notice")
+    print("a result")
+    assert sys.stdout is before
+    assert capsys.readouterr().out == "another thread's result\na result\n"
+
+
 def test_pieces_that_differ_do_not_share_a_batch(queue) -> None:
     dispatcher, lane, leave, spec = queue
     leave.release(100)
