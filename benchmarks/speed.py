@@ -160,10 +160,6 @@ class Server:
         if b"serving" not in self._process.stderr.readline():
             raise SystemExit("the server did not start")
         os.environ.update(self.environment)
-        from img2img_cli.meeting import socket_path
-
-        while not Path(socket_path("door")).exists():
-            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -298,7 +294,8 @@ def measure_overhead_of_tool(folder: Path) -> None:
     from img2img_cli.device import choose_placement
     from img2img_cli.job import Job
     from img2img_cli.pipeline import ImagePipeline
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import run_jobs
 
     overrides = {"model": str(folder), "prompt": PROMPT, "num_inference_steps": 8, "strength": 0.5}
@@ -340,7 +337,8 @@ def measure_scaling() -> None:
     """How cost grows with pictures, steps and pixels: the exponent of a fit, and peak memory."""
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import transform_image
 
     picture = Image.fromarray(data.astronaut())
@@ -370,7 +368,8 @@ def measure_losses() -> None:
     """What the switches that trade quality for speed cost, with the bundled model on photographs."""
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import transform_image
 
     base = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 24, "image_size": 256}
@@ -408,7 +407,8 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
 
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.work import Piece
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

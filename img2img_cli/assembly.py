@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
 from collections import deque
@@ -16,13 +15,12 @@ from typing import Any
 
 from PIL import Image
 
-from img2img_cli.batch import Batch, Entry, Stop
+from img2img_cli.batch import Batch, Entry, Stop, timed
 from img2img_cli.batcher import Batcher, Outcome, Picked
 from img2img_cli.errors import OutOfMemoryError, TimeLimitError
-from img2img_cli.guides import load_guides
-from img2img_cli.images import load_image, peek_size, plan_fit, read_bytes
+from img2img_cli.images import peek_size, plan_fit
 from img2img_cli.job import Job
-from img2img_cli.plan import check_place
+from img2img_cli.output_folder import check_place
 from img2img_cli.runner import encode_result, finish_picture, start_work
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import make_folder, write_output
@@ -114,19 +112,18 @@ class Line:
             self._preparing[self._pool.submit(self._prepare, entry)] = entry
 
     def _prepare(self, entry: Entry) -> list[Piece]:
-        with _timed(entry):
+        with timed(entry):
             job = entry.job
-            data = read_bytes(job.input)
-            # What is recorded is what was decoded, even when the file changed a moment ago.
-            sha256 = hashlib.sha256(data).hexdigest()
-            entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
-            entry.picture = load_image(job.input, data)
-            guides = load_guides(job, entry.picture.size)
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, guides)
+            if entry.picture is None:
+                entry.load()
+            assert entry.picture is not None
+            assert entry.guides is not None
+            self._batcher.notes += entry.guides.notes
+            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, entry.guides)
             return next(entry.work.steps)
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:
-        with _timed(entry):
+        with timed(entry):
             assert entry.work is not None
             try:
                 return entry.work.steps.send(images)
@@ -134,9 +131,10 @@ class Line:
                 return self._write(entry, stop.value)
 
     def _write(self, entry: Entry, made: Image.Image) -> Written:
-        job, picture, journal = entry.job, entry.picture, self._batch.journal
+        job, picture, guides, journal = entry.job, entry.picture, entry.guides, self._batch.journal
         assert picture is not None
-        result = finish_picture(made, picture, job)
+        assert guides is not None
+        result = finish_picture(made, picture, job, guides.mask)
         data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
         journal.begin(job, entry.provenance, data)
@@ -244,11 +242,11 @@ class Line:
                 entry = futures.pop(future)  # type: ignore[arg-type]
                 self._batch.abandoned = True
                 self._replace_pool()
-                self._fail(entry, _too_slow(entry, limit))
+                self._fail(entry, entry.too_slow(limit))
         for entry in self._batcher.waiting():
             if entry.elapsed_s() > limit:
                 self._batcher.drop(entry)
-                self._fail(entry, _too_slow(entry, limit))
+                self._fail(entry, entry.too_slow(limit))
 
     def _replace_pool(self) -> None:
         """A thread cannot be stopped; the others' work goes on in a new pool of full size."""
@@ -272,28 +270,11 @@ class Line:
         self._close(entry)
         if not isinstance(error, Exception):
             raise error
-        self._batch.fail(entry.job, error, entry.spent_s)
+        self._batch.fail(entry.job, error, entry.spent_s, entry.provenance)
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))
-        entry.picture = entry.work = None
-
-
-class _timed:  # noqa: N801 - reads as a statement
-    """Counts a stage's time to its entry."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        self._entry.stage_began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
-
-
-def _too_slow(entry: Entry, limit: float) -> TimeLimitError:
-    return TimeLimitError(f"{entry.job.input}: took longer than {limit:g} s; raise --item-timeout or leave it out")
+        entry.picture = entry.guides = entry.work = None
 
 
 def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
-from img2img_cli.images import Picture
+from img2img_cli.errors import (
+    ExitCode,
+    Img2ImgError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    ReadError,
+    TimeLimitError,
+)
+from img2img_cli.guides import Guides, load_guides
+from img2img_cli.images import Picture, load_image, read_bytes
 from img2img_cli.job import Job, check_input
-from img2img_cli.journal import Journal, Provenance
+from img2img_cli.journal import Failure, Journal, Provenance
+from img2img_cli.plan import Planned, Refused
 
 if TYPE_CHECKING:
     from img2img_cli.work import Pipeline, Work
@@ -63,12 +76,46 @@ class Entry:
     spent_s: float = 0.0
     stage_began: float | None = None
     picture: Picture | None = None
+    guides: Guides | None = None
     work: Work | None = None
     pixels: int = 0
 
     def elapsed_s(self) -> float:
         """Seconds spent on this job itself, without its waiting."""
         return self.spent_s + (0.0 if self.stage_began is None else time.monotonic() - self.stage_began)
+
+    def load(self) -> None:
+        """Read and decode the input and the pictures beside it.
+
+        Raises:
+            InputError, OutOfMemoryError: naming the file.
+        """
+        self.provenance = dataclasses.replace(self.provenance, source_sha256=None)
+        data = read_bytes(self.job.input)
+        # What is recorded is what was decoded, even when the file changed a moment ago.
+        sha256 = hashlib.sha256(data).hexdigest()
+        self.provenance = dataclasses.replace(self.provenance, source_sha256=sha256)
+        picture = load_image(self.job.input, data)
+        self.guides = load_guides(self.job, picture.size)
+        self.picture = picture
+
+    def too_slow(self, limit_s: float) -> TimeLimitError:
+        """What is told when it took longer than --item-timeout."""
+        name = self.job.input
+        return TimeLimitError(f"{name}: took longer than {limit_s:g} s; raise --item-timeout or leave it out")
+
+
+class timed:  # noqa: N801 - reads as a statement
+    """Counts a stage's time to its entry."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> None:
+        self._entry.stage_began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
 
 
 class Stop(Exception):  # noqa: N818 - not an error
@@ -87,11 +134,13 @@ class Batch:
     began: float = field(default_factory=time.monotonic)
     abandoned: bool = field(default=False, init=False)
     timed_out: bool = field(default=False, init=False)
+    recalled: int = field(default=0, init=False)
 
-    def sort_out(self, jobs: Sequence[Job]) -> list[Entry]:
+    def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
         entries: list[Entry] = []
-        left = deque(jobs)
+        left = deque(planned)
+        self._tell_notes()
         try:
             while left:
                 entries += self._sort_out_one(left.popleft())
@@ -99,9 +148,20 @@ class Batch:
             for job in (*(entry.job for entry in entries), *left):
                 self.end(job, "skipped")
             raise
+        if self.recalled:
+            text = f"{self.recalled} failed as before, as they have not changed; --retry-failed tries them again"
+            self.emit({"event": "note", "text": text})
+        self._tell_notes()
         return entries
 
-    def _sort_out_one(self, job: Job) -> list[Entry]:
+    def _tell_notes(self) -> None:
+        for text in self.journal.take_notes():
+            self.emit({"event": "note", "text": text})
+
+    def _sort_out_one(self, job: Planned) -> list[Entry]:
+        if isinstance(job, Refused):
+            self.end(job, "failed", code=int(job.error.exit_code), reason=str(job.error), seconds=0.0)
+            return []
         if self.limits.retry_failed and self.journal.status(job) != "failed":
             self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
             return []
@@ -109,11 +169,17 @@ class Batch:
             check_input(job.input)
             provenance = self.journal.trace(job)
             current = self.journal.is_current(job, provenance) and not job.force
+            again = self.limits.retry_failed or job.force
+            failure = None if current or again else self.journal.recall_failure(job, provenance)
         except (Img2ImgError, MemoryError) as error:
             self.fail(job, error, 0.0)
             return []
         if current:
             self.end(job, "up-to-date")
+            return []
+        if failure is not None:
+            self.recalled += 1
+            self.end(job, "failed", code=failure.code, reason=failure.reason, seconds=0.0)
             return []
         return [Entry(job=job, provenance=provenance, replace=job.force or os.path.lexists(job.output))]
 
@@ -140,6 +206,9 @@ class Batch:
                     self.end(entry.job, "skipped")
 
     def _run_group(self, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
+        entries = self._skip_unreadable(entries, ended)
+        if not entries:
+            return
         try:
             pipeline = self.load(entries[0].job)
         except ModelError as error:
@@ -155,6 +224,41 @@ class Batch:
         with Line(self, pipeline, ended) as line:
             line.run(entries)
 
+    def _skip_unreadable(self, entries: list[Entry], ended: set[int]) -> list[Entry]:
+        """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
+        for index, entry in enumerate(entries):
+            self.check_limits()
+            error = self._load_first(entry)
+            if error is None:
+                return entries[index:]
+            ended.add(id(entry))
+            self.fail(entry.job, error, entry.spent_s, entry.provenance)
+        return []
+
+    def _load_first(self, entry: Entry) -> Exception | None:
+        """Decode in a thread of its own, which may hang; return why it failed."""
+
+        def load() -> None:
+            with timed(entry):
+                entry.load()
+
+        limit = self.limits.item_timeout_s
+        pool = ThreadPoolExecutor(1, thread_name_prefix="img2img-first")
+        try:
+            loading = pool.submit(load)
+            while not wait([loading], timeout=0.25).done:
+                self.check_limits()
+                if limit is not None and entry.elapsed_s() > limit:
+                    self.abandoned = True
+                    return entry.too_slow(limit)
+        finally:
+            pool.shutdown(wait=False)
+        try:
+            loading.result()
+        except (Img2ImgError, MemoryError) as error:
+            return error
+        return None
+
     def check_limits(self) -> None:
         """Raise `Stop` when enough has failed or the time is over."""
         limit = self.limits.max_failures
@@ -166,21 +270,27 @@ class Batch:
             self.timed_out = True
             raise Stop
 
-    def end(self, job: Job, event: str, **facts: Any) -> None:
+    def end(self, job: Planned, event: str, **facts: Any) -> None:
         """Count an input's end and tell of it."""
         counter = event.replace("-", "_")
         setattr(self.tally, counter, getattr(self.tally, counter) + 1)
+        self._tell_notes()
         self.emit({"event": event, "input": job.input, "output": job.output, **facts})
 
-    def fail(self, job: Job, error: Exception, seconds: float) -> None:
-        """Note a failure with its reason, and count it."""
+    def fail(self, job: Job, error: Exception, seconds: float, provenance: Provenance | None = None) -> None:
+        """Note a failure with its reason, and count it.
+
+        Args:
+            provenance: what was read, where it may be at fault.
+        """
         if isinstance(error, MemoryError):
             error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")
         if isinstance(error, Img2ImgError):
             code, reason = int(error.exit_code), str(error)
         else:
             code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
+        lasting = provenance if isinstance(error, InputError) and not isinstance(error, ReadError) else None
         try:
-            self.journal.fail(job, code, reason, seconds)
+            self.journal.fail(job, Failure(code=code, reason=reason), seconds, lasting)
         finally:
             self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))

@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, 
 from img2img_cli.avif import merge_associations
 from img2img_cli.colour import check_wrapped, find_transparent, mend_transparency, split_alpha, to_srgb
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, OutOfMemoryError, is_shortage
+from img2img_cli.errors import InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.job import STDIO
 from img2img_cli.kinds import explain_refusal
 from img2img_cli.parameters import MAX_PIXELS
@@ -117,7 +117,7 @@ def read_bytes(name: str) -> bytes:
                 data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "no such name"
-        raise InputError(f"{label(name)}: cannot be read ({reason}); check the file") from None
+        raise ReadError(f"{label(name)}: cannot be read ({reason}); check the file") from None
     if not data:
         raise InputError(f"{label(name)}: is empty; check what was meant to be there")
     if len(data) > MAX_BYTES:
@@ -339,7 +339,9 @@ def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
         if tag in DESCRIPTIVE_TAGS or (file.format != "TIFF" and tag not in parts):
             exif[tag] = value
     for ifd in parts:
-        if part := found.get_ifd(ifd):
+        if part := dict(found.get_ifd(ifd)):
+            if part.pop(ExifTags.IFD.Interop, None) and (interop := found.get_ifd(ExifTags.IFD.Interop)):
+                part[ExifTags.IFD.Interop] = dict(interop)  # itself, where it stands as a place in the old file
             exif.get_ifd(ifd).update(part)
     return exif
 

@@ -9,18 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import psnr
+from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli import compiling, device, kernels
+from img2img_cli import compiling, device, kernels, processors
 from img2img_cli.building import build_pipeline
 from img2img_cli.caching import cache_features
 from img2img_cli.compiling import Compiled, Plan
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import load_preset, resolve, speed_up
+from img2img_cli.preset import resolve, speed_up
+from img2img_cli.preset_files import load_preset
 from img2img_cli.runner import transform_image
 
 GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 128}
@@ -33,24 +34,6 @@ def pipeline() -> ImagePipeline:
 
 def make(pipeline: ImagePipeline, photograph: Image.Image, **keys: object) -> Image.Image:
     return transform_image(photograph, resolve(load_preset("edit"), {**GUIDED, **keys}).parameters, 7, pipeline)
-
-
-class Count:
-    """Counts a module's calls and the batches it is given."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.batches: list[int] = []
-        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: torch.nn.Module, arguments: tuple, options: dict, output: object) -> None:
-        first = arguments[0] if arguments else options["hidden_states"]
-        self.batches.append(len(first))
-
-    def __enter__(self) -> Count:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 def test_kept_features_save_the_inner_layers(pipeline: ImagePipeline, photograph: Image.Image) -> None:
@@ -262,17 +245,17 @@ def test_compile_has_fewer_shapes() -> None:
 )
 def test_a_containers_quota_is_read(tmp_path: Path, text: str, quota: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert device._read_quota(tmp_path / "cpu.max") == quota
-    assert device._read_quota(tmp_path / "missing") is None
+    assert processors._read_quota(tmp_path / "cpu.max") == quota
+    assert processors._read_quota(tmp_path / "missing") is None
 
 
 def test_threads_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(device, "_find_core", lambda processor: str(processor % 4))
-    monkeypatch.setattr(device, "_read_quota", lambda: None)
+    monkeypatch.setattr(processors.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(processors, "_find_core", lambda processor: str(processor % 4))
+    monkeypatch.setattr(processors, "_read_quota", lambda: None)
     assert device.choose_threads()[0] == 4
-    monkeypatch.setattr(device, "_read_quota", lambda: 3)
+    monkeypatch.setattr(processors, "_read_quota", lambda: 3)
     assert device.choose_threads()[0] == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     assert device.choose_threads()[0] == 6

@@ -11,7 +11,7 @@ LIGHT = [
     "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "structure", "tiling", "writer", "yamlio",
-    "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
+    "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "processors", "silence",
     "cli.engine", "cli.serve_run", "weights",
 ]  # fmt: skip
 PROBE = """

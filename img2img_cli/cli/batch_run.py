@@ -18,8 +18,9 @@ from img2img_cli.errors import ExitCode, NothingMatchedError, UsageError
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
+from img2img_cli.output_folder import estimate_bytes
 from img2img_cli.parameters import Offload, Parameters
-from img2img_cli.plan import Choices, estimate_bytes, plan_batch
+from img2img_cli.plan import Choices, Planned, Refused, plan_batch
 
 if TYPE_CHECKING:
     from img2img_cli.cli.engine import Engine
@@ -72,8 +73,7 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     if options.watch and "-" in options.inputs:
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
     if options.dry_run:
-        print_plan(make_plan(choices, options))
-        return ExitCode.DONE
+        return print_plan(make_plan(choices, options))
     try:
         jobs = make_plan(choices, options)
     except NothingMatchedError:
@@ -94,23 +94,29 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     return code
 
 
-def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
+def make_plan(choices: Choices, options: BatchOptions) -> list[Planned]:
     """Every job, with all that can be refused beforehand refused."""
     items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
-    jobs = plan_batch(items, choices)
-    for parameters in {job.parameters.pipeline_key: job.parameters for job in jobs}.values():
-        parameters.check_references()
-    return jobs
+    return plan_batch(items, choices)
 
 
-def print_plan(jobs: Sequence[Job]) -> None:
-    """The plan as YAML: what each preset's parameters are once, then a line a job."""
+def print_plan(planned: Sequence[Planned]) -> int:
+    """Print the plan as YAML: each preset's parameters once, then a line a job; return the exit code."""
     from img2img_cli.yamlio import dump_yaml
 
+    jobs = [job for job in planned if isinstance(job, Job)]
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
     rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
     print(dump_yaml({"presets": parameters, "jobs": rows}), end="")
+    for refused in (job for job in planned if isinstance(job, Refused)):
+        print(f"img2img: {printable(tell_failure(refused.input, str(refused.error)))}", file=sys.stderr)
     print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
+    return ExitCode.DONE if len(jobs) == len(planned) else ExitCode.SOME_FAILED
+
+
+def tell_failure(name: str, reason: str) -> str:
+    """A failure as one line; most reasons begin with the file's name already."""
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 class Pipelines:
@@ -170,9 +176,7 @@ class Recorder:
             size = f"{event['width']} x {event['height']}"
             text = f"{event['output']}: {size}, seed {event['seed']}, {event['seconds']:.1f} s"
         elif kind == "failed":
-            # Most reasons begin with the file's name already.
-            named = str(event["reason"]).startswith(str(event["input"]))
-            text = event["reason"] if named else f"{event['input']}: {event['reason']}"
+            text = tell_failure(str(event["input"]), str(event["reason"]))
         elif kind == "note":
             text = event["text"]
         else:
@@ -180,7 +184,9 @@ class Recorder:
         print(f"img2img: {printable(text)}" if kind != "done" else printable(text), file=sys.stderr)
 
 
-def run_once(jobs: Sequence[Job], choices: Choices, limits: Limits, options: BatchOptions, pipelines: Pipelines) -> int:
+def run_once(
+    jobs: Sequence[Planned], choices: Choices, limits: Limits, options: BatchOptions, pipelines: Pipelines
+) -> int:
     """One pass over a plan, with its summary and report; return the exit code."""
     began = time.monotonic()
     tally = Tally(inputs=len(jobs))
