@@ -119,6 +119,8 @@ class Line:
             assert entry.picture is not None
             assert entry.guides is not None
             self._batcher.notes += entry.guides.notes
+            if entry.picture.damaged:
+                self._batcher.notes.append(f"{job.input}: cut short or damaged; what could be decoded is used")
             entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, entry.guides)
             return next(entry.work.steps)
 

@@ -95,7 +95,7 @@ class Entry:
         # What is recorded is what was decoded, even when the file changed a moment ago.
         sha256 = hashlib.sha256(data).hexdigest()
         self.provenance = dataclasses.replace(self.provenance, source_sha256=sha256)
-        picture = load_image(self.job.input, data)
+        picture = load_image(self.job.input, data, truncated=self.job.truncated)
         self.guides = load_guides(self.job, picture.size)
         self.picture = picture
 

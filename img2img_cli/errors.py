@@ -51,6 +51,10 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
+class DamagedError(InputError):
+    """A picture of which not all can be decoded."""
+
+
 class ReadError(InputError):
     """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import io
 import logging
 import math
@@ -14,24 +12,21 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
-from img2img_cli.avif import merge_associations
 from img2img_cli.colour import check_wrapped, find_transparent, mend_transparency, split_alpha, to_srgb
+from img2img_cli.decoders import FORMATS, JPEG_END, JPEG_HEAD, load_pixels, open_file, silence_libtiff
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, OutOfMemoryError, ReadError, is_shortage
-from img2img_cli.job import STDIO
+from img2img_cli.errors import DamagedError, InputError, OutOfMemoryError, ReadError, is_shortage
+from img2img_cli.job import STDIO, Truncated
 from img2img_cli.kinds import explain_refusal
+from img2img_cli.legacy_formats import mend_alpha
 from img2img_cli.parameters import MAX_PIXELS
 from img2img_cli.structure import DAMAGE, MAX_FRAMES, UnreadableError, check_structure, check_work, find_jp2_depth
-from img2img_cli.tiff import Tiff, open_tiff
+from img2img_cli.tiff import Tiff
 
-# MPO has no name of its own here: Pillow opens it as JPEG.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
-TIFF_HEADS = tuple(TiffImagePlugin.PREFIXES)
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_BYTES = 1 << 30
 MAX_ASPECT = 40
@@ -68,6 +63,7 @@ class Picture:
         format: Pillow's name of the file's format.
         grey: whether the file has luminance alone.
         narrowed: whether its channels have more than 8 bits, of which the upper 8 were read.
+        damaged: whether some of its pixels could not be decoded, and are blank.
         luminance: what a file with more than 8 bits of it holds, 16-bit `(H, W)` in sRGB's encoding; else None.
     """
 
@@ -84,6 +80,7 @@ class Picture:
     frames: int = 1
     grey: bool = False
     narrowed: bool = False
+    damaged: bool = False
     luminance: Deep | None = None
 
     @property
@@ -147,19 +144,35 @@ def label(name: str) -> str:
     return "stdin" if name == STDIO else name
 
 
-def load_image(name: str, data: bytes | None = None) -> Picture:
+def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | None = None) -> Picture:
     """Decode a file, or `data` read before.
 
     What it may cost is bounded before anything is decoded: bytes here, all else by `structure`.
+
+    Args:
+        truncated: what to do with a damaged file: with "keep", return what can be decoded of it; with "refuse", tell
+            of that choice in the error. None is for files that nobody was given the choice for.
 
     Raises:
         InputError: not a picture, damaged, or outside the limits. The text names the file and the remedy.
         OutOfMemoryError: there is no memory for so many pixels.
     """
     data = read_bytes(name) if data is None else data
+    try:
+        return _decode(name, data, keep=False)
+    except DamagedError as error:
+        if truncated == "refuse" and "truncated" in str(error):
+            raise DamagedError(f"{error}, or use --truncated keep to take what is there") from None
+        if truncated != "keep":
+            raise
+    return _decode(name, data + JPEG_END if data.startswith(JPEG_HEAD) else data, keep=True)
+
+
+def _decode(name: str, data: bytes, *, keep: bool) -> Picture:
     with open_picture(name, data) as (file, frames):
         _check_limits(label(name), file.size)
-        return _normalise(name, file, frames, find_jp2_depth(data) if file.format == "JPEG2000" else 8)
+        bits = find_jp2_depth(data) if file.format == "JPEG2000" else 8
+        return _normalise(name, file, frames, bits, keep=keep)
 
 
 @contextlib.contextmanager
@@ -177,7 +190,7 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
             with open_file(stream) as file:
                 check_work(file, data)
                 if file.format == "TIFF":
-                    _silence_libtiff()
+                    silence_libtiff()
                 yield file, counted or min(getattr(file, "n_frames", 1), MAX_FRAMES)
         except UnreadableError as error:
             raise InputError(f"{label(name)}: {error} cannot be read; convert it first") from None
@@ -192,36 +205,9 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
                 limit = f"a text or profile of more than {MAX_PROFILE >> 20} MiB"
                 raise InputError(f"{label(name)}: {limit} stands in it; take it out first") from None
             reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
+            raise DamagedError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:
             raise _short_of_memory(name) from None
-
-
-def open_file(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """A picture's header; its pixels are decoded by `load`.
-
-    Raises:
-        UnidentifiedImageError: it is in no format that can be read.
-        UnreadableError: it is, but of a kind that cannot.
-    """
-    head = stream.read(12)
-    stream.seek(0)
-    if head.startswith(TIFF_HEADS):
-        return open_tiff(stream)
-    if head[4:8] == b"ftyp":
-        stream = io.BytesIO(merge_associations(stream.read()))
-    return Image.open(stream, formats=FORMATS)
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """libtiff writes to stderr itself what it dislikes, without the file's name; Pillow's error says enough."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it may be inside of Pillow
-        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
-        for path in loaded:
-            library = ctypes.CDLL(path)
-            library.TIFFSetErrorHandler(None)
-            library.TIFFSetWarningHandler(None)
 
 
 def _short_of_memory(name: str) -> OutOfMemoryError:
@@ -246,13 +232,13 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int) -> Picture:
+def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int, *, keep: bool) -> Picture:
     if isinstance(file.info.get("bbox"), str):
         file.tile = [tile._replace(extents=(0, 0, *file.size)) for tile in file.tile]
     narrowed = bits > 8 or (file.mode not in ("1", "L", "P") and any(";16" in str(tile.args) for tile in file.tile))
     _drop_impostors(file)
     mend_transparency(file)
-    file.load()
+    load_pixels(file, keep=keep)
     _drop_impostors(file)  # of what stood behind the pixels
     format_, dpi, text = file.format or "PNG", _read_dpi(file), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
@@ -264,7 +250,7 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int) -> 
         narrowed, luminance = alpha is not None, luminance if alpha is None else None
     else:
         check_wrapped(image, bits)
-        luminance, (alpha, flat) = None, split_alpha(image)
+        luminance, (alpha, flat) = None, mend_alpha(file, *split_alpha(image))
     profile = _read_blob(image, "icc_profile")
     native, rgb, kept_profile = to_srgb(flat, profile)
     return Picture(
@@ -281,6 +267,7 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int) -> 
         frames=frames,
         grey=flat.mode == "L" or image.mode in ("1", "L", "LA", "La"),
         narrowed=narrowed and luminance is None,
+        damaged=keep,
         # Profiles are applied to 8 bits; one that changes nothing does no harm.
         luminance=luminance if not profile or flat.convert("RGB").tobytes() == rgb.tobytes() else None,
     )

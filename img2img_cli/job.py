@@ -18,6 +18,7 @@ from img2img_cli.parameters import MAP_KINDS, Parameters
 
 STDIO = "-"
 MAX_SEED = 2**32 - 1
+Truncated = Literal["refuse", "keep"]
 Format = Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "avif"]
 EXTENSIONS: dict[str, str] = {
     ".png": "png",
@@ -51,6 +52,7 @@ class Job(BaseModel):
     force: bool = False
     in_place: bool = False
     metadata: bool = True
+    truncated: Truncated = "refuse"
 
 
 def choose_seed() -> int:

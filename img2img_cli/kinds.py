@@ -29,7 +29,6 @@ OTHERS = (
     (rb"FUJIFILMCCD-RAW", "Fujifilm raw"),
     (rb"IIRO|IIRS|IIU\0", "raw"),
     (rb"gimp xcf", "GIMP"),
-    (rb"8BPB", "large Photoshop"),
     (rb"icns", "Apple icon"),
     (rb"\xd7\xcd\xc6\x9a|\x01\0\0\0.{36} EMF", "Windows metafile"),
     (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", "SVG"),
@@ -46,7 +45,7 @@ def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
             return f"a {name} file that cannot be opened ({reason}); get a good copy or convert it"
     for pattern, kind in OTHERS:
         if re.match(pattern, data[:HEAD_BYTES], re.DOTALL | re.IGNORECASE):
-            return f"{kind} files cannot be read; convert it first"
+            return f"not a picture in a format that can be read, but {kind}; convert it first, to PNG for example"
     return f"not a picture in a format that can be read ({', '.join(formats)}); convert it first"
 
 

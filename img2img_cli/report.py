@@ -89,7 +89,7 @@ def _text(value: Any) -> Any:
 def make_thumbnail(path: str) -> str | None:
     """A small upright sRGB version as a data URL; None when the file cannot be read."""
     try:
-        picture = load_image(path)
+        picture = load_image(path, truncated="keep")
     except Img2ImgError:
         return None
     image = picture.rgb

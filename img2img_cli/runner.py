@@ -38,6 +38,7 @@ class Result:
     Attributes:
         frames: how many the input has, of which the first was taken.
         narrowed: whether the input has more than the 8 bits a channel that were taken.
+        damaged: whether only a part of the input could be decoded.
     """
 
     job: Job
@@ -46,6 +47,7 @@ class Result:
     seconds: float
     frames: int
     narrowed: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ def load_pictures(job: Job) -> Loaded:
     Raises:
         InputError: naming the file.
     """
-    picture = load_image(job.input)
+    picture = load_image(job.input, truncated=job.truncated)
     return Loaded(picture=picture, guides=load_guides(job, picture.size))
 
 
@@ -92,6 +94,7 @@ def run_jobs(
             seconds=time.monotonic() - began,
             frames=picture.frames,
             narrowed=picture.narrowed,
+            damaged=picture.damaged,
         )
 
 

@@ -37,10 +37,11 @@ MAX_FRAMES = 10_000
 MAX_HEADER = 1 << 16  # bytes of a PPM's header, comments included
 MAX_JP2_HEADER = 4 << 20
 # Codecs that are written in Python take a few seconds for so many; run lengths make them of nothing.
-MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000}
+MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000, "dds_rgb": 1_000_000}
 # What cannot be coded in less: deflate grows 1032-fold, and a pixel has a bit; a JPEG's block of 64 has one too (a
 # fraction of one by arithmetic coding); a GIF's code of 12 bits tells of 4096 pixels at most; a lossy WebP's block of
-# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that.
+# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that. Two
+# bytes of run lengths tell of 128 bytes in a TGA and a PSD, and of 63 in a PCX; a DDS's block of 16 has 8 bytes.
 PIXELS_A_BYTE = {
     "PNG": 8 * 1032,
     "JPEG": 4096,
@@ -49,6 +50,10 @@ PIXELS_A_BYTE = {
     "WEBP": 1 << 16,
     "JPEG2000": 1 << 16,
     "PPM": 8,
+    "TGA": 64,
+    "PCX": 252,
+    "PSD": 512,
+    "DDS": 2,
 }
 # What Pillow's parsers raise on damaged files, besides their own errors.
 DAMAGE = (

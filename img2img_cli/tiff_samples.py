@@ -75,7 +75,7 @@ class Layout:
 
     def describe(self) -> str:
         """What the file is, in words."""
-        kind = {INT: "signed ", FLOAT: "float "}.get(self.kind, "")
+        kind = {INT: "signed ", FLOAT: "float ", 5: "complex ", 6: "complex "}.get(self.kind, "")
         planes = " in separate planes" if self.planar and self.samples > 1 else ""
         photometric = PHOTOMETRICS.get(self.photometric, f"photometric {self.photometric}")
         codec = CODECS.get(self.compression, f"compression {self.compression}")

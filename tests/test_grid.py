@@ -13,6 +13,7 @@ SHARES = {
     mode_grid.odd_tiffs: 2,
     mode_grid.pngs: 1,
     mode_grid.others: 1,
+    mode_grid.legacy: 1,
 }
 
 
