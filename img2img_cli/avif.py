@@ -1,6 +1,8 @@
-"""AVIF files whose properties stand in two lists of a kind: older encoders wrote one for colour and one for alpha.
+"""AVIF files by older encoders: boxes that libavif refuses and other decoders understand.
 
-The standard allows one list (`ipma` box) for each version and flags. libavif refuses more; other decoders read them.
+- Properties stand in two lists (`ipma` boxes) of one kind, one for colour and one for alpha; the standard allows one
+  list for each version and flags.
+- Alpha refers to item 0 (in an `iref` box), which is no item, instead of the picture.
 """
 
 from __future__ import annotations
@@ -11,17 +13,33 @@ from collections.abc import Iterator
 MAX_BOXES, MAX_ITEMS = 10_000, 65_536
 
 
-def merge_associations(data: bytes) -> bytes:
-    """The file with each kind of list merged into its first; the same bytes where there is nothing to merge.
+def mend_boxes(data: bytes) -> bytes:
+    """The file as libavif takes it; the same bytes where there is nothing to mend.
 
-    All else stays at its place: what becomes free is made a `free` box.
+    Everything stays at its place: what becomes free is made a `free` box.
     """
     for start, end, kind in _list_boxes(data, 0, len(data)):
         if kind == b"meta":
-            for inner, inner_end, inner_kind in _list_boxes(data, start + 4, end):
-                if inner_kind == b"iprp":
-                    return _merge(data, inner, inner_end)
+            parts = {
+                inner_kind: (inner, inner_end) for inner, inner_end, inner_kind in _list_boxes(data, start + 4, end)
+            }
+            if b"iref" in parts and b"pitm" in parts:
+                data = _refer_to_picture(data, *parts[b"iref"], parts[b"pitm"][0])
+            return _merge(data, *parts[b"iprp"]) if b"iprp" in parts else data
     return data
+
+
+def _refer_to_picture(data: bytes, start: int, end: int, primary: int) -> bytes:
+    """Let what refers to item 0 refer to the primary item; only for item numbers of 16 bits."""
+    if data[start] or data[primary]:
+        return data
+    mended = bytearray(data)
+    for inner, inner_end, kind in _list_boxes(data, start + 4, end):
+        if kind == b"auxl":
+            for at in range(inner + 4, inner_end - 1, 2):
+                if data[at : at + 2] == b"\0\0":
+                    mended[at : at + 2] = data[primary + 4 : primary + 6]
+    return bytes(mended)
 
 
 def _list_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, bytes]]:

@@ -10,9 +10,9 @@ import re
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, PngImagePlugin, TiffImagePlugin
 
-from img2img_cli.avif import merge_associations
+from img2img_cli.avif import mend_boxes
 from img2img_cli.errors import is_shortage
 from img2img_cli.legacy_formats import LEGACY_FORMATS, is_tga, open_legacy
 from img2img_cli.structure import DAMAGE, UnreadableError
@@ -38,7 +38,7 @@ def open_file(stream: IO[bytes]) -> ImageFile.ImageFile:
         if head.startswith(TIFF_HEADS):
             return open_tiff(stream)
         if head[4:8] == b"ftyp":
-            stream = io.BytesIO(merge_associations(stream.read()))
+            stream = io.BytesIO(mend_boxes(stream.read()))
         if (file := open_legacy(stream, head)) is not None:
             return file
         return Image.open(stream, formats=[name for name in FORMATS if name != "TGA" or is_tga(head)])
@@ -65,14 +65,22 @@ def load_pixels(file: ImageFile.ImageFile, *, keep: bool) -> None:
     except DAMAGE as error:
         if not keep or is_shortage(error) or file._im is None:
             raise
-        file.tile = []
-        if isinstance(file, Tiff):
-            file.load_end()
+        _finish_in_part(file)
         if _is_plain(file):
             raise
         return
     if keep and _is_plain(file):
         raise ValueError("nothing of its pixels is there")
+
+
+def _finish_in_part(file: ImageFile.ImageFile) -> None:
+    """Do what follows decoding, so that the file counts as loaded."""
+    file.tile = []
+    if isinstance(file, Tiff):
+        file.load_end()
+        file.load_kept()
+    elif isinstance(file, PngImagePlugin.PngImageFile) and file.png is not None:
+        file._text = file.png.im_text
 
 
 def _is_plain(image: Image.Image) -> bool:

@@ -161,11 +161,16 @@ def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | N
     try:
         return _decode(name, data, keep=False)
     except DamagedError as error:
-        if truncated == "refuse" and "truncated" in str(error):
-            raise DamagedError(f"{error}, or use --truncated keep to take what is there") from None
-        if truncated != "keep":
+        if truncated is None:
             raise
-    return _decode(name, data + JPEG_END if data.startswith(JPEG_HEAD) else data, keep=True)
+        refusal = str(error)
+    try:
+        picture = _decode(name, data + JPEG_END if data.startswith(JPEG_HEAD) else data, keep=True)
+    except InputError:
+        raise DamagedError(refusal) from None
+    if truncated == "refuse":
+        raise DamagedError(f"{refusal}, or use --truncated keep to take what is there")
+    return picture
 
 
 def _decode(name: str, data: bytes, *, keep: bool) -> Picture:

@@ -72,7 +72,7 @@ DAMAGE = (
 )
 _TEXT_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 _BYTES_TYPES = (1, 2, 7)  # TIFF's bytes, text and undefined stay bytes in Pillow
-_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SUB_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")

@@ -56,18 +56,19 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         alpha: what stands beside a picture whose mode has no alpha, upright; set by `load`.
         luminance: what a grey picture holds in more than 8 bits, upright; set by `load`.
         narrowed: whether its channels have more than 8 bits.
-        whole: whether all pixels are there; set by `load`.
+        keep: whether `load` leaves missing pixels blank.
+        orientation: the tag's value, whatever it is.
     """
 
     layout: Layout | None = None
     alpha: Image.Image | None = None
     luminance: Deep | None = None
     narrowed = False
-    whole = True
     keep = False
+    orientation: Any = None
 
     def _setup(self) -> None:
-        layout = read_layout(self.tag_v2)
+        layout, self.orientation = read_layout(self.tag_v2), self.tag_v2.get(ExifTags.Base.Orientation)
         if is_read_by_pillow(layout):
             try:
                 super()._setup()
@@ -79,7 +80,7 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         check_layout(layout)
         self.layout = layout
         self._mode = "RGB"
-        turned = self.tag_v2.get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        turned = self.orientation in (5, 6, 7, 8)
         self._tile_size = (layout.width, layout.height)
         self._size = (layout.height, layout.width) if turned else self._tile_size
         self.tile, self.use_load_libtiff, self.palette = [], False, None
@@ -97,16 +98,30 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         extents = (0, 0, *self._tile_size)
         self.tile = [ImageFile._Tile("libtiff", extents, 0, ("RGBX", False, self.tag_v2.offset))]
 
+    def load_kept(self) -> None:
+        """Decode again, strip by strip, what Pillow has given up, where that is possible."""
+        layout = read_layout(self.tag_v2)
+        try:
+            check_layout(layout)
+        except UnreadableError:
+            return
+        turned, whole = self._im, (self._mode, self._size)
+        self.layout, self._im = layout, None
+        try:
+            self.load()
+        except (ValueError, LookupError, OSError, struct.error):
+            self.layout, self._im, (self._mode, self._size) = None, turned, whole
+
     def load(self) -> Any:
         if self.layout is None or self._im is not None:
             return super().load()
         assert self.fp is not None
         self.fp.seek(0)
         data = self.fp.getvalue() if isinstance(self.fp, io.BytesIO) else self.fp.read()
-        colour, alpha, self.whole = read_samples(self.layout, data, keep=self.keep)
+        colour, alpha = read_samples(self.layout, data, keep=self.keep)
         self.getexif().pop(ExifTags.Base.Orientation, None)
-        orientation = self.tag_v2.pop(ExifTags.Base.Orientation, 1)
-        turn = _TURNS.get(orientation, np.asarray) if isinstance(orientation, int) else np.asarray
+        self.tag_v2.pop(ExifTags.Base.Orientation, None)
+        turn = _TURNS.get(self.orientation, np.asarray) if isinstance(self.orientation, int) else np.asarray
         image, self.alpha, self.luminance = to_picture(
             self.layout, turn(colour), None if alpha is None else turn(alpha), self.tag_v2.get(TiffImagePlugin.COLORMAP)
         )

@@ -165,8 +165,8 @@ def check_layout(layout: Layout) -> None:
         raise UnreadableError(f"a {layout.describe()}, of {layout.width} x {layout.height}: more than fits here")
 
 
-def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Samples, Samples | None, bool]:
-    """Colour `(H, W, colours)` and alpha `(H, W)` in the file's own numbers, and whether all of them are there.
+def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Samples, Samples | None]:
+    """Colour `(H, W, colours)` and alpha `(H, W)` in the file's own numbers.
 
     Integers are unsigned of 8, 16 or 32 bits (signed ones signed), floats of 32 or 64.
 
@@ -179,7 +179,6 @@ def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Sa
     """
     wanted = [*range(layout.colours), *([layout.alpha] if layout.alpha is not None else [])]
     plane = np.zeros((layout.height, layout.width, len(wanted)), _unpacked_type(layout))
-    whole = True
     for index, top, left, channels in _list_segments(layout):
         places = [wanted.index(channel) for channel in channels if channel in wanted]
         if not places:
@@ -195,12 +194,12 @@ def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Sa
         if len(content) < size:
             if not keep:
                 raise ValueError(f"strip or tile {index} is cut short")
-            whole, content = False, content.ljust(size, b"\0")
+            content = content.ljust(size, b"\0")
         part = _arrange(layout, content, rows, len(channels))
         room = plane[top : top + rows, left : left + layout.columns]
         picked = [channels.index(channel) for channel in channels if channel in wanted]
         room[..., places] = part[: room.shape[0], : room.shape[1], picked]
-    return plane[..., : layout.colours], plane[..., -1] if layout.alpha is not None else None, whole
+    return plane[..., : layout.colours], plane[..., -1] if layout.alpha is not None else None
 
 
 def _is_tiled(layout: Layout) -> bool:
