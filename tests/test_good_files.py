@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-from mode_grid import chunk
+from grid_formats import chunk
 from pictures import ORIENTATION, encode, make_picture, wide_profile
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -190,3 +190,21 @@ def test_a_premultiplied_grey_tiff_is_divided_by_its_alpha() -> None:
     assert picture.alpha.getextrema() == (128, 128)
     assert picture.grey
     assert abs(picture.rgb.getpixel((3, 3))[0] - 128) <= 1
+
+
+@pytest.mark.parametrize("codec", ["deflate", "lzma", "lzw", "zstd"])
+def test_strips_are_unpacked_no_further_than_their_pixels(codec: str) -> None:
+    side, large = 16, np.zeros((2000, 2000, 3), np.float32)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, large, photometric="rgb", compression=codec, rowsperstrip=2000, metadata=None)
+    content = bytearray(stream.getvalue())
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        for name in ("ImageWidth", "ImageLength", "RowsPerStrip"):
+            tag = file.pages.first.tags[name]
+            struct.pack_into("<H" if tag.dtype == 3 else "<I", content, tag.valueoffset, side)
+    tracemalloc.start()
+    try:
+        assert load_image("x", bytes(content)).size == (side, side)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20, "all of it has 48 MB, and LZMA's dictionary 8"
+    finally:
+        tracemalloc.stop()

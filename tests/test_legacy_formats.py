@@ -8,6 +8,8 @@ from pathlib import Path
 import mode_grid
 import numpy as np
 import pytest
+from grid_formats import write_png
+from grid_legacy import head_dds
 from pictures import encode, make_picture
 from PIL import Image
 from test_hostile import refuse
@@ -72,7 +74,7 @@ def header_icon(width: int, height: int, *, compression: int = 0, count: int = 1
 
 
 def header_dds(width: int, height: int, **pixels: object) -> bytes:
-    head = bytearray(mode_grid._head_dds(4, fourcc=b"DXT1") if not pixels else mode_grid._head_dds(0x40, **pixels))
+    head = bytearray(head_dds(4, fourcc=b"DXT1") if not pixels else head_dds(0x40, **pixels))
     struct.pack_into("<II", head, 12, height, width)
     return bytes(head) + bytes(1000)
 
@@ -98,7 +100,7 @@ ODD_MASKS = {"bits": 16, "masks": (0xF800, 0x7E0, 0x1F, 0)}
         (header_icon(30_000, 30_000), "damaged"),
         (header_icon(16, 16, compression=1), "cannot be read"),
         (header_icon(16, 16, count=60_000), "60000 pictures"),
-        (icon_of_png(mode_grid.write_png(np.zeros((13, 19, 1), int), 8, 0) + bytes(20)), None),
+        (icon_of_png(write_png(np.zeros((13, 19, 1), int), 8, 0) + bytes(20)), None),
         (icon_of_png(encode(Image.new("1", (16_000, 14_000)), "PNG")), "million pixels"),
         (header_dds(60_000, 60_000), "million pixels"),
         (header_dds(9_000, 9_000), "cannot hold"),
