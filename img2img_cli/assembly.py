@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
-from img2img_cli.errors import OutOfMemoryError, TimeLimitError
+from img2img_cli.errors import OutOfMemoryError, OutputError, TimeLimitError
 from img2img_cli.guides import load_guides
 from img2img_cli.images import load_image, peek_size, plan_fit, read_bytes
 from img2img_cli.job import Job
@@ -33,8 +34,15 @@ MAX_PIXELS_IN_FLIGHT = 96_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
+    """A result that lies in its place.
+
+    Attributes:
+        error: why the journal could not be told; the result counts all the same.
+    """
+
     size: tuple[int, int]
     format: str
+    error: OutputError | None = None
 
 
 class _Run:
@@ -72,15 +80,12 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let what is being written come to its end; abandon the rest."""
+        """Let what is being written come to its end and tell of it; abandon the rest."""
         self._stopping = True
-        futures: list[Future[Any]] = [*self._preparing, *self._advancing, *self._modelling]
-        for future in futures:
-            future.cancel()
-        self._models.shutdown(wait=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._models.shutdown(wait=True, cancel_futures=True)
         self._stack.close()
-        if not self._batch.abandoned:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        wait([future for future in self._advancing if not future.cancelled()])
         self._collect(closing=True)
 
     def run(self, entries: Sequence[Entry]) -> None:
@@ -88,6 +93,7 @@ class Line:
         coming = deque[Entry]()
         source = iter(entries)
         while True:
+            self._batch.interrupts.check()
             self._batch.check_limits()
             if not coming:
                 coming.extend(sort_by_size(list(islice(source, LOOKAHEAD)), self._pipeline))
@@ -142,33 +148,36 @@ class Line:
         journal.begin(job, entry.provenance, data)
         make_folder(os.path.dirname(job.output) or ".")
         write_output(data, job.output, replace=entry.replace, tag=journal.tag)
-        journal.finish(job, entry.provenance, entry.elapsed_s())
+        try:
+            journal.finish(job, entry.provenance, entry.elapsed_s())
+        except OutputError as error:
+            return Written(size=result.size, format=format_, error=error)
         return Written(size=result.size, format=format_)
 
     def _collect(self, *, closing: bool = False) -> None:
-        """Take what the threads have finished."""
-        for preparing in [future for future in self._preparing if future.done()]:
-            entry = self._preparing.pop(preparing)
-            if closing or preparing.cancelled():
-                continue
-            if (error := preparing.exception()) is not None:
-                self._fail(entry, error)
-            else:
-                self._batcher.add(entry, preparing.result())
-        for advancing in [future for future in self._advancing if future.done()]:
-            entry = self._advancing.pop(advancing)
-            if advancing.cancelled():
-                continue
-            if (error := advancing.exception()) is not None:
-                self._fail(entry, error)
-            elif isinstance(outcome := advancing.result(), Written):
-                self._finish(entry, outcome)
-            elif not closing:
-                self._batcher.add(entry, outcome)
+        """Take what the threads have finished, all of it even when the journal fails at one."""
+        takings: list[Callable[[], None]] = []
+        for futures in (self._preparing, self._advancing):
+            for future in [future for future in futures if future.done()]:
+                entry = futures.pop(future)  # type: ignore[arg-type]
+                if not (future.cancelled() or (closing and futures is self._preparing)):
+                    takings.append(partial(self._take, entry, future, closing))
         for modelling in [future for future in self._modelling if future.done()]:
             run = self._modelling.pop(modelling)
             if not closing:
-                self._settle(run, modelling)
+                takings.append(partial(self._settle, run, modelling))
+        with ExitStack() as stack:
+            for taking in reversed(takings):
+                stack.callback(taking)
+
+    def _take(self, entry: Entry, future: Future[Any], closing: bool) -> None:
+        """Take what a thread has made of an entry."""
+        if (error := future.exception()) is not None:
+            self._fail(entry, error)
+        elif isinstance(outcome := future.result(), Written):
+            self._finish(entry, outcome)
+        elif not closing:
+            self._batcher.add(entry, outcome)
 
     def _start_model(self) -> bool:
         """Give the next batch to a lane; False when there is none."""
@@ -267,6 +276,8 @@ class Line:
             seed=entry.job.seed,
             seconds=round(entry.spent_s, 3),
         )
+        if written.error is not None:
+            raise written.error
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
         self._close(entry)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.images import Picture
+from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
 
@@ -84,6 +85,7 @@ class Batch:
     emit: Emit
     tally: Tally
     load: Callable[[Job], Pipeline]
+    interrupts: Interrupts = field(default_factory=Interrupts)
     began: float = field(default_factory=time.monotonic)
     abandoned: bool = field(default=False, init=False)
     timed_out: bool = field(default=False, init=False)
@@ -94,6 +96,7 @@ class Batch:
         left = deque(jobs)
         try:
             while left:
+                self.interrupts.check()
                 entries += self._sort_out_one(left.popleft())
         except BaseException:
             for job in (*(entry.job for entry in entries), *left):
@@ -129,6 +132,7 @@ class Batch:
             groups.setdefault(key, []).append(entry)
         ended: set[int] = set()
         try:
+            self.interrupts.check()
             self.check_limits()
             for group in groups.values():
                 self._run_group(group, ended, alone=len(groups) == 1)
@@ -141,7 +145,8 @@ class Batch:
 
     def _run_group(self, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
         try:
-            pipeline = self.load(entries[0].job)
+            with self.interrupts.allow():
+                pipeline = self.load(entries[0].job)
         except ModelError as error:
             if alone:
                 raise

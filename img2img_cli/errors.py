@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     LOCKED = 7
     MEMORY = 8
     TIMEOUT = 124
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
