@@ -127,7 +127,8 @@ class Line:
             sha256 = hashlib.sha256(data).hexdigest()
             entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
             entry.picture = load_image(job.input, data)
-            guides = load_guides(job, entry.picture.size)
+            entry.guides = guides = load_guides(job, entry.picture.size)
+            self._batcher.notes += guides.notes
             entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, guides)
             return next(entry.work.steps)
 
@@ -140,9 +141,10 @@ class Line:
                 return self._write(entry, stop.value)
 
     def _write(self, entry: Entry, made: Image.Image) -> Written:
-        job, picture, journal = entry.job, entry.picture, self._batch.journal
+        job, picture, guides, journal = entry.job, entry.picture, entry.guides, self._batch.journal
         assert picture is not None
-        result = finish_picture(made, picture, job)
+        assert guides is not None
+        result = finish_picture(made, picture, job, guides.mask)
         data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
         journal.begin(job, entry.provenance, data)
@@ -287,7 +289,7 @@ class Line:
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))
-        entry.picture = entry.work = None
+        entry.picture = entry.guides = entry.work = None
 
 
 class _timed:  # noqa: N801 - reads as a statement

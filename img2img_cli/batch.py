@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
+from img2img_cli.guides import Guides
 from img2img_cli.images import Picture
 from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
@@ -64,6 +65,7 @@ class Entry:
     spent_s: float = 0.0
     stage_began: float | None = None
     picture: Picture | None = None
+    guides: Guides | None = None
     work: Work | None = None
     pixels: int = 0
 

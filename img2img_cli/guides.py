@@ -11,6 +11,7 @@ from PIL import Image
 from img2img_cli.errors import InputError
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
+from img2img_cli.masks import read_mask
 
 CONTROL_TOLERANCE = 0.02  # of aspect ratios, for what rounding to whole pixels does
 
@@ -23,11 +24,13 @@ class Guides:
         mask: `L` of the picture's size, for models that repaint.
         style: RGB of any size, for an IP-Adapter.
         control: RGB of the picture's size, for a ControlNet to look at instead.
+        notes: what to tell of how they were read, a sentence each.
     """
 
     mask: Image.Image | None = None
     style: Image.Image | None = None
     control: Image.Image | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_guides(job: Job, size: tuple[int, int]) -> Guides:
@@ -36,10 +39,12 @@ def load_guides(job: Job, size: tuple[int, int]) -> Guides:
     Raises:
         InputError: not readable, or not of the picture's size or shape.
     """
+    mask, notes = load_mask(job.mask, size) if job.mask else (None, ())
     return Guides(
-        mask=load_mask(job.mask, size) if job.mask else None,
+        mask=mask,
         style=load_style(job.style) if job.style else None,
         control=_load_control(job.control_image, size) if job.control_image else None,
+        notes=notes,
     )
 
 
@@ -60,7 +65,9 @@ def load_style(name: str) -> Image.Image:
         InputError: not a picture that can be read.
     """
     path = Path(name)
-    return _read_style(name, path.stat().st_mtime_ns if path.exists() else 0)
+    if not path.is_file():
+        return load_image(name).rgb  # a pipe says nothing of whether it holds the same again
+    return _read_style(name, path.stat().st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=8)
@@ -68,22 +75,21 @@ def _read_style(name: str, changed: int) -> Image.Image:
     return load_image(name).rgb
 
 
-def load_mask(name: str, size: tuple[int, int]) -> Image.Image:
-    """A mask as 8-bit `L`, white where to repaint; transparent parts count as black.
+def load_mask(name: str, size: tuple[int, int]) -> tuple[Image.Image, tuple[str, ...]]:
+    """A mask as 8-bit `L`, white where to repaint, and what to tell of how it was read.
 
     Raises:
-        InputError: its size is not `size`, or nothing in it is white.
+        InputError: its size is not `size`, or it marks nothing.
     """
     picture = load_image(name)
-    mask = picture.rgb.convert("L")
-    if picture.alpha is not None:
-        mask = Image.composite(mask, Image.new("L", mask.size), picture.alpha)
-    if mask.size != size:
+    if picture.size != size:
+        width, height = picture.size
         raise InputError(
-            f"{name}: the mask is {mask.width} x {mask.height}, the picture {size[0]} x {size[1]}; make them the same"
+            f"{name}: the mask is {width} x {height}, the picture {size[0]} x {size[1]}; make them the same"
         )
+    mask, note = read_mask(picture)
     if mask.getextrema()[1] == 0:
         raise InputError(
             f"{name}: the mask is all black, so nothing would be repainted; paint the part to change white"
         )
-    return mask
+    return mask, (f"{name}: {note}",) if note else ()

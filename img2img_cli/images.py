@@ -315,7 +315,9 @@ def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
         if tag in DESCRIPTIVE_TAGS or (file.format != "TIFF" and tag not in parts):
             exif[tag] = value
     for ifd in parts:
-        if part := found.get_ifd(ifd):
+        if part := dict(found.get_ifd(ifd)):
+            if part.pop(ExifTags.IFD.Interop, None) and (interop := found.get_ifd(ExifTags.IFD.Interop)):
+                part[ExifTags.IFD.Interop] = dict(interop)  # itself, where it stands as a place in the old file
             exif.get_ifd(ifd).update(part)
     return exif
 

@@ -54,6 +54,10 @@ def plan_batch(items: Sequence[Item], choices: Choices) -> list[Job]:
         OutputError: two results with one name, a result in an input's place, or no room to write.
     """
     _check_name(choices.name)
+    if choices.style is not None and os.path.exists(choices.style) and not os.path.isfile(choices.style):
+        raise UsageError(
+            f"--style {choices.style}: is no regular file; a batch reads it more than once, so save it first"
+        )
     resolved: dict[str, Parameters] = {}
     jobs = [_make_job(item, index, choices, resolved) for index, item in enumerate(items)]
     check_outputs(jobs, choices.folder)

@@ -20,7 +20,7 @@ from img2img_cli.finish import (
     restore_alpha,
     unpad,
 )
-from img2img_cli.guides import Guides, load_guides, load_mask
+from img2img_cli.guides import Guides, load_guides
 from img2img_cli.images import Picture, fit_image, from_srgb, load_image, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
@@ -81,7 +81,7 @@ def run_jobs(
     picture, guides = loaded.picture, loaded.guides
     works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
-        result = finish_picture(made, picture, job)
+        result = finish_picture(made, picture, job, guides.mask)
         data, format_ = encode_result(result, picture, job)
         write_output(data, job.output, replace=job.force or job.in_place)
         yield Result(
@@ -113,39 +113,60 @@ def transform_image(image: Image.Image, parameters: Parameters, seed: int, pipel
     return run_works([start_work(image, parameters, seed, pipeline)], pipeline)[0]
 
 
-def finish_picture(result: Image.Image, picture: Picture, job: Job) -> Image.Image:
-    """Back to the input's colour space, the mask's black and the alpha as they were."""
-    result = from_srgb(result, picture.icc_profile)
-    if job.mask is not None:
-        result = paste_masked(result, picture.native, _load_soft_mask(job, picture))
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A result as it will be encoded.
+
+    Attributes:
+        image: 8 bits a channel, grey or RGB, with or without alpha.
+        deep: the same in 16 bits, `(H, W)` or `(H, W, 3)`, where the input has them and task and format keep them.
+    """
+
+    image: Image.Image
+    format: str
+    deep: Deep | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.image.size
+
+
+def finish_picture(made: Image.Image, picture: Picture, job: Job, mask: Image.Image | None = None) -> Finished:
+    """Back to the input's colour space, the mask's black and the alpha as they were.
+
+    Args:
+        made: 8-bit sRGB from the model.
+        mask: as it was loaded with the input, for a job that has one.
+    """
+    result, format_ = from_srgb(made, picture.icc_profile), choose_format(job, picture.format)
+    soft = None if mask is None else feather_mask(mask, job.parameters.mask_feather)
+    deep = _deepen(result, picture, job, soft) if format_ in DEEP_FORMATS else None
+    if soft is not None:
+        result = paste_masked(result, picture.native, soft)
     elif picture.grey and job.parameters.task in ("upscale", "restore"):
         result = result.convert("L")
-    return restore_alpha(result, picture.alpha)
+    return Finished(image=restore_alpha(result, picture.alpha), format=format_, deep=deep)
 
 
-def _load_soft_mask(job: Job, picture: Picture) -> Image.Image:
-    assert job.mask is not None
-    return feather_mask(load_mask(job.mask, picture.size), job.parameters.mask_feather)
-
-
-def _deepen(result: Image.Image, picture: Picture, job: Job) -> Deep | None:
-    """A result in 16 bits, where the input has them and the task keeps them."""
+def _deepen(result: Image.Image, picture: Picture, job: Job, soft: Image.Image | None) -> Deep | None:
+    """What the model made in 16 bits, where the input has them and the task keeps them."""
     if picture.luminance is None or picture.alpha is not None:
         return None
-    if job.mask is not None:
-        return paste_on_luminance(result, picture.luminance, _load_soft_mask(job, picture))
+    if soft is not None:
+        return paste_on_luminance(result, picture.luminance, soft)
     keep = {"colorize": colour_luminance, "upscale": enlarge_luminance}.get(job.parameters.task)
     return keep(result, picture.luminance) if keep else None
 
 
-def encode_result(result: Image.Image, picture: Picture, job: Job, **provenance: str) -> tuple[bytes, str]:
+def encode_result(result: Finished, picture: Picture, job: Job, **provenance: str) -> tuple[bytes, str]:
     """A finished picture as a file's bytes, and their format."""
-    format_ = choose_format(job, picture.format)
     record = make_record(job, **provenance) if job.metadata else None
     text = format_parameters(job, result.size)
-    deep = _deepen(result, picture, job) if format_ in DEEP_FORMATS else None
-    data = encode_image(result, picture, format_, quality=job.quality, record=record, text=text, deep=deep)
-    return data, format_
+    data = encode_image(
+        result.image, picture, result.format, quality=job.quality, record=record, text=text, deep=result.deep
+    )
+    return data, result.format
 
 
 def _edit(

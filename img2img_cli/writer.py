@@ -14,6 +14,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from img2img_cli.carried import fit_exif, fit_xmp
 from img2img_cli.deep import Deep
 from img2img_cli.deep_files import deepen_png, deepen_tiff
 from img2img_cli.errors import DISK_ERRORS, OutputError, is_shortage
@@ -70,16 +71,17 @@ def encode_image(
         if source.dpi and all(0 < value < MAX_DPI for value in source.dpi):
             options["dpi"] = source.dpi
         if format_ == "png":
-            options["pnginfo"] = _png_text(source, record, text)
+            options["pnginfo"] = _png_text(source, size, record, text)
             if len(source.exif):
-                options["exif"] = source.exif.tobytes()
+                options["exif"] = fit_exif(source.exif, size, format_).tobytes()
         elif format_ != "bmp":
-            options["exif"] = _record_exif(source.exif, record, text)
+            options["exif"] = _record_exif(fit_exif(source.exif, size, format_), record, text)
             if format_ == "jpeg" and len(options["exif"]) > MAX_SEGMENT:
                 options["exif"] = _record_exif(Image.Exif(), record, text)
             room = MAX_SEGMENT if format_ == "jpeg" else math.inf
-            if source.xmp and len(source.xmp) <= room and format_ in ("jpeg", "webp", "avif"):
-                options["xmp"] = source.xmp
+            xmp = fit_xmp(source.xmp, size) if source.xmp else b""
+            if 0 < len(xmp) <= room and format_ in ("jpeg", "webp", "avif"):
+                options["xmp"] = xmp
     options |= _codec_options(format_, quality)
     if format_ == "tiff" and (record is not None or deep is not None):
         options["compression"] = "raw"  # libtiff, which compresses, cannot write EXIF
@@ -116,20 +118,19 @@ def _flatten(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image.mode == "LA" else "RGB")
 
 
-def _record_exif(source: Image.Exif, record: dict[str, Any], text: str) -> bytes:
-    exif = Image.Exif()
-    exif.load(source.tobytes())
+def _record_exif(exif: Image.Exif, record: dict[str, Any], text: str) -> bytes:
     exif[IMAGE_HISTORY] = json.dumps(record, separators=(",", ":"))
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"UNICODE\0" + text.encode("utf-16-be")
     return exif.tobytes()
 
 
-def _png_text(source: Picture, record: dict[str, Any], text: str) -> PngImagePlugin.PngInfo:
+def _png_text(source: Picture, size: tuple[int, int], record: dict[str, Any], text: str) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     for key, value in source.text.items():
-        info.add_itxt(key, value)
+        if not key.startswith("Thumb::"):  # of the picture that a thumbnail was of
+            info.add_itxt(key, value)
     if source.xmp:
-        info.add_itxt("XML:com.adobe.xmp", source.xmp.decode("utf-8", "replace"))
+        info.add_itxt("XML:com.adobe.xmp", fit_xmp(source.xmp, size).decode("utf-8", "replace"))
     info.add_text("parameters", text) if text.isascii() else info.add_itxt("parameters", text)
     info.add_itxt("img2img", json.dumps(record, separators=(",", ":"), ensure_ascii=False))
     return info

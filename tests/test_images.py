@@ -337,7 +337,7 @@ def mask_file(folder, mask):
 def test_a_masks_transparent_parts_are_black(tmp_path):
     mask = Image.new("LA", (20, 10), (255, 255))
     mask.paste((255, 0), (0, 0, 10, 10))
-    loaded = load_mask(mask_file(tmp_path, mask), (20, 10))
+    loaded, _ = load_mask(mask_file(tmp_path, mask), (20, 10))
     assert loaded.mode == "L"
     assert loaded.crop((0, 0, 10, 10)).getextrema() == (0, 0)
     assert loaded.crop((10, 0, 20, 10)).getextrema() == (255, 255)

@@ -57,6 +57,8 @@ def run_picture_command(
     engine = Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet)
     engine.check()
     loaded = load_pictures(jobs[0])
+    for note in loaded.guides.notes if not shared.quiet else ():
+        print(f"img2img: {printable(note)}", file=sys.stderr)
     pipeline = engine.open(Spec(parameters=p, device=shared.device, offload=offload))
     if not shared.quiet:
         tell_offload(pipeline)

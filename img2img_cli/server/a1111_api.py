@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img_cli.errors import UsageError
 from img2img_cli.images import load_image
+from img2img_cli.masks import read_mask
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import MAX_PIXELS, fewest_steps
 from img2img_cli.preset import suggest
@@ -232,8 +233,9 @@ def _fit(data: bytes, what: str, size: tuple[int, int] | None, resize_mode: int)
 
 
 def _fit_mask(data: bytes, size: tuple[int, int] | None, body: Img2ImgRequest) -> bytes:
-    mask = load_image("mask", _fit(data, "mask", size, body.resize_mode)).rgb.convert("L")
-    return _as_png(ImageOps.invert(mask) if body.inpainting_mask_invert else mask)
+    mask, _ = read_mask(load_image("mask", data))
+    mask = ImageOps.invert(mask) if body.inpainting_mask_invert else mask
+    return _fit(_as_png(mask), "mask", size, body.resize_mode)
 
 
 def _as_png(image: Image.Image) -> bytes:
