@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import time
 from collections import deque
@@ -17,19 +16,22 @@ from typing import Any
 
 from PIL import Image
 
+from img2img_cli.apart import Forks, StagesApart
 from img2img_cli.batch import Batch, Entry, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
 from img2img_cli.errors import OutOfMemoryError, OutputError, TimeLimitError
-from img2img_cli.guides import load_guides
-from img2img_cli.images import load_image, peek_size, plan_fit, read_bytes
+from img2img_cli.images import peek_size, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.plan import check_place
-from img2img_cli.runner import encode_result, finish_picture, start_work
+from img2img_cli.source import check_unchanged, find_special, read_source
+from img2img_cli.stages import Encoded, Stages
+from img2img_cli.wire import describe_traits
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import make_folder, write_output
 
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
+MAX_STYLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +47,41 @@ class Written:
     error: OutputError | None = None
 
 
+class _LateError(Exception):
+    """A batch holds pieces of works whose time is over; it is broken off and goes on without them."""
+
+
 class _Run:
     """A batch in a lane."""
 
     def __init__(self, picked: Picked, lane: Pipeline) -> None:
         self.picked, self.lane, self._began = picked, lane, time.monotonic()
-        self.entries = [entry for entry in picked.keys if isinstance(entry, Entry)]
+        self.shares = {entry: share for entry, share in picked.shares.items() if isinstance(entry, Entry)}
+        self.entries = list(self.shares)
+        self.late: list[Entry] = []
 
     @property
     def seconds(self) -> float:
         """Since it began."""
         return time.monotonic() - self._began
 
+    def charge(self, entry: Entry) -> float:
+        """The entry's part of these seconds: pieces share a batch, and none is to pay for the others."""
+        return self.seconds * self.shares[entry]
+
+    def check(self, limit: float) -> None:
+        """Note who is late.
+
+        Raises:
+            _LateError: somebody is.
+        """
+        self.late = [entry for entry in self.entries if entry.spent_s + self.charge(entry) > limit]
+        if self.late:
+            raise _LateError
+
 
 class Line:
-    """Brings entries to their ends through one pipeline; a context that leaves no thread working."""
+    """Brings entries to their ends through one pipeline; a context that leaves no thread writing."""
 
     def __init__(self, batch: Batch, pipeline: Pipeline, ended: set[int]) -> None:
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
@@ -67,6 +89,9 @@ class Line:
         self._lanes = len(self._idle)
         self._modelling: dict[Future[list[Image.Image]], _Run] = {}
         self._stopping = False
+        self._limit = batch.limits.item_timeout_s
+        self._forks: Forks | None = None
+        self._styles: dict[bytes, Image.Image] = {}
         size = batch.limits.batch_size
         self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
         self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
@@ -75,6 +100,9 @@ class Line:
 
     def __enter__(self) -> Line:
         self._stack = ExitStack()
+        if self._limit is not None:
+            self._forks = Forks()
+            self._stack.callback(self._forks.close)
         share = self._stack.enter_context(self._pipeline.share_threads(self._lanes))
         self._models = ThreadPoolExecutor(self._lanes, thread_name_prefix="img2img-model", initializer=share)
         return self
@@ -83,9 +111,12 @@ class Line:
         """Let what is being written come to its end and tell of it; abandon the rest."""
         self._stopping = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for entry in self._preparing.values():
+            if entry.stages is not None:
+                entry.stages.kill()
         self._models.shutdown(wait=True, cancel_futures=True)
-        self._stack.close()
         wait([future for future in self._advancing if not future.cancelled()])
+        self._stack.close()
         self._collect(closing=True)
 
     def run(self, entries: Sequence[Entry]) -> None:
@@ -106,7 +137,6 @@ class Line:
                 wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
             elif not (coming or len(self._batcher)):
                 return
-            self._expire()
 
     def _admit(self, coming: deque[Entry]) -> None:
         """Start decoding, as far ahead as memory allows."""
@@ -120,41 +150,68 @@ class Line:
             self._preparing[self._pool.submit(self._prepare, entry)] = entry
 
     def _prepare(self, entry: Entry) -> list[Piece]:
+        entry.stages = stages = self._start_stages(entry)  # which takes none of its time
         with _timed(entry):
-            job = entry.job
-            data = read_bytes(job.input)
-            # What is recorded is what was decoded, even when the file changed a moment ago.
-            sha256 = hashlib.sha256(data).hexdigest()
-            entry.provenance = dataclasses.replace(entry.provenance, source_sha256=sha256)
-            entry.picture = load_image(job.input, data)
-            entry.guides = guides = load_guides(job, entry.picture.size)
-            self._batcher.notes += guides.notes
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, guides)
-            return next(entry.work.steps)
+            name, data = entry.job.input, None
+            if find_special(name):  # its name can mean something else in another process, as /dev/fd/3 does
+                data, _ = read_source(name, partial(self._check_time, entry))
+            ready = stages.prepare(data)
+        # What is recorded is what was decoded, even when the file changed a moment ago.
+        entry.provenance = dataclasses.replace(entry.provenance, source_sha256=ready.sha256, source_stamp=ready.stamp)
+        self._batcher.notes += ready.notes
+        return [self._share_style(piece) for piece in ready.pieces]
+
+    def _start_stages(self, entry: Entry) -> Stages | StagesApart:
+        """In a process of their own where they may have to be ended."""
+        job, fingerprint = entry.job, entry.provenance.fingerprint
+        if self._forks is None:
+            return Stages(job, fingerprint, self._pipeline)
+        traits = describe_traits(self._pipeline, self._lanes)
+        return StagesApart(self._forks, job, fingerprint, traits, partial(self._find_time_left, entry))
+
+    def _share_style(self, piece: Piece) -> Piece:
+        """The piece with the same style object as others of the same style, as those share batches."""
+        if self._forks is None or piece.style is None:
+            return piece
+        if len(self._styles) > MAX_STYLES:
+            self._styles.clear()
+        style = self._styles.setdefault(piece.style.tobytes(), piece.style)
+        return dataclasses.replace(piece, style=style)
+
+    def _find_time_left(self, entry: Entry) -> float:
+        assert self._limit is not None
+        return self._limit - entry.elapsed_s()
+
+    def _check_time(self, entry: Entry) -> None:
+        """Raise when nobody waits for this entry any more."""
+        if self._stopping:
+            raise Stop
+        if self._limit is not None and entry.elapsed_s() > self._limit:
+            raise TimeLimitError
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:
+        assert entry.stages is not None
         with _timed(entry):
-            assert entry.work is not None
-            try:
-                return entry.work.steps.send(images)
-            except StopIteration as stop:
-                return self._write(entry, stop.value)
+            outcome = entry.stages.advance(images)
+            if isinstance(outcome, Encoded):
+                return self._write(entry, outcome)
+            return [self._share_style(piece) for piece in outcome]
 
-    def _write(self, entry: Entry, made: Image.Image) -> Written:
-        job, picture, guides, journal = entry.job, entry.picture, entry.guides, self._batch.journal
-        assert picture is not None
-        assert guides is not None
-        result = finish_picture(made, picture, job, guides.mask)
-        data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
+    def _write(self, entry: Entry, made: Encoded) -> Written:
+        """Put a result in its place, unless it is late. Nobody else decides that: what is told as late is not there."""
+        job, data, journal = entry.job, made.data, self._batch.journal
+        check_unchanged(entry.provenance.beside)
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
+        if self._limit is not None and entry.elapsed_s() > self._limit:
+            raise TimeLimitError
         journal.begin(job, entry.provenance, data)
         make_folder(os.path.dirname(job.output) or ".")
         write_output(data, job.output, replace=entry.replace, tag=journal.tag)
         try:
             journal.finish(job, entry.provenance, entry.elapsed_s())
         except OutputError as error:
-            return Written(size=result.size, format=format_, error=error)
-        return Written(size=result.size, format=format_)
+            return Written(size=made.size, format=made.format, error=error)
+        return Written(size=made.size, format=made.format)
 
     def _collect(self, *, closing: bool = False) -> None:
         """Take what the threads have finished, all of it even when the journal fails at one."""
@@ -197,23 +254,25 @@ class Line:
             if self._stopping:
                 raise Stop
             self._batch.check_limits()
-            limit = self._batch.limits.item_timeout_s
-            if limit is not None and any(entry.spent_s + run.seconds > limit for entry in run.entries):
-                raise TimeLimitError("item")
+            if self._limit is not None:
+                run.check(self._limit)
 
         return watch
 
     def _settle(self, run: _Run, modelling: Future[list[Image.Image]]) -> None:
         """Take what a lane has made, or see to what it could not."""
-        for entry in run.entries:
-            entry.spent_s += run.seconds
+        charges = {entry: run.charge(entry) for entry in run.entries}
         if self._lanes > len(self._idle) + len(self._modelling):
             self._idle.append(run.lane)
         outcomes: list[Outcome] = []
+        late: list[Entry] = []
         try:
             outcomes = self._batcher.settle(run.picked, modelling.result())
-        except TimeLimitError:
-            self._batcher.give_back(run.picked)  # and dropped where it took too long
+            late = self._charge(charges)
+            outcomes = [(key, outcome) for key, outcome in outcomes if key not in late]
+        except _LateError:
+            self._batcher.give_back(run.picked)
+            late = self._charge({entry: charges[entry] for entry in run.late})
         except Stop:
             raise
         except OutOfMemoryError as error:
@@ -225,6 +284,9 @@ class Line:
             else:
                 self._batcher.drop(run.entries[0])
                 self._fail(run.entries[0], error)
+        for entry in late:
+            self._batcher.drop(entry)
+            self._fail(entry, TimeLimitError())
         for notes in (self._batcher.notes, self._pipeline.notes):
             while notes:
                 self._batch.emit({"event": "note", "text": notes.pop(0)})
@@ -235,6 +297,12 @@ class Line:
             else:
                 self._advancing[self._pool.submit(self._advance, key, outcome)] = key
 
+    def _charge(self, seconds: dict[Entry, float]) -> list[Entry]:
+        """Add to what entries have taken; return those that are late."""
+        for entry, more in seconds.items():
+            entry.spent_s += more
+        return [entry for entry in seconds if self._limit is not None and entry.spent_s > self._limit]
+
     def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
         """Out of memory: first one picture at a time, then whatever else there is."""
         if self._lanes == 1:
@@ -244,27 +312,6 @@ class Line:
         self._batcher.give_back(run.picked)
         self._batcher.notes.append("out of memory; going on with one picture at a time")
         return []
-
-    def _expire(self) -> None:
-        """Give up what takes longer than --item-timeout, also a decoder that hangs."""
-        limit = self._batch.limits.item_timeout_s
-        if limit is None:
-            return
-        for futures in (self._preparing, self._advancing):
-            for future in [f for f, entry in futures.items() if entry.elapsed_s() > limit and not f.done()]:
-                entry = futures.pop(future)  # type: ignore[arg-type]
-                self._batch.abandoned = True
-                self._replace_pool()
-                self._fail(entry, _too_slow(entry, limit))
-        for entry in self._batcher.waiting():
-            if entry.elapsed_s() > limit:
-                self._batcher.drop(entry)
-                self._fail(entry, _too_slow(entry, limit))
-
-    def _replace_pool(self) -> None:
-        """A thread cannot be stopped; the others' work goes on in a new pool of full size."""
-        self._pool.shutdown(wait=False)
-        self._pool = ThreadPoolExecutor(self._batch.limits.workers, thread_name_prefix="img2img-batch")
 
     def _finish(self, entry: Entry, written: Written) -> None:
         self._close(entry)
@@ -285,11 +332,15 @@ class Line:
         self._close(entry)
         if not isinstance(error, Exception):
             raise error
+        if isinstance(error, TimeLimitError) and not str(error):
+            error = _explain_limit(entry, self._limit)
         self._batch.fail(entry.job, error, entry.spent_s)
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))
-        entry.picture = entry.guides = entry.work = None
+        if entry.stages is not None:
+            entry.stages.close()
+            entry.stages = None
 
 
 class _timed:  # noqa: N801 - reads as a statement
@@ -305,7 +356,7 @@ class _timed:  # noqa: N801 - reads as a statement
         self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
 
 
-def _too_slow(entry: Entry, limit: float) -> TimeLimitError:
+def _explain_limit(entry: Entry, limit: float | None) -> TimeLimitError:
     return TimeLimitError(f"{entry.job.input}: took longer than {limit:g} s; raise --item-timeout or leave it out")
 
 
@@ -314,7 +365,7 @@ def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:
     order: dict[tuple[object, ...], int] = {}
     keys = []
     for entry in entries:
-        size = peek_size(entry.job.input)
+        size = (0, 0) if find_special(entry.job.input) else peek_size(entry.job.input)
         entry.pixels = size[0] * size[1]
         key = (entry.job.parameters.task, *_working_size(size, entry.job, pipeline))
         keys.append(order.setdefault(key, len(order)))

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
-from img2img_cli.guides import Guides
-from img2img_cli.images import Picture
 from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
 from img2img_cli.journal import Journal, Provenance
 
 if TYPE_CHECKING:
-    from img2img_cli.work import Pipeline, Work
+    from img2img_cli.apart import StagesApart
+    from img2img_cli.stages import Stages
+    from img2img_cli.work import Pipeline
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -64,9 +64,7 @@ class Entry:
     replace: bool
     spent_s: float = 0.0
     stage_began: float | None = None
-    picture: Picture | None = None
-    guides: Guides | None = None
-    work: Work | None = None
+    stages: Stages | StagesApart | None = None
     pixels: int = 0
 
     def elapsed_s(self) -> float:
@@ -89,7 +87,6 @@ class Batch:
     load: Callable[[Job], Pipeline]
     interrupts: Interrupts = field(default_factory=Interrupts)
     began: float = field(default_factory=time.monotonic)
-    abandoned: bool = field(default=False, init=False)
     timed_out: bool = field(default=False, init=False)
 
     def sort_out(self, jobs: Sequence[Job]) -> list[Entry]:

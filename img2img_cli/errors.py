@@ -52,6 +52,10 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
+class ChangedError(InputError):
+    """A file that another process was writing to; it may be whole the next time."""
+
+
 class NothingMatchedError(Img2ImgError):
     """The inputs name no picture at all."""
 

@@ -23,12 +23,12 @@ from img2img_cli.deep import Deep, narrow, read_luminance
 from img2img_cli.errors import InputError, OutOfMemoryError, is_shortage
 from img2img_cli.job import STDIO
 from img2img_cli.parameters import MAX_PIXELS
+from img2img_cli.source import MAX_BYTES, check_length, read_source
 from img2img_cli.structure import MAX_FRAMES, check_structure, check_work
 
 # MPO has no name of its own here: Pillow opens it as JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 MIN_SIDE, MAX_SIDE = 8, 65_500
-MAX_BYTES = 1 << 30
 MAX_ASPECT = 40
 MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
@@ -117,19 +117,14 @@ def read_bytes(name: str) -> bytes:
     Raises:
         InputError: it cannot be read, is empty, or is over a gibibyte.
     """
+    if name != STDIO:
+        return read_source(name)[0]
     try:
-        if name == STDIO:
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise InputError(f"{label(name)}: cannot be read ({reason}); check the file") from None
-    if not data:
-        raise InputError(f"{label(name)}: is empty; check what was meant to be there")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{label(name)}: larger than {MAX_BYTES >> 20} MiB; make it smaller first")
+        reason = getattr(error, "strerror", None) or "closed"
+        raise InputError(f"stdin: cannot be read ({reason}); check what is piped into it") from None
+    check_length(label(name), data)
     return data
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from img2img_cli.errors import InputError, NothingMatchedError, UsageError
 from img2img_cli.job import EXTENSIONS, STDIO
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import suggest
+from img2img_cli.source import find_special
 from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.
@@ -38,6 +39,7 @@ class Item:
         output: the result's path below the output folder when a manifest names it.
         overrides: parameters of its own, from a manifest.
         origin: manifest and line, for messages.
+        scanned: whether it was found in a folder, by a glob or in a list on stdin, and not named itself.
     """
 
     path: str
@@ -50,27 +52,37 @@ class Item:
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     origin: str | None = None
+    scanned: bool = False
 
 
 def find_items(
-    inputs: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = (), skip_folder: Path | None = None
+    inputs: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    skip_folder: Path | None = None,
+    notes: list[str] | None = None,
 ) -> list[Item]:
     """Find every input, in a stable order; a file that is found twice counts once.
 
     Args:
         include, exclude: globs that a name or a path below its folder must, or must not, match.
         skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
+        notes: takes a sentence for each FIFO, socket or device that was found and not named, and is left aside.
 
     Raises:
         InputError, NothingMatchedError, UsageError: nothing there, or a manifest's row is wrong.
     """
     found = [item for name in inputs for item in _expand(name, skip_folder)]
     kept = [item for item in found if item.origin or _is_wanted(item.relative, include, exclude)]
+    special = {item.path: kind for item in kept if item.scanned and (kind := find_special(item.path))}
+    aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()]
+    if notes is not None:
+        notes += aside
+    kept = [item for item in kept if not (item.scanned and item.path in special)]
     if not kept:
-        raise NothingMatchedError(
-            f"{', '.join(inputs)}: no picture found{' that --include and --exclude leave' if found else ''}; "
-            "check the names and the working folder"
-        )
+        why = f" ({aside[0]})" if aside else " that --include and --exclude leave" if found else ""
+        raise NothingMatchedError(f"{', '.join(inputs)}: no picture found{why}; check the names and the working folder")
     seen: set[tuple[object, ...]] = set()
     unique = []
     for item in kept:
@@ -93,15 +105,16 @@ def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) ->
 def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
     if name == STDIO:
         for line in read_names(sys.stdin.buffer.read()):
-            yield from _expand_path(line, skip_folder)
+            for item in _expand_path(line, skip_folder):
+                yield replace(item, scanned=True)
     elif Path(name).suffix.lower() in MANIFESTS:
         yield from read_manifest(Path(name))
     elif not os.path.lexists(name) and GLOB_CHARACTERS & set(name):
         matches = sorted(glob.glob(name, recursive=True))
         root = glob_root(name)
         for match in matches:
-            if os.path.isfile(match) and Path(match).suffix.lower() in PICTURES and not _is_below(match, skip_folder):
-                yield Item(path=match, relative=os.path.relpath(match, root))
+            if Path(match).suffix.lower() in PICTURES and not (os.path.isdir(match) or _is_below(match, skip_folder)):
+                yield Item(path=match, relative=os.path.relpath(match, root), scanned=True)
     else:
         yield from _expand_path(name, skip_folder)
 
@@ -134,7 +147,7 @@ def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
                 path = os.path.join(parent, name)
-                yield Item(path=path, relative=os.path.relpath(path, folder))
+                yield Item(path=path, relative=os.path.relpath(path, folder), scanned=True)
 
 
 def _refuse_folder(error: OSError) -> None:

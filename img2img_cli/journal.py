@@ -22,6 +22,7 @@ from img2img_cli.images import load_image
 from img2img_cli.job import Job
 from img2img_cli.modelref import identify_file, identify_model
 from img2img_cli.record import read_record
+from img2img_cli.source import NO_STAMP, Stamp, find_special, hash_source, stamp_file
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
 STATE, LOCK = ".img2img.sqlite", ".img2img.lock"
@@ -38,10 +39,18 @@ CREATE TABLE IF NOT EXISTS holder (name TEXT);
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a result is made from: the input's bytes, and everything else that decides the pixels."""
+    """What a result is made from: the input's bytes, and everything else that decides the pixels.
+
+    Attributes:
+        source_sha256: empty while unknown, as a FIFO can be read but once.
+        source_stamp: by which the input is known again.
+        beside: the mask, style and control picture, with their stamps from before they were hashed.
+    """
 
     fingerprint: str
     source_sha256: str
+    source_stamp: Stamp = NO_STAMP
+    beside: tuple[tuple[str, Stamp], ...] = ()
 
 
 def hash_file(path: str) -> str:
@@ -50,12 +59,20 @@ def hash_file(path: str) -> str:
     Raises:
         InputError: it cannot be read.
     """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise InputError(f"{path}: cannot be read ({reason}); check the name and its permissions") from None
+    return hash_source(path)[0]
+
+
+def _stamp_beside(job: Job) -> tuple[tuple[str, Stamp], ...]:
+    """The pictures beside the input with their stamps.
+
+    Raises:
+        InputError: one cannot be read twice.
+    """
+    names = [name for name in (job.mask, job.style, job.control_image) if name]
+    for name in names:
+        if kind := find_special(name):
+            raise InputError(f"{name}: is {kind}, and a batch reads it more than once; save it as a file first")
+    return tuple((name, stamp_file(name)) for name in names)
 
 
 def make_fingerprint(job: Job) -> str:
@@ -101,11 +118,18 @@ class Journal:
         Raises:
             InputError: the input or the mask cannot be read.
         """
-        row = self._find(job)
-        size, mtime = _stamp(job.input)
-        known = row and (row["source_size"], row["source_mtime"], row["input"]) == (size, mtime, _storable(job.input))
-        sha256 = row["source_sha256"] if row and known and row["source_sha256"] else hash_file(job.input)
-        return Provenance(fingerprint=make_fingerprint(job), source_sha256=sha256)
+        beside, fingerprint = _stamp_beside(job), make_fingerprint(job)
+        if find_special(job.input):
+            return Provenance(fingerprint=fingerprint, source_sha256="", beside=beside)
+        row, stamp = self._find(job) or {}, stamp_file(job.input)
+        sha256 = row.get("source_sha256")
+        before = (row.get("source_size"), row.get("source_mtime"), row.get("input"))
+        if not sha256 or before != (*stamp, _storable(job.input)):
+            known = sha256
+            sha256, stamp = hash_source(job.input)
+            if sha256 == known:
+                self._update(job, input=_storable(job.input), source_size=stamp[0], source_mtime=stamp[1])
+        return Provenance(fingerprint=fingerprint, source_sha256=sha256, source_stamp=stamp, beside=beside)
 
     def is_current(self, job: Job, provenance: Provenance) -> bool:
         """Whether the result lies there already, made from the same input in the same way.
@@ -119,6 +143,8 @@ class Journal:
         size, mtime = _stamp(job.output)
         if size is None:
             return False
+        if not os.path.isfile(job.output):
+            raise OutputError(f"{job.output}: is no regular file, and is left alone; remove it, or use --name")
         row = self._find(job)
         wanted = (provenance.fingerprint, provenance.source_sha256)
         if row and row["output_sha256"]:
@@ -168,7 +194,7 @@ class Journal:
         return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
-        size, mtime = _stamp(job.input)
+        size, mtime = provenance.source_stamp
         previous = (self._find(job) or {}).get("output_sha256")
         self._insert(
             {

@@ -11,7 +11,8 @@ LIGHT = [
     "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "structure", "tiling", "writer", "yamlio",
-    "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
+    "apart", "assembly", "batcher", "interrupts", "source", "stages", "streams",
+    "runner", "upscaler", "remote", "wire", "meeting", "visitor", "server.door",
     "cli.engine", "cli.serve_run", "weights",
 ]  # fmt: skip
 PROBE = """

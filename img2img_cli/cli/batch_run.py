@@ -71,17 +71,18 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     options.engine.check()
     if options.watch and "-" in options.inputs:
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
+    notes: list[str] = []
     if options.dry_run:
-        print_plan(make_plan(choices, options))
+        print_plan(make_plan(choices, options, notes), notes)
         return ExitCode.DONE
     try:
-        jobs = make_plan(choices, options)
+        jobs = make_plan(choices, options, notes)
     except NothingMatchedError:
         if not options.watch:
             raise
         jobs = []
     pipelines = Pipelines(options)
-    code = run_once(jobs, choices, limits, options, pipelines)
+    code = run_once(jobs, choices, limits, options, pipelines, notes)
     if options.watch:
         from img2img_cli.watch import watch_inputs
 
@@ -98,22 +99,30 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     return code
 
 
-def make_plan(choices: Choices, options: BatchOptions) -> list[Job]:
-    """Every job, with all that can be refused beforehand refused."""
-    items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
+def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None = None) -> list[Job]:
+    """Every job, with all that can be refused beforehand refused; `notes` takes what is left aside."""
+    items = find_items(
+        options.inputs,
+        include=options.include,
+        exclude=options.exclude,
+        skip_folder=choices.folder,
+        notes=notes,
+    )
     jobs = plan_batch(items, choices)
     for parameters in {job.parameters.pipeline_key: job.parameters for job in jobs}.values():
         parameters.check_references()
     return jobs
 
 
-def print_plan(jobs: Sequence[Job]) -> None:
+def print_plan(jobs: Sequence[Job], notes: Sequence[str]) -> None:
     """The plan as YAML: what each preset's parameters are once, then a line a job."""
     from img2img_cli.yamlio import dump_yaml
 
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
     rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
     print(dump_yaml({"presets": parameters, "jobs": rows}), end="")
+    for note in notes:
+        print(f"img2img: {printable(note)}", file=sys.stderr)
     print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
 
 
@@ -210,7 +219,14 @@ class Recorder:
             print(told, file=sys.stderr)
 
 
-def run_once(jobs: Sequence[Job], choices: Choices, limits: Limits, options: BatchOptions, pipelines: Pipelines) -> int:
+def run_once(
+    jobs: Sequence[Job],
+    choices: Choices,
+    limits: Limits,
+    options: BatchOptions,
+    pipelines: Pipelines,
+    notes: Sequence[str] = (),
+) -> int:
     """One pass over a plan, with its summary and report; return the exit code."""
     began = time.monotonic()
     tally = Tally(inputs=len(jobs))
@@ -220,6 +236,8 @@ def run_once(jobs: Sequence[Job], choices: Choices, limits: Limits, options: Bat
             journal=journal, limits=limits, emit=recorder, tally=tally, load=pipelines.load, interrupts=INTERRUPTS
         )
         recorder({"event": "plan", "inputs": len(jobs)})
+        for note in notes:
+            recorder({"event": "note", "text": note})
         try:
             with show_bar(recorder, options):
                 entries = batch.sort_out(jobs)
