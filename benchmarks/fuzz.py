@@ -23,10 +23,14 @@ except ImportError:
 
 with atheris.instrument_imports(include=["img2img_cli", "PIL"]):
     from img2img_cli.errors import Img2ImgError
+    from img2img_cli.foreign.fields import Foreign
+    from img2img_cli.foreign.read import read_origin
+    from img2img_cli.foreign.replay import plan_replay
     from img2img_cli.images import load_image, peek_size
     from img2img_cli.inputs import read_manifest
-    from img2img_cli.preset import load_preset, resolve
-    from img2img_cli.record import read_record, replay_command
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
+    from img2img_cli.record import replay_command
     from img2img_cli.writer import encode_image
 
 from hostile import make_hostile, make_manifest, make_metadata, make_preset
@@ -58,11 +62,11 @@ def fuzz_manifest(path: Path, content: bytes) -> None:
 
 
 def fuzz_metadata(path: Path, content: bytes) -> None:
-    """A picture's record, and the command that it tells."""
+    """A picture's record or another tool's parameters, and the command that they tell."""
     path.write_bytes(content)
-    record = read_record(str(path))
-    if "text" not in record:
-        replay_command(record).encode()
+    found = read_origin(str(path))
+    command = plan_replay(found, "x.png").command if isinstance(found, Foreign) else replay_command(found)
+    (command or "").encode()
 
 
 def _first_byte(make: Callable[[int], tuple[str, bytes]]) -> Callable[[int], tuple[str, bytes]]:

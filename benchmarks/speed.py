@@ -298,7 +298,8 @@ def measure_overhead_of_tool(folder: Path) -> None:
     from img2img_cli.device import choose_placement
     from img2img_cli.job import Job
     from img2img_cli.pipeline import ImagePipeline
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import run_jobs
 
     overrides = {"model": str(folder), "prompt": PROMPT, "num_inference_steps": 8, "strength": 0.5}
@@ -340,7 +341,8 @@ def measure_scaling() -> None:
     """How cost grows with pictures, steps and pixels: the exponent of a fit, and peak memory."""
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import transform_image
 
     picture = Image.fromarray(data.astronaut())
@@ -370,7 +372,8 @@ def measure_losses() -> None:
     """What the switches that trade quality for speed cost, with the bundled model on photographs."""
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.runner import transform_image
 
     base = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 24, "image_size": 256}
@@ -408,7 +411,8 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
 
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.work import Piece
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

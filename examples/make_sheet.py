@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from img2img_cli.preset import list_presets
+from img2img_cli.preset_files import list_presets
 
 HERE = Path(__file__).parent
 HEIGHT, GAP, LABEL = 240, 4, 16
 PAIRS = [
-    {"input": "coffee-grey.jpg", "preset": "colorize", "seed": 1},
     {"input": "chelsea-small.png", "preset": "upscale", "scale": 4, "seed": 3},
+    {"input": "coffee-grey.jpg", "preset": "colorize", "seed": 1},
     {"input": "chelsea-noisy.jpg", "preset": "restore", "seed": 3},
     {"input": "coffee.jpg", "preset": "style-winter", "seed": 3},
 ]

@@ -26,9 +26,9 @@ from PIL import Image
 
 from img2img_cli.errors import Img2ImgError, InputError, OutOfMemoryError, TimeLimitError
 from img2img_cli.job import Job
-from img2img_cli.stages import Encoded, Prepared, Stages
-from img2img_cli.wire import Elsewhere, Traits, describe_error, restore_error
-from img2img_cli.work import Piece
+from img2img_cli.stages import Encoded, Read, Stages
+from img2img_cli.wire import Elsewhere, describe_error, describe_traits, restore_error
+from img2img_cli.work import Piece, Pipeline
 
 _NUMBER = struct.Struct("!q")
 _START = 0  # an order to fork; any other is the process to end
@@ -99,21 +99,28 @@ class StagesApart:
         time_left: seconds until its time is over.
     """
 
-    def __init__(
-        self, forks: Forks, job: Job, fingerprint: str, traits: Traits, time_left: Callable[[], float]
-    ) -> None:
+    def __init__(self, forks: Forks, job: Job, fingerprint: str, time_left: Callable[[], float]) -> None:
         self._forks, self._job, self._time_left, self._killed = forks, job, time_left, False
         self._process, self._connection = forks.start()
-        self._connection.send((job, fingerprint, asdict(traits)))
+        self._connection.send((job, fingerprint))
 
-    def prepare(self, data: bytes | None = None) -> Prepared:
-        """As `Stages.prepare`.
+    def load(self, data: bytes | None = None) -> Read:
+        """As `Stages.load`.
 
         Raises:
             Img2ImgError: as there; its time is over; or the decoder has crashed.
         """
-        prepared: Prepared = self._ask("prepare", data)
-        return prepared
+        read: Read = self._ask("load", data)
+        return read
+
+    def prepare(self, pipeline: Pipeline) -> list[Piece]:
+        """As `Stages.prepare`.
+
+        Raises:
+            Img2ImgError: its time is over, or the process has crashed.
+        """
+        pieces: list[Piece] = self._ask("prepare", asdict(describe_traits(pipeline, lanes=1)))
+        return pieces
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
         """As `Stages.advance`.
@@ -208,10 +215,11 @@ def _end(process: int) -> int:
 def _work(connection: Connection) -> NoReturn:
     """Be a picture's process."""
     with contextlib.suppress(EOFError, OSError, MemoryError):
-        job, fingerprint, traits = connection.recv()
-        stages = Stages(job, fingerprint, Elsewhere(**traits))  # type: ignore[arg-type]
+        stages = Stages(*connection.recv())
         while True:
             name, argument = connection.recv()
+            if name == "prepare":
+                argument = Elsewhere(**argument)
             try:
                 answer = getattr(stages, name)(argument)
             except MemoryError as error:

@@ -16,16 +16,15 @@ from typing import Any
 
 from PIL import Image
 
-from img2img_cli.apart import Forks, StagesApart
-from img2img_cli.batch import Batch, Entry, Stop
+from img2img_cli.batch import Batch, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
+from img2img_cli.entries import Entry, timed
 from img2img_cli.errors import OutOfMemoryError, OutputError, TimeLimitError
 from img2img_cli.images import peek_size, plan_fit
 from img2img_cli.job import Job
-from img2img_cli.plan import check_place
-from img2img_cli.source import check_unchanged, find_special, read_source
-from img2img_cli.stages import Encoded, Stages
-from img2img_cli.wire import describe_traits
+from img2img_cli.output_folder import check_place
+from img2img_cli.source import check_unchanged, find_special
+from img2img_cli.stages import Encoded
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import make_folder, write_output
 
@@ -90,7 +89,6 @@ class Line:
         self._modelling: dict[Future[list[Image.Image]], _Run] = {}
         self._stopping = False
         self._limit = batch.limits.item_timeout_s
-        self._forks: Forks | None = None
         self._styles: dict[bytes, Image.Image] = {}
         size = batch.limits.batch_size
         self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
@@ -100,9 +98,6 @@ class Line:
 
     def __enter__(self) -> Line:
         self._stack = ExitStack()
-        if self._limit is not None:
-            self._forks = Forks()
-            self._stack.callback(self._forks.close)
         share = self._stack.enter_context(self._pipeline.share_threads(self._lanes))
         self._models = ThreadPoolExecutor(self._lanes, thread_name_prefix="img2img-model", initializer=share)
         return self
@@ -150,48 +145,31 @@ class Line:
             self._preparing[self._pool.submit(self._prepare, entry)] = entry
 
     def _prepare(self, entry: Entry) -> list[Piece]:
-        entry.stages = stages = self._start_stages(entry)  # which takes none of its time
-        with _timed(entry):
-            name, data = entry.job.input, None
-            if find_special(name):  # its name can mean something else in another process, as /dev/fd/3 does
-                data, _ = read_source(name, partial(self._check_time, entry))
-            ready = stages.prepare(data)
-        # What is recorded is what was decoded, even when the file changed a moment ago.
-        entry.provenance = dataclasses.replace(entry.provenance, source_sha256=ready.sha256, source_stamp=ready.stamp)
-        self._batcher.notes += ready.notes
-        return [self._share_style(piece) for piece in ready.pieces]
-
-    def _start_stages(self, entry: Entry) -> Stages | StagesApart:
-        """In a process of their own where they may have to be ended."""
-        job, fingerprint = entry.job, entry.provenance.fingerprint
-        if self._forks is None:
-            return Stages(job, fingerprint, self._pipeline)
-        traits = describe_traits(self._pipeline, self._lanes)
-        return StagesApart(self._forks, job, fingerprint, traits, partial(self._find_time_left, entry))
+        if entry.stages is None:
+            self._batch.opener.open(entry, self._check_wanted)
+        assert entry.stages is not None
+        with timed(entry):
+            pieces = entry.stages.prepare(self._pipeline)
+        self._batcher.notes += entry.notes
+        return [self._share_style(piece) for piece in pieces]
 
     def _share_style(self, piece: Piece) -> Piece:
         """The piece with the same style object as others of the same style, as those share batches."""
-        if self._forks is None or piece.style is None:
+        if self._limit is None or piece.style is None:
             return piece
         if len(self._styles) > MAX_STYLES:
             self._styles.clear()
         style = self._styles.setdefault(piece.style.tobytes(), piece.style)
         return dataclasses.replace(piece, style=style)
 
-    def _find_time_left(self, entry: Entry) -> float:
-        assert self._limit is not None
-        return self._limit - entry.elapsed_s()
-
-    def _check_time(self, entry: Entry) -> None:
-        """Raise when nobody waits for this entry any more."""
+    def _check_wanted(self) -> None:
+        """Raise when nobody waits for pictures any more."""
         if self._stopping:
             raise Stop
-        if self._limit is not None and entry.elapsed_s() > self._limit:
-            raise TimeLimitError
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:
         assert entry.stages is not None
-        with _timed(entry):
+        with timed(entry):
             outcome = entry.stages.advance(images)
             if isinstance(outcome, Encoded):
                 return self._write(entry, outcome)
@@ -202,7 +180,7 @@ class Line:
         job, data, journal = entry.job, made.data, self._batch.journal
         check_unchanged(entry.provenance.beside)
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
-        if self._limit is not None and entry.elapsed_s() > self._limit:
+        if self._batch.opener.is_late(entry):
             raise TimeLimitError
         journal.begin(job, entry.provenance, data)
         make_folder(os.path.dirname(job.output) or ".")
@@ -332,32 +310,11 @@ class Line:
         self._close(entry)
         if not isinstance(error, Exception):
             raise error
-        if isinstance(error, TimeLimitError) and not str(error):
-            error = _explain_limit(entry, self._limit)
-        self._batch.fail(entry.job, error, entry.spent_s)
+        self._batch.fail(entry.job, error, entry.spent_s, entry.provenance)
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))
-        if entry.stages is not None:
-            entry.stages.close()
-            entry.stages = None
-
-
-class _timed:  # noqa: N801 - reads as a statement
-    """Counts a stage's time to its entry."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        self._entry.stage_began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
-
-
-def _explain_limit(entry: Entry, limit: float | None) -> TimeLimitError:
-    return TimeLimitError(f"{entry.job.input}: took longer than {limit:g} s; raise --item-timeout or leave it out")
+        entry.close()
 
 
 def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:

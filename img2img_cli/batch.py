@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from img2img_cli.errors import ExitCode, Img2ImgError, ModelError, OutOfMemoryError
+from img2img_cli.entries import Entry, Opener
+from img2img_cli.errors import (
+    ExitCode,
+    Img2ImgError,
+    InputError,
+    ModelError,
+    OutOfMemoryError,
+    ReadError,
+    TimeLimitError,
+)
 from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
-from img2img_cli.journal import Journal, Provenance
+from img2img_cli.journal import Failure, Journal, Provenance
+from img2img_cli.plan import Planned, Refused
 
 if TYPE_CHECKING:
-    from img2img_cli.apart import StagesApart
-    from img2img_cli.stages import Stages
     from img2img_cli.work import Pipeline
 
 Emit = Callable[[dict[str, Any]], None]
@@ -55,23 +65,6 @@ class Tally:
         return self.inputs - self.done - self.up_to_date - self.failed - self.skipped
 
 
-@dataclass(kw_only=True, eq=False)
-class Entry:
-    """A job on its way."""
-
-    job: Job
-    provenance: Provenance
-    replace: bool
-    spent_s: float = 0.0
-    stage_began: float | None = None
-    stages: Stages | StagesApart | None = None
-    pixels: int = 0
-
-    def elapsed_s(self) -> float:
-        """Seconds spent on this job itself, without its waiting."""
-        return self.spent_s + (0.0 if self.stage_began is None else time.monotonic() - self.stage_began)
-
-
 class Stop(Exception):  # noqa: N818 - not an error
     """Enough failures, or no time left: the rest is skipped."""
 
@@ -87,12 +80,15 @@ class Batch:
     load: Callable[[Job], Pipeline]
     interrupts: Interrupts = field(default_factory=Interrupts)
     began: float = field(default_factory=time.monotonic)
+    opener: Opener = field(init=False)
     timed_out: bool = field(default=False, init=False)
+    recalled: int = field(default=0, init=False)
 
-    def sort_out(self, jobs: Sequence[Job]) -> list[Entry]:
+    def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
         entries: list[Entry] = []
-        left = deque(jobs)
+        left = deque(planned)
+        self._tell_notes()
         try:
             while left:
                 self.interrupts.check()
@@ -101,9 +97,20 @@ class Batch:
             for job in (*(entry.job for entry in entries), *left):
                 self.end(job, "skipped")
             raise
+        if self.recalled:
+            text = f"{self.recalled} failed as before, as they have not changed; --retry-failed tries them again"
+            self.emit({"event": "note", "text": text})
+        self._tell_notes()
         return entries
 
-    def _sort_out_one(self, job: Job) -> list[Entry]:
+    def _tell_notes(self) -> None:
+        for text in self.journal.take_notes():
+            self.emit({"event": "note", "text": text})
+
+    def _sort_out_one(self, job: Planned) -> list[Entry]:
+        if isinstance(job, Refused):
+            self.end(job, "failed", code=int(job.error.exit_code), reason=str(job.error), seconds=0.0)
+            return []
         if self.limits.retry_failed and self.journal.status(job) != "failed":
             self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
             return []
@@ -111,11 +118,17 @@ class Batch:
             check_input(job.input)
             provenance = self.journal.trace(job)
             current = self.journal.is_current(job, provenance) and not job.force
+            again = self.limits.retry_failed or job.force
+            failure = None if current or again else self.journal.recall_failure(job, provenance)
         except (Img2ImgError, MemoryError) as error:
             self.fail(job, error, 0.0)
             return []
         if current:
             self.end(job, "up-to-date")
+            return []
+        if failure is not None:
+            self.recalled += 1
+            self.end(job, "failed", code=failure.code, reason=failure.reason, seconds=0.0)
             return []
         return [Entry(job=job, provenance=provenance, replace=job.force or os.path.lexists(job.output))]
 
@@ -133,8 +146,9 @@ class Batch:
         try:
             self.interrupts.check()
             self.check_limits()
-            for group in groups.values():
-                self._run_group(group, ended, alone=len(groups) == 1)
+            with contextlib.closing(Opener(self.limits.item_timeout_s)) as self.opener:
+                for group in groups.values():
+                    self._run_group(group, ended, alone=len(groups) == 1)
         except Stop:
             pass
         finally:
@@ -143,6 +157,9 @@ class Batch:
                     self.end(entry.job, "skipped")
 
     def _run_group(self, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
+        entries = self._skip_unreadable(entries, ended)
+        if not entries:
+            return
         try:
             with self.interrupts.allow():
                 pipeline = self.load(entries[0].job)
@@ -159,6 +176,45 @@ class Batch:
         with Line(self, pipeline, ended) as line:
             line.run(entries)
 
+    def _skip_unreadable(self, entries: list[Entry], ended: set[int]) -> list[Entry]:
+        """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
+        for index, entry in enumerate(entries):
+            self.check_limits()
+            error = self._open_first(entry)
+            if error is None:
+                return entries[index:]
+            ended.add(id(entry))
+            self.fail(entry.job, error, entry.spent_s, entry.provenance)
+        return []
+
+    def _open_first(self, entry: Entry) -> Exception | None:
+        """Decode in a thread of its own, which may hang; return why it failed."""
+        wanted = True
+
+        def check() -> None:
+            if not wanted:
+                raise Stop
+
+        pool = ThreadPoolExecutor(1, thread_name_prefix="img2img-first")
+        opening = pool.submit(self.opener.open, entry, check)
+        try:
+            while not wait([opening], timeout=0.25).done:
+                self.interrupts.check()
+                self.check_limits()
+        except BaseException:
+            wanted = False
+            if entry.stages is not None:
+                entry.stages.kill()
+            raise
+        finally:
+            pool.shutdown(wait=False)
+        try:
+            opening.result()
+        except (Img2ImgError, MemoryError) as error:
+            entry.close()
+            return error
+        return None
+
     def check_limits(self) -> None:
         """Raise `Stop` when enough has failed or the time is over."""
         limit = self.limits.max_failures
@@ -170,21 +226,30 @@ class Batch:
             self.timed_out = True
             raise Stop
 
-    def end(self, job: Job, event: str, **facts: Any) -> None:
+    def end(self, job: Planned, event: str, **facts: Any) -> None:
         """Count an input's end and tell of it."""
         counter = event.replace("-", "_")
         setattr(self.tally, counter, getattr(self.tally, counter) + 1)
+        self._tell_notes()
         self.emit({"event": event, "input": job.input, "output": job.output, **facts})
 
-    def fail(self, job: Job, error: Exception, seconds: float) -> None:
-        """Note a failure with its reason, and count it."""
+    def fail(self, job: Job, error: Exception, seconds: float, provenance: Provenance | None = None) -> None:
+        """Note a failure with its reason, and count it.
+
+        Args:
+            provenance: what was read, where it may be at fault.
+        """
         if isinstance(error, MemoryError):
             error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")
+        if isinstance(error, TimeLimitError) and not str(error):
+            limit = f"{self.limits.item_timeout_s:g} s"
+            error = TimeLimitError(f"{job.input}: took longer than {limit}; raise --item-timeout or leave it out")
         if isinstance(error, Img2ImgError):
             code, reason = int(error.exit_code), str(error)
         else:
             code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
+        lasting = provenance if isinstance(error, InputError) and not isinstance(error, ReadError) else None
         try:
-            self.journal.fail(job, code, reason, seconds)
+            self.journal.fail(job, Failure(code=code, reason=reason), seconds, lasting)
         finally:
             self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))

@@ -14,13 +14,14 @@ from img2img_cli.compiling import can_compile, compile_parts
 from img2img_cli.device import Placement, explain_memory_errors, prepare_device
 from img2img_cli.errors import ModelError
 from img2img_cli.feedforward import load_net
-from img2img_cli.hub import check_download, is_fetched, list_repositories
+from img2img_cli.hub import check_download
 from img2img_cli.kernels import remember_texts, replace_kernels
-from img2img_cli.loading import load_controlnet, load_pipeline
+from img2img_cli.loading import Told, load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline
+from img2img_cli.repositories import is_fetched, list_repositories
 
 COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text
@@ -40,7 +41,8 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
         net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         alone = parameters.model == NO_MODEL
-        pipe = None if alone else load_pipeline(parameters, placement.dtype, controlnet)
+        told = Told()
+        pipe = None if alone else load_pipeline(parameters, placement.dtype, controlnet, told)
         for reference in new:
             check_download(reference)
         if pipe is None:
@@ -61,6 +63,8 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
                 remember_texts(encoder)
     pipe.set_progress_bar_config(disable=True)
     pipeline = ImagePipeline(pipe, placement, offload, net)
+    pipeline.load_notes, pipeline.prompts.words = told.notes, told.words
+    pipeline.notes.extend(told.notes)
     if parameters.compile == "auto":
         _compile(pipeline)
     if parameters.refiner:

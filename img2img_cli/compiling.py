@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from img2img_cli.calls import wrap_forward
 
 Shape = tuple[object, ...]
 
@@ -42,6 +45,7 @@ class Plan:
     calls: int = 0
     made: int = 0
     is_open: bool = False  # nobody knows when it ends: then as much is likely to come as has come
+    is_off: bool = False  # nothing compiled is used any more: weights have begun to move
 
     @property
     def left(self) -> int:
@@ -67,6 +71,8 @@ class Compiled:
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """As the module's own."""
+        if self._plan.is_off:
+            return self._eager(*arguments, **options)
         shape = _shape_of(arguments) + _shape_of(options.values())
         seen = self._seen[shape]
         if not seen.compiled and self.pays(shape):
@@ -101,6 +107,10 @@ class Compiled:
             return self._fast(*arguments, **options)
 
 
+def _call_compiled(compiled: Compiled, module: Any, compute: Any, *arguments: Any, **options: Any) -> Any:
+    return compiled(*arguments, **options)
+
+
 def _shape_of(values: Any) -> Shape:
     return tuple(tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__ for value in values)
 
@@ -124,6 +134,7 @@ def compile_parts(pipe: Any, device: torch.device, plan: Plan) -> list[Compiled]
     made = []
     for part in (getattr(pipe, "unet", None), getattr(pipe, "transformer", None), getattr(pipe, "controlnet", None)):
         if isinstance(part, torch.nn.Module):
-            made.append(Compiled(part, plan, device.type, counts=part is not getattr(pipe, "controlnet", None)))
-            part.forward = made[-1]
+            compiled = Compiled(part, plan, device.type, counts=part is not getattr(pipe, "controlnet", None))
+            wrap_forward(part, functools.partial(_call_compiled, compiled))
+            made.append(compiled)
     return made

@@ -16,10 +16,11 @@ from img2img_cli import __version__
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement, choose_threads, measure_memory_gib
 from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
-from img2img_cli.hub import is_fetched, list_repositories
 from img2img_cli.lab import rgb_to_lab
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_presets, load_preset
 from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.repositories import is_fetched, list_repositories
 from img2img_cli.runner import transform_image
 
 _PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "pillow", "peft")

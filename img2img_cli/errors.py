@@ -52,7 +52,11 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
-class ChangedError(InputError):
+class ReadError(InputError):
+    """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
+
+
+class ChangedError(ReadError):
     """A file that another process was writing to; it may be whole the next time."""
 
 
@@ -95,3 +99,26 @@ class TimeLimitError(Img2ImgError):
 def is_shortage(error: BaseException) -> bool:
     """Whether memory ran out; libraries have many ways to say so."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)
+
+
+_ADVICE = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "your quota is used up; free space or choose another place",
+    errno.EROFS: "its file system is read-only; choose another place",
+    errno.EACCES: "check its permissions",
+    errno.EPERM: "check its owner and whether it is immutable (lsattr)",
+    errno.ENOENT: "its folder is gone; make it again or choose another place",
+    errno.ENOTDIR: "a file stands where its folder should be; choose another place",
+    errno.EISDIR: "a folder stands in its place; remove it or choose another name",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "links lead round in a circle there; remove them",
+    errno.EIO: "check the disk",
+    errno.EMFILE: "too many files are open; raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine; close other programs",
+    errno.EFBIG: "it would be larger than files may be there; check `ulimit -f`",
+}
+
+
+def advise(error: OSError) -> str:
+    """What to do about a file or folder that cannot be written or made."""
+    return _ADVICE.get(error.errno or 0, "choose another place")

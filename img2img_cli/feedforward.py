@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from img2img_cli.device import Placement
 from img2img_cli.errors import ModelError
+from img2img_cli.explain import explain_model_errors
 from img2img_cli.hub import fetch_file
-from img2img_cli.loading import explain_model_errors
 from img2img_cli.modelref import parse_file
 from img2img_cli.weights import check_sequences
 

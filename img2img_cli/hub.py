@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,14 @@ from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
 
-from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download
-from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
 from img2img_cli.errors import ModelError
-from img2img_cli.modelref import FileReference, locate_model, parse_file, split_folder
-from img2img_cli.parameters import Parameters
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.modelref import FileReference, locate_model
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_cards, list_presets, load_preset
+from img2img_cli.repositories import Repository, list_repositories
 from img2img_cli.weights import check_weights
 
 INDEX = "model_index.json"
@@ -33,53 +34,12 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
-class Repository:
-    """One repository of the hub that a preset needs.
-
-    Attributes:
-        role: `pipeline` is a whole model, `part` a VAE or ControlNet.
-        without: components of the pipeline that another repository takes the place of.
-        folder: where in the repository a part lies.
-    """
-
-    reference: str
-    role: str
-    revision: str | None = None
-    variant: str | None = None
-    without: tuple[str, ...] = ()
-    folder: str = ""
-    file: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class CachedModel:
     """A repository in the cache, its size in bytes, and the presets that use it."""
 
     reference: str
     size: int
     presets: tuple[str, ...]
-
-
-def list_repositories(parameters: Parameters) -> list[Repository]:
-    """What a preset needs of the hub; nothing for local models."""
-    p = parameters
-    found = []
-    without_vae = ("vae",) if p.vae else ()
-    if locate_model(p.model)[0] == "hub":
-        found.append(
-            Repository(reference=p.model, role="pipeline", revision=p.revision, variant=p.variant, without=without_vae)
-        )
-    if p.refiner is not None and locate_model(p.refiner)[0] == "hub":
-        found.append(Repository(reference=p.refiner, role="pipeline", variant=p.variant, without=without_vae))
-    for reference, revision in ((p.vae, None), (p.controlnet, p.controlnet_revision)):
-        if reference is not None and locate_model(reference, index="config.json")[0] == "hub":
-            found.append(Repository(reference=reference, role="part", revision=revision))
-    if p.ip_adapter is not None:
-        place, folder = split_folder(p.ip_adapter_image_encoder)
-        if not Path(place).is_dir():
-            found.append(Repository(reference=place, role="part", folder=folder))
-    files = [(role, parse_file(role, text)) for role, text in p.list_files()]
-    return found + [Repository(reference=r.repository, role=role, file=r.file) for role, r in files if r.on_hub]
 
 
 def list_needs(name: str) -> list[Repository]:
@@ -102,7 +62,7 @@ def pull(repository: Repository) -> None:
     Raises:
         ModelError: gated, missing, out of reach.
     """
-    from img2img_cli.loading import explain_model_errors
+    from img2img_cli.explain import explain_model_errors
 
     role, reference = repository.role, repository.reference
     with explain_model_errors(reference):
@@ -192,17 +152,28 @@ def _find_path(found: FileReference, role: str) -> Path:
     return Path(hf_hub_download(found.repository, names[0]))
 
 
-def is_fetched(repository: Repository) -> bool:
-    """Whether something of a repository was ever fetched. Asks the disk alone."""
-    folder = Path(HF_HUB_CACHE, f"models--{repository.reference.replace('/', '--')}")
-    return any(folder.glob("snapshots/*/*"))
+def read_index(reference: str, revision: str | None = None) -> dict[str, Any]:
+    """The index of a model on this machine: its classes by the names of its parts; empty where there is none.
+
+    Raises:
+        ModelError: as `locate_model`.
+    """
+    kind, place = locate_model(reference)
+    path = Path(place, INDEX) if kind == "folder" else None
+    if kind == "hub" and isinstance(cached := try_to_load_from_cache(place, INDEX, revision=revision), str):
+        path = Path(cached)
+    try:
+        index = json.loads(path.read_bytes()) if path is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
 def list_users() -> dict[str, list[str]]:
     """For each repository the names of the shipped presets that need it."""
     users: dict[str, list[str]] = defaultdict(list)
-    for name in list_presets():
-        for repository in list_repositories(resolve(load_preset(name), {}).parameters):
+    for name, card in list_cards().items():
+        for repository in list_repositories(card):
             users[repository.reference].append(name)
     return users
 

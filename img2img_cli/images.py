@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, OutOfMemoryError, is_shortage
+from img2img_cli.errors import InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.job import STDIO
 from img2img_cli.parameters import MAX_PIXELS
 from img2img_cli.source import MAX_BYTES, check_length, read_source
@@ -123,7 +123,7 @@ def read_bytes(name: str) -> bytes:
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "closed"
-        raise InputError(f"stdin: cannot be read ({reason}); check what is piped into it") from None
+        raise ReadError(f"stdin: cannot be read ({reason}); check what is piped into it") from None
     check_length(label(name), data)
     return data
 

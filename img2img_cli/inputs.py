@@ -8,17 +8,19 @@ import glob
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from img2img_cli.errors import InputError, NothingMatchedError, UsageError
+from img2img_cli.errors import Img2ImgError, InputError, NothingMatchedError, UsageError
 from img2img_cli.job import EXTENSIONS, STDIO
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.source import find_special
+from img2img_cli.values import read_value
 from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.
@@ -39,6 +41,7 @@ class Item:
         output: the result's path below the output folder when a manifest names it.
         overrides: parameters of its own, from a manifest.
         origin: manifest and line, for messages.
+        error: why nothing can be made of it; it fails alone.
         scanned: whether it was found in a folder, by a glob or in a list on stdin, and not named itself.
     """
 
@@ -52,6 +55,7 @@ class Item:
     seed: int | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     origin: str | None = None
+    error: Img2ImgError | None = field(default=None, compare=False)
     scanned: bool = False
 
 
@@ -65,16 +69,18 @@ def find_items(
 ) -> list[Item]:
     """Find every input, in a stable order; a file that is found twice counts once.
 
+    A row whose values are wrong and a folder below an input that cannot be read are items with an error.
+
     Args:
         include, exclude: globs that a name or a path below its folder must, or must not, match.
         skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
         notes: takes a sentence for each FIFO, socket or device that was found and not named, and is left aside.
 
     Raises:
-        InputError, NothingMatchedError, UsageError: nothing there, or a manifest's row is wrong.
+        InputError, NothingMatchedError, UsageError: nothing there, or a manifest that cannot be read.
     """
     found = [item for name in inputs for item in _expand(name, skip_folder)]
-    kept = [item for item in found if item.origin or _is_wanted(item.relative, include, exclude)]
+    kept = [item for item in found if item.origin or item.error or _is_wanted(item.relative, include, exclude)]
     special = {item.path: kind for item in kept if item.scanned and (kind := find_special(item.path))}
     aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()]
     if notes is not None:
@@ -114,7 +120,7 @@ def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
         root = glob_root(name)
         for match in matches:
             if Path(match).suffix.lower() in PICTURES and not (os.path.isdir(match) or _is_below(match, skip_folder)):
-                yield Item(path=match, relative=os.path.relpath(match, root), scanned=True)
+                yield Item(path=match, relative=_mirror(os.path.relpath(match, root)), scanned=True)
     else:
         yield from _expand_path(name, skip_folder)
 
@@ -134,11 +140,23 @@ def glob_root(pattern: str) -> str:
     return str(Path(*parts[:fixed])) if fixed else "."
 
 
+def _mirror(source: str) -> str:
+    """Where the result of an input named so belongs: below the output folder in any case."""
+    name = os.path.basename(source) if os.path.isabs(source) or ".." in Path(source).parts else source
+    return os.path.normpath(name)
+
+
 def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
     """Pictures below a folder. Linked folders are followed once each, so that a loop ends."""
     visited: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_refuse_folder):
-        status = os.stat(parent)
+    unreadable: list[OSError] = []
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        try:
+            status = os.stat(parent)
+        except OSError as error:  # gone a moment ago
+            unreadable.append(error)
+            folders.clear()
+            continue
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
@@ -148,10 +166,9 @@ def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
                 path = os.path.join(parent, name)
                 yield Item(path=path, relative=os.path.relpath(path, folder), scanned=True)
-
-
-def _refuse_folder(error: OSError) -> None:
-    raise InputError(f"{error.filename}: the folder cannot be read ({error.strerror}); check its permissions")
+    for failed in unreadable:
+        reason = f"{failed.filename}: the folder cannot be read ({failed.strerror}); check its permissions"
+        yield Item(path=str(failed.filename), relative="", error=InputError(reason))
 
 
 def _is_below(path: str, folder: Path | None) -> bool:
@@ -169,7 +186,7 @@ def read_manifest(path: Path) -> list[Item]:
 
     Raises:
         InputError: it cannot be read.
-        UsageError: a row is wrong; the text names its line.
+        UsageError: it is no such file, or has a column that means nothing; the text names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -185,25 +202,32 @@ def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
+            if "input" not in row:
+                raise UsageError(f"{path}:{reader.line_num}: has no input; the first line must name a column input")
             if None in row or None in row.values():
                 raise UsageError(f"{path}:{reader.line_num}: not as many fields as the header has; check the commas")
             yield reader.line_num, {key: _read_cell(key, value) for key, value in row.items() if value != ""}
+    except UsageError as error:
+        raise UsageError(f"{path}:{reader.line_num}: {error}") from None
     except csv.Error as error:
         raise UsageError(f"{path}:{reader.line_num}: not CSV ({error}); check the quotes") from None
 
 
 def _read_cell(key: str, value: str) -> Any:
-    return value if key in (*PATH_KEYS, "prompt", "negative_prompt") else parse_scalar(value)
+    if key in Parameters.model_fields:
+        return read_value(key, value)
+    return value if key in PATH_KEYS else parse_scalar(value)
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON's strings may hold what else ends a line
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            kind = "nested too deeply" if isinstance(error, RecursionError) else "too long a number"
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else kind
             raise UsageError(f"{path}:{number}: not JSON ({reason}); one object a line") from None
         if not isinstance(row, dict):
             raise UsageError(f'{path}:{number}: must be an object such as {{"input": "a.jpg"}}')
@@ -211,18 +235,29 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
+    """A row as an item. One whose values are wrong fails alone; an unknown column is the whole manifest's error."""
     origin = f"{path}:{line}"
-    overrides = {key: value for key, value in row.items() if key not in ROW_KEYS}
-    for key in overrides:
-        if key not in Parameters.model_fields:
+    for key in row:
+        if key not in ROW_KEYS and key not in Parameters.model_fields:
             raise UsageError(f"{origin}: {key}: no such column{suggest(key, (*ROW_KEYS, *Parameters.model_fields))}")
-        inner = row[key].values() if isinstance(row[key], dict) else row[key] if isinstance(row[key], list) else ()
-        if any(isinstance(value, dict | list) for value in inner):
+    try:
+        return _read_row(path, origin, row)
+    except UsageError as error:
+        source = row.get("input")
+        name = str(path.parent / source) if isinstance(source, str) and source else origin
+        return Item(path=name, relative="", origin=origin, error=error)
+
+
+def _read_row(path: Path, origin: str, row: dict[str, Any]) -> Item:
+    overrides = {key: value for key, value in row.items() if key not in ROW_KEYS}
+    for key, value in overrides.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if any(isinstance(part, dict | list) for part in inner):
             raise UsageError(f"{origin}: {key}: is nested too deeply")
     for key in PATH_KEYS:
-        if not isinstance(row.get(key, ""), str):
+        if not isinstance(row.get(key) or "", str):
             raise UsageError(f"{origin}: {key}: must be text")
-        if not _can_be_named(row.get(key, "")):
+        if not _can_be_named(row.get(key) or ""):
             raise UsageError(f"{origin}: {key}: {row[key]!r} cannot be a name; write it as text without NUL")
     if not row.get("input"):
         raise UsageError(f"{origin}: has no input; every row needs one")
@@ -232,10 +267,9 @@ def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
     if (output := row.get("output")) is not None:
         check_inside(output, origin)
     source = row["input"]
-    relative = os.path.basename(source) if os.path.isabs(source) or ".." in Path(source).parts else source
     return Item(
         path=str(path.parent / source),
-        relative=os.path.normpath(relative),
+        relative=_mirror(source),
         output=output,
         mask=str(path.parent / row["mask"]) if row.get("mask") else None,
         style=str(path.parent / row["style"]) if row.get("style") else None,
@@ -256,11 +290,11 @@ def _can_be_named(text: str) -> bool:
 
 
 def check_inside(output: str, origin: str) -> None:
-    """Refuse a path that leaves the output folder.
+    """Refuse a path that leaves the output folder, on this system or where a backslash parts folders.
 
     Raises:
         UsageError: absolute, or with `..`, or not a name at all.
     """
-    parts = Path(output).parts
-    if not parts or os.path.isabs(output) or ".." in parts or "\0" in output or "\\" in output:
+    parts = re.split(r"[/\\]", output)
+    if not Path(output).parts or Path(output).anchor or ".." in parts or "\0" in output:
         raise UsageError(f"{origin}: output: {output!r} must be a path below the output folder, without '..'")

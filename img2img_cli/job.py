@@ -209,7 +209,18 @@ def check_collisions(jobs: Sequence[Job]) -> None:
     for job in jobs:
         key = os.path.realpath(job.input).casefold()
         if job.input != STDIO and key in seen and not (job.in_place and seen[key] is job):
+            if not _are_one(seen[key].output, job.input):
+                continue  # they differ in case, and the file system tells them apart
             raise OutputError(f"{seen[key].output}: is also an input of this run; name another OUTPUT folder")
+
+
+def _are_one(output: str, existing: str) -> bool:
+    if os.path.realpath(output) == os.path.realpath(existing):
+        return True
+    try:
+        return Path(output).samefile(existing)
+    except OSError:
+        return False
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

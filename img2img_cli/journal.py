@@ -7,22 +7,23 @@ import hashlib
 import json
 import os
 import socket
-import sqlite3
-import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import PIL
 from filelock import FileLock, Timeout
 
-from img2img_cli.errors import InputError, LockedError, OutputError
+from img2img_cli import __version__
+from img2img_cli.errors import InputError, LockedError, OutputError, advise
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
 from img2img_cli.modelref import identify_file, identify_model
 from img2img_cli.record import read_record
 from img2img_cli.source import NO_STAMP, Stamp, find_special, hash_source, stamp_file
+from img2img_cli.state_file import StateFile, read_value
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
 STATE, LOCK = ".img2img.sqlite", ".img2img.lock"
@@ -33,6 +34,9 @@ CREATE TABLE IF NOT EXISTS result (
     output_sha256 TEXT, previous_sha256 TEXT, output_size INTEGER, output_mtime INTEGER,
     status TEXT NOT NULL, code INTEGER, reason TEXT, seconds REAL, finished REAL
 );
+CREATE TABLE IF NOT EXISTS failure (
+    output TEXT PRIMARY KEY, made_of TEXT NOT NULL, code INTEGER NOT NULL, reason TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS holder (name TEXT);
 """
 
@@ -42,15 +46,23 @@ class Provenance:
     """What a result is made from: the input's bytes, and everything else that decides the pixels.
 
     Attributes:
-        source_sha256: empty while unknown, as a FIFO can be read but once.
+        source_sha256: None until the input is read.
         source_stamp: by which the input is known again.
         beside: the mask, style and control picture, with their stamps from before they were hashed.
     """
 
     fingerprint: str
-    source_sha256: str
+    source_sha256: str | None
     source_stamp: Stamp = NO_STAMP
     beside: tuple[tuple[str, Stamp], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """How a job failed before, and would again."""
+
+    code: int
+    reason: str
 
 
 def hash_file(path: str) -> str:
@@ -75,8 +87,12 @@ def _stamp_beside(job: Job) -> tuple[tuple[str, Stamp], ...]:
     return tuple((name, stamp_file(name)) for name in names)
 
 
-def make_fingerprint(job: Job) -> str:
-    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output."""
+def make_fingerprint(job: Job, hash_beside: Callable[[str], str] = hash_file) -> str:
+    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output.
+
+    Args:
+        hash_beside: hashes the pictures beside the input, which many jobs may share.
+    """
     content = {
         "parameters": job.parameters.to_record(),
         "seed": job.seed,
@@ -85,9 +101,9 @@ def make_fingerprint(job: Job) -> str:
         "files": [identify_file(role, text) for role, text in job.parameters.list_files()],
         **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
         **({"refiner": identify_model(job.parameters.refiner)} if job.parameters.refiner else {}),
-        "mask": hash_file(job.mask) if job.mask else None,
-        "style": hash_file(job.style) if job.style else None,
-        "control_image": hash_file(job.control_image) if job.control_image else None,
+        "mask": hash_beside(job.mask) if job.mask else None,
+        "style": hash_beside(job.style) if job.style else None,
+        "control_image": hash_beside(job.control_image) if job.control_image else None,
         "output": [job.format, job.quality, job.metadata],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -96,16 +112,21 @@ def make_fingerprint(job: Job) -> str:
 class Journal:
     """The state of one output folder, held by one run at a time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, check: bool = True) -> None:
         self.folder = folder
-        self._guard = threading.Lock()
         # Results may lie in folders that another run holds, so each knows its own temporary files.
         self.tag = f"{BATCH_TAG}{os.stat(folder).st_ino:x}-"
-        self._connection = _open(folder / STATE)
+        self._file = StateFile(folder / STATE, _SCHEMA, _TABLES, check=check)
+        self._beside: dict[tuple[object, ...], str] = {}
 
     def close(self) -> None:
         """Leave the file to the next run."""
-        self._connection.close()
+        self._file.close()
+
+    def take_notes(self) -> list[str]:
+        """Lines for the user since the last call: what was wrong with the journal itself."""
+        notes, self._file.notes = self._file.notes, []
+        return notes
 
     def status(self, job: Job) -> str | None:
         """`done`, `failed`, `writing`, or None for a result that was never tried."""
@@ -113,31 +134,41 @@ class Journal:
         return str(row["status"]) if row else None
 
     def trace(self, job: Job) -> Provenance:
-        """What the job's result would be made from; the input is hashed only when it has changed.
+        """What the job's result would be made from; the hash of an input that is new or has changed is left open.
 
         Raises:
-            InputError: the input or the mask cannot be read.
+            InputError: the mask, style or control picture cannot be read.
         """
-        beside, fingerprint = _stamp_beside(job), make_fingerprint(job)
-        if find_special(job.input):
-            return Provenance(fingerprint=fingerprint, source_sha256="", beside=beside)
+        beside = _stamp_beside(job)
         row, stamp = self._find(job) or {}, stamp_file(job.input)
         sha256 = row.get("source_sha256")
-        before = (row.get("source_size"), row.get("source_mtime"), row.get("input"))
-        if not sha256 or before != (*stamp, _storable(job.input)):
-            known = sha256
-            sha256, stamp = hash_source(job.input)
-            if sha256 == known:
-                self._update(job, input=_storable(job.input), source_size=stamp[0], source_mtime=stamp[1])
+        if stamp == NO_STAMP or (row.get("source_size"), row.get("source_mtime"), row.get("input")) != (
+            *stamp,
+            _storable(job.input),
+        ):
+            sha256, stamp = None, NO_STAMP
+        fingerprint = make_fingerprint(job, self._hash_beside)
         return Provenance(fingerprint=fingerprint, source_sha256=sha256, source_stamp=stamp, beside=beside)
+
+    def _hash_beside(self, path: str) -> str:
+        """A file's hash; the file is read once while it stays as it is."""
+        try:
+            status = os.stat(path)
+        except (OSError, ValueError):
+            return hash_file(path)
+        key = (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if key not in self._beside:
+            self._beside[key] = hash_file(path)
+        return self._beside[key]
 
     def is_current(self, job: Job, provenance: Provenance) -> bool:
         """Whether the result lies there already, made from the same input in the same way.
 
         Outputs are the truth: a row counts only while its file is as it was written, and a file without a row is
-        asked for its own record.
+        asked for its own record. The input is read only where its hash is not known and nothing else differs.
 
         Raises:
+            InputError: the input cannot be read.
             OutputError: a file lies there that this tool has not made.
         """
         size, mtime = _stamp(job.output)
@@ -146,7 +177,6 @@ class Journal:
         if not os.path.isfile(job.output):
             raise OutputError(f"{job.output}: is no regular file, and is left alone; remove it, or use --name")
         row = self._find(job)
-        wanted = (provenance.fingerprint, provenance.source_sha256)
         if row and row["output_sha256"]:
             same = (row["output_size"], row["output_mtime"]) == (size, mtime)
             sha256 = row["output_sha256"] if same else hash_file(job.output)
@@ -155,20 +185,40 @@ class Journal:
                 self._update(job, output_sha256=sha256, fingerprint=None)
                 return False
             if sha256 == row["output_sha256"]:
-                current = (row["fingerprint"], row["source_sha256"]) == wanted
-                if current and (row["status"] != "done" or not same):
-                    self.finish(job, provenance, seconds=None)
-                return current
+                made_of = _match(job, provenance, row["fingerprint"], row["source_sha256"])
+                if made_of is not None and made_of is not provenance:
+                    size, mtime = made_of.source_stamp
+                    self._update(job, input=_storable(job.input), source_size=size, source_mtime=mtime)
+                if made_of is not None and (row["status"] != "done" or not same):
+                    self.finish(job, made_of, seconds=None)
+                return made_of is not None
         found = _read_provenance(job.output)
         if found is None and not job.force:
             raise OutputError(
                 f"{job.output}: exists already and was not made by this tool; use --force to replace it, or --name"
             )
-        if found == wanted:
-            self._note(job, provenance, hash_file(job.output), "writing")
-            self.finish(job, provenance, seconds=None)
-            return True
-        return False
+        made_of = _match(job, provenance, *found) if found is not None else None
+        if made_of is not None:
+            self._note(job, made_of, hash_file(job.output), "writing")
+            self.finish(job, made_of, seconds=None)
+        return made_of is not None
+
+    def recall_failure(self, job: Job, provenance: Provenance) -> Failure | None:
+        """How the job failed before, if that was its pictures' fault and they are the same.
+
+        Raises:
+            InputError: the input cannot be read.
+        """
+        key = [self._key(job)]
+        rows = self._file.execute("SELECT made_of, code, reason FROM failure WHERE output = ?", key)
+        if not rows:
+            return None
+        made_of, code, reason = rows[0]
+        if provenance.source_sha256 is None:
+            if find_special(job.input):  # which can be read but once
+                return None
+            provenance = Provenance(fingerprint=provenance.fingerprint, source_sha256=hash_file(job.input))
+        return Failure(code=code, reason=reason) if made_of == _describe(job, provenance) else None
 
     def begin(self, job: Job, provenance: Provenance, data: bytes) -> None:
         """Note what is about to be written, so that a run that is killed now knows its own file again."""
@@ -178,19 +228,38 @@ class Journal:
         """Note a result that lies in its place."""
         size, mtime = _stamp(job.output)
         self._update(job, status="done", code=0, reason=None, output_size=size, output_mtime=mtime, seconds=seconds)
+        self._forget_failure(job)
 
-    def fail(self, job: Job, code: int, reason: str, seconds: float) -> None:
-        """Note a failure and its reason; what lay there before is still known."""
+    def fail(self, job: Job, failure: Failure, seconds: float, lasting: Provenance | None = None) -> None:
+        """Note a failure; what lay there before is still known.
+
+        Args:
+            lasting: what the job would be made from, where it would fail again as long as that stays.
+        """
         if self._find(job) is None:
             self._insert({"output": self._key(job), "input": _storable(job.input), "status": "failed"})
-        self._update(job, status="failed", code=code, reason=reason, seconds=seconds)
+        reason = failure.reason.encode("utf-8", "replace").decode()
+        self._update(job, status="failed", code=failure.code, reason=reason, seconds=seconds)
+        if lasting is None or lasting.source_sha256 is None:
+            self._forget_failure(job)
+        else:
+            row = [self._key(job), _describe(job, lasting), failure.code, reason]
+            self._file.execute("INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)", row)
 
-    def _key(self, job: Job) -> str:
+    def _forget_failure(self, job: Job) -> None:
+        self._file.execute("DELETE FROM failure WHERE output = ?", [self._key(job)])
+
+    def hold(self, name: str) -> None:
+        """Leave a name for others who want the folder."""
+        self._file.execute("DELETE FROM holder")
+        self._file.execute("INSERT INTO holder VALUES (?)", [name])
+
+    def _key(self, job: Job) -> str | bytes:
         return _storable(os.path.relpath(job.output, self.folder))
 
     def _find(self, job: Job) -> dict[str, Any] | None:
         """What is known of a job's result; asked for each time, as a folder may have any number of results."""
-        rows = self._execute(f"{_SELECT} WHERE output = ?", [self._key(job)])
+        rows = self._file.execute(f"{_SELECT} WHERE output = ?", [self._key(job)])
         return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
@@ -213,58 +282,50 @@ class Journal:
     def _insert(self, row: dict[str, Any]) -> None:
         columns = ", ".join(row)
         marks = ", ".join("?" * len(row))
-        self._execute(f"INSERT OR REPLACE INTO result ({columns}) VALUES ({marks})", list(row.values()))
+        self._file.execute(f"INSERT OR REPLACE INTO result ({columns}) VALUES ({marks})", list(row.values()))
 
     def _update(self, job: Job, **values: Any) -> None:
         values["finished"] = time.time()
         assignments = ", ".join(f"{column} = ?" for column in values)
-        self._execute(f"UPDATE result SET {assignments} WHERE output = ?", [*values.values(), self._key(job)])
-
-    def _execute(self, statement: str, values: list[Any]) -> list[tuple[Any, ...]]:
-        try:
-            with self._guard, self._connection:
-                return self._connection.execute(statement, values).fetchall()
-        except sqlite3.Error as error:
-            raise OutputError(f"{self.folder / STATE}: cannot be used ({error}); free space on its disk") from None
+        self._file.execute(f"UPDATE result SET {assignments} WHERE output = ?", [*values.values(), self._key(job)])
 
 
 _COLUMNS = (
     "output", "input", "fingerprint", "source_sha256", "source_size", "source_mtime", "output_sha256",
     "previous_sha256", "output_size", "output_mtime", "status", "code", "reason", "seconds", "finished",
 )  # fmt: skip
+_TABLES = {"result": _COLUMNS, "failure": ("output", "made_of", "code", "reason"), "holder": ("name",)}
 _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM result"
 
 
-def _storable(text: str) -> str:
-    """A name as UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the state and read all of it; a damaged file is put aside, because the results tell the same."""
-    for attempt in range(2):
-        connection = None
-        try:
-            connection = sqlite3.connect(path, check_same_thread=False)
-            connection.executescript(_SCHEMA)
-            connection.execute("PRAGMA synchronous = NORMAL")
-            for _ in connection.execute(_SELECT):
-                pass
-            return connection
-        except sqlite3.DatabaseError as error:
-            if connection is not None:
-                connection.close()
-            if attempt or (isinstance(error, sqlite3.OperationalError) and "no such column" not in str(error)):
-                raise OutputError(f"{path}: cannot be used ({error}); check the disk, or remove the file") from None
-            _put_aside(path)
-    raise AssertionError("unreachable")
-
-
-def _put_aside(path: Path) -> None:
+def _storable(name: str) -> str | bytes:
+    """A name as the state holds it: text, or the bytes of one that is no UTF-8, so that two stay two."""
     try:
-        os.replace(path, path.with_suffix(".damaged"))
-    except OSError as error:
-        raise OutputError(f"{path}: is damaged and cannot be put aside ({error.strerror}); remove the file") from None
+        name.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(name)
+    return name
+
+
+def _match(job: Job, provenance: Provenance, fingerprint: str, source_sha256: str) -> Provenance | None:
+    """What a result is made from, completed by the input's hash and stamp; None if the job asks for something else.
+
+    Raises:
+        InputError: the input cannot be read.
+    """
+    if fingerprint != provenance.fingerprint:
+        return None
+    if provenance.source_sha256 is None and not find_special(job.input):
+        sha256, stamp = hash_source(job.input)
+        provenance = replace(provenance, source_sha256=sha256, source_stamp=stamp)
+    return provenance if provenance.source_sha256 == source_sha256 else None
+
+
+def _describe(job: Job, provenance: Provenance) -> str:
+    """A hash of all that a failure to read a job's pictures follows from, the code that reads them included."""
+    known = job.model_dump(mode="json", exclude={"input", "output", "force", "mask", "style", "control_image"})
+    content = [known, provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _stamp(path: str) -> tuple[int | None, int | None]:
@@ -291,8 +352,11 @@ def _read_provenance(path: str) -> tuple[str, str] | None:
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path) -> Iterator[Journal]:
+def hold_folder(folder: Path, *, check: bool = True) -> Iterator[Journal]:
     """Lock the output folder for this run, clear what a killed run left half-written, and open its journal.
+
+    Args:
+        check: look for what was left and for damage; not needed soon after the last time.
 
     Raises:
         LockedError: another run holds it; the text says which.
@@ -307,15 +371,18 @@ def hold_folder(folder: Path) -> Iterator[Journal]:
         lock.acquire(timeout=0)
     except Timeout:
         raise LockedError(f"{folder}: {_read_holder(folder)} works on it; wait for its end, or stop it") from None
+    except NotImplementedError:
+        raise OutputError(f"{folder}: its file system has no locks; choose another place") from None
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); check its permissions") from None
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}); {advise(error)}") from None
     try:
-        journal = Journal(folder)
+        journal = Journal(folder, check=check)
         try:
-            journal._execute("DELETE FROM holder", [])
-            name = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
-            journal._execute("INSERT INTO holder VALUES (?)", [name])
-            _sweep(folder, journal.tag)
+            journal.hold(
+                f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%Y-%m-%d %H:%M:%S')},"
+            )
+            if check:
+                _sweep(folder, journal.tag)
             yield journal
         finally:
             journal.close()
@@ -324,12 +391,7 @@ def hold_folder(folder: Path) -> Iterator[Journal]:
 
 
 def _read_holder(folder: Path) -> str:
-    try:
-        with contextlib.closing(sqlite3.connect(f"file:{folder / STATE}?mode=ro", uri=True)) as connection:
-            row = connection.execute("SELECT name FROM holder").fetchone()
-    except sqlite3.Error:
-        row = None
-    return str(row[0]) if row else "another run"
+    return str(read_value(folder / STATE, "SELECT name FROM holder") or "another run")
 
 
 def _sweep(folder: Path, tag: str) -> None:
@@ -340,4 +402,5 @@ def _sweep(folder: Path, tag: str) -> None:
                 try:
                     path.unlink(missing_ok=True)
                 except OSError as error:
-                    raise OutputError(f"{path}: a killed run's file cannot be removed ({error.strerror})") from None
+                    reason = f"a killed run's file cannot be removed ({error.strerror})"
+                    raise OutputError(f"{path}: {reason}; {advise(error)}") from None

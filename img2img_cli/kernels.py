@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from img2img_cli.calls import wrap_call
 
 FEW_CHANNELS, SMALL_MAP = 8, 1024
 MOST_TEXTS = 16
@@ -32,22 +36,26 @@ class GroupNorm(torch.nn.GroupNorm):
 def remember_texts(encoder: torch.nn.Module) -> None:
     """Have a text encoder compute each prompt once: pictures of a folder, or lanes, often share theirs.
 
-    Its outputs are used and never changed by diffusers' pipelines.
+    Its outputs are used and never changed by diffusers' pipelines. A prompt that is known moves no weights.
     """
-    compute, known = encoder.forward, OrderedDict[tuple[object, ...], Any]()
+    known, guard = OrderedDict[tuple[object, ...], Any](), threading.Lock()
 
-    def forward(*arguments: Any, **options: Any) -> Any:
+    def answer(module: torch.nn.Module, compute: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         try:
             key = tuple(_describe(value) for value in (*arguments, *sorted(options.items())))
         except TypeError:  # an argument that may differ where it looks the same
             return compute(*arguments, **options)
-        if key not in known:
-            known[key] = compute(*arguments, **options)
+        with guard:
+            if key in known:
+                return known[key]
+        made = compute(*arguments, **options)
+        with guard:
+            known[key] = made
             while len(known) > MOST_TEXTS:
                 known.popitem(last=False)
-        return known[key]
+        return made
 
-    encoder.forward = forward
+    wrap_call(encoder, answer)
 
 
 def _describe(value: Any) -> object:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,28 @@ import img2img_cli.environment  # noqa: F401 - settings for what follows
 import diffusers
 import torch
 import transformers
-from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-from huggingface_hub import errors as hub
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import CLIPTokenizer, dynamic_module_utils
+from transformers import dynamic_module_utils
 
+from img2img_cli.contents import check_embedding, check_widths, tell_contents
 from img2img_cli.errors import ModelError, PresetError
+from img2img_cli.explain import explain_model_errors
 from img2img_cli.hub import fetch_file
 from img2img_cli.ip_adapter import load_ip_adapter
+from img2img_cli.lora import fuse_loras
 from img2img_cli.modelref import BUNDLED, Kind, locate_model, parse_file, parse_lora
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import suggest
+from img2img_cli.preset_files import suggest
 from img2img_cli.prompts import find_readers, reads_with_clip
 from img2img_cli.qwen import load_processor
-from img2img_cli.weights import check_folder, check_weights
+from img2img_cli.single_file import (
+    check_clip_folder,
+    check_whole,
+    load_controlnet_file,
+    load_single_file,
+    load_vae_file,
+)
+from img2img_cli.weights import check_folder, check_weights, read_shapes
 
 # Pipelines that are built around a picture and that diffusers' automatic choice does not know.
 OWN_CLASSES = (
@@ -45,27 +52,43 @@ OWN_CLASSES = (
 )
 # transformers would ask on the terminal, or on a stdin that a picture comes through, whether to run a model's code.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
-_NAMELESS = ("emb_params", "*")  # what other tools call every embedding
-_ARCHITECTURES = Path(__file__).parent / "architectures"
+_NAMELESS = ("emb_params", "*", "string_to_param.*", "clip_l", "clip_g", "t5xxl")  # what tools call every embedding
 
 
-def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -> Any:
+@dataclass(frozen=True)
+class Told:
+    """What loading has to say beside the pipeline.
+
+    Attributes:
+        notes: sentences for the user.
+        words: the words that each embedding has taught the text encoders, in lower case.
+    """
+
+    notes: list[str] = field(default_factory=list)
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, told: Told | None = None) -> Any:
     """The stock img2img pipeline of the preset's model, on the CPU, with the preset's scheduler.
+
+    Args:
+        told: takes what is to be told of the weights.
 
     Raises:
         ModelError: missing, refused, damaged or out of reach.
     """
+    told = Told() if told is None else told
     kind, reference = locate_model(parameters.model)
     if parameters.model != BUNDLED:
         _check_files(kind, reference)
     given = {} if controlnet is None else {"controlnet": controlnet}
     if parameters.vae:
-        given["vae"] = _load_vae(parameters.vae, dtype)
+        given["vae"] = _load_vae(parameters, dtype)
     with explain_model_errors(parameters.model):
         if kind == "file":
             if parameters.quantization != "none":
                 raise ModelError(f"{reference}: only diffusers folders and hub ids can be quantized; leave it out")
-            pipe = _load_single_file(reference, dtype, given)
+            pipe = load_single_file(Path(reference), dtype, given, parameters.variant, told.notes)
         else:
             options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **given}
             if kind == "hub":
@@ -81,10 +104,15 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any) -
             if parameters.quantization != "none":
                 options["quantization_config"] = _quantize_parts(config)
             pipe = _pipeline_class(config).from_pretrained(reference, **options)
+            for name, part in pipe.components.items():
+                if isinstance(part, torch.nn.Module):
+                    check_whole(parameters.model, name, part)
+                if kind == "folder" and type(part).__name__.startswith("CLIPText"):
+                    check_clip_folder(Path(reference), name, part)
     if parameters.lora:
-        _fuse_loras(pipe, parameters.lora)
+        told.notes.extend(_fuse_loras(pipe, parameters.lora))
     for text in parameters.embedding:
-        _load_embedding(pipe, text)
+        told.words[text] = _load_embedding(pipe, text)
     if parameters.ip_adapter:
         with explain_model_errors(parameters.ip_adapter):
             load_ip_adapter(pipe, parameters, dtype)
@@ -113,54 +141,68 @@ def _quantize_parts(config: dict[str, Any]) -> Any:
     return diffusers.PipelineQuantizationConfig(quant_mapping=mapping)
 
 
-def _load_vae(reference: str, dtype: torch.dtype) -> Any:
-    kind, place = locate_model(reference, index="config.json")
+def _load_vae(parameters: Parameters, dtype: torch.dtype) -> Any:
+    assert parameters.vae is not None
+    kind, place = locate_model(parameters.vae, index="config.json")
     _check_files(kind, place)
-    with explain_model_errors(reference):
+    with explain_model_errors(parameters.vae, "check that it is a VAE of the model's family"):
         if kind == "file":
-            return diffusers.AutoencoderKL.from_single_file(place, dtype=dtype)
-        return diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+            return load_vae_file(Path(place), dtype, parameters.model, parameters.revision)
+        vae = diffusers.AutoModel.from_pretrained(place, dtype=dtype, use_safetensors=True)
+        if not hasattr(vae, "encode"):
+            raise ModelError(
+                f"{parameters.vae}: {_name_class(type(vae).__name__)}, not a VAE; give a folder with a VAE's weights"
+            )
+        check_whole(parameters.vae, "VAE", vae)
+        return vae
 
 
-def _fuse_loras(pipe: Any, references: Sequence[str]) -> None:
-    """Add LoRAs to the weights themselves, so that they cost nothing when the model runs."""
-    names, scales = [], []
-    for index, text in enumerate(references):
-        with explain_model_errors(f"lora {text}"):
+def _name_class(name: str) -> str:
+    return f"{'an' if name.startswith('A') else 'a'} {name}"
+
+
+def _fuse_loras(pipe: Any, references: Sequence[str]) -> list[str]:
+    """Add LoRAs to the weights themselves; what to tell of them."""
+    found = []
+    for text in references:
+        with explain_model_errors(f"lora {text}", "get the file again"):
             if not hasattr(pipe, "load_lora_weights"):
                 raise ModelError(f"lora {text}: a {type(pipe).__name__} takes no LoRA; leave it out")
-            file = fetch_file(parse_lora(text), "lora")
-            pipe.load_lora_weights(
-                str(file.parent), weight_name=file.name, adapter_name=f"lora_{index}", use_safetensors=True
-            )
-            if f"lora_{index}" not in {name for names in pipe.get_list_adapters().values() for name in names}:
-                raise ModelError(f"lora {text}: none of its weights fit this model; it was made for another family")
-        names.append(f"lora_{index}")
-        scales.append(parse_lora(text).scale)
-    pipe.set_adapters(names, scales)
-    pipe.fuse_lora(adapter_names=names)
-    pipe.unload_lora_weights()
+            reference = parse_lora(text)
+            found.append((text, fetch_file(reference, "lora"), reference.scale))
+    with explain_model_errors(f"lora {' '.join(references)}", "get the files again"):
+        return fuse_loras(pipe, found)
 
 
-def _load_embedding(pipe: Any, text: str) -> None:
-    """Teach the text encoders a word: the embedding's own name, or its file's where it has none. XL has two parts."""
-    with explain_model_errors(f"embedding {text}"):
+def _load_embedding(pipe: Any, text: str) -> tuple[str, ...]:
+    """Teach the text encoders an embedding and return its words: its own name and its file's. XL has two parts."""
+    with explain_model_errors(f"embedding {text}", "get the file again"):
         if not hasattr(pipe, "load_textual_inversion") or not reads_with_clip(pipe):
             raise ModelError(f"embedding {text}: a {type(pipe).__name__} takes no embeddings; leave it out")
         file = fetch_file(parse_file("embedding", text), "embedding")
+        check_embedding(text, tell_contents(read_shapes(file)))
         vectors, readers = load_file(file), find_readers(pipe)
         parts = [vectors[key] for key in ("clip_l", "clip_g") if key in vectors] or list(vectors.values())
-        widths = [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers]
-        if [part.shape[-1] for part in parts] != widths:
-            raise ModelError(f"embedding {text}: does not fit this model; it was made for another family")
+        check_widths(
+            text,
+            [part.shape[-1] for part in parts],
+            [encoder.get_input_embeddings().weight.shape[-1] for _, encoder in readers],
+        )
         known = readers[0][0].get_vocab()
         # CLIP reads lower case alone.
-        own = [name for name in vectors if len(vectors) == 1 and name not in _NAMELESS]
-        name = next((name for name in map(str.lower, [*own, file.stem]) if name not in known), None)
-        if name is None:
+        own = [key.lower() for key in vectors if len(vectors) == 1 and key not in _NAMELESS]
+        stem = file.stem.lower()
+        names = [name for name in own if name not in known]
+        # A file's name is a second word, if it is no word of the language.
+        if stem not in known and not (names and f"{stem}</w>" in known):
+            names.append(stem)
+        if not names:
             raise ModelError(f"embedding {text}: the model has a word '{file.stem}' already; rename the file")
-        for part, (tokenizer, encoder) in zip(parts, readers, strict=True):
-            pipe.load_textual_inversion({name: part}, tokenizer=tokenizer, text_encoder=encoder)
+        names = list(dict.fromkeys(names))
+        for name in names:
+            for part, (tokenizer, encoder) in zip(parts, readers, strict=True):
+                pipe.load_textual_inversion({name: part}, tokenizer=tokenizer, text_encoder=encoder)
+        return tuple(names)
 
 
 def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
@@ -172,13 +214,19 @@ def load_controlnet(parameters: Parameters, dtype: torch.dtype) -> Any:
     assert parameters.controlnet is not None
     kind, reference = locate_model(parameters.controlnet, index="config.json")
     _check_files(kind, reference)
-    with explain_model_errors(parameters.controlnet):
+    with explain_model_errors(parameters.controlnet, "check that it is a ControlNet of the model's family"):
         if kind == "file":
-            return diffusers.ControlNetModel.from_single_file(reference, dtype=dtype)
+            return load_controlnet_file(Path(reference), dtype, parameters.model, parameters.revision)
         revision = parameters.controlnet_revision if kind == "hub" else None
-        return diffusers.ControlNetModel.from_pretrained(
-            reference, revision=revision, dtype=dtype, use_safetensors=True
-        )
+        name = diffusers.ControlNetModel.load_config(reference, revision=revision).get("_class_name")
+        if name not in (None, "ControlNetModel"):
+            raise ModelError(
+                f"{parameters.controlnet}: {_name_class(name)}, not a ControlNet of Stable Diffusion 1, 2 or XL; "
+                "give one of those"
+            )
+        net = diffusers.ControlNetModel.from_pretrained(reference, revision=revision, dtype=dtype, use_safetensors=True)
+        check_whole(parameters.controlnet, "ControlNet", net)
+        return net
 
 
 def _check_files(kind: Kind, place: str) -> None:
@@ -209,53 +257,12 @@ def _check_components(reference: str, config: dict[str, Any]) -> None:
             )
 
 
-def load_clip_tokenizer() -> CLIPTokenizer:
-    """OpenAI CLIP's tokenizer, as Stable Diffusion 1.x uses it, from the merges that are shipped."""
-    lines = (_ARCHITECTURES / "sd15" / "tokenizer" / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
-    alphabet = list(_byte_alphabet())
-    tokens = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(line.split()) for line in lines)]
-    vocab = {token: index for index, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    merges = [tuple(line.split()) for line in lines]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-
-
-def _byte_alphabet() -> Iterator[str]:
-    """Printable characters that stand for the 256 bytes, in the order of CLIP's vocabulary."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    yield from map(chr, printable)
-    yield from (chr(256 + index) for index in range(256 - len(printable)))
-
-
-def _load_single_file(path: str, dtype: torch.dtype, given: dict[str, Any]) -> Any:
-    """A checkpoint in one file. Stable Diffusion 1.x needs nothing else; others take their config from the hub."""
-    with safe_open(path, "pt") as file:  # names and shapes only, which takes no time even for gigabytes
-        shapes = {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118 - not a dict
-    family = infer_diffusers_model_type(shapes)
-    options: dict[str, Any] = {"dtype": dtype, **given}
-    if family == "v1":
-        options |= {
-            "config": str(_ARCHITECTURES / "sd15"),
-            "tokenizer": load_clip_tokenizer(),
-            "safety_checker": None,
-            "requires_safety_checker": False,
-        }
-    names = {
-        "v1": "StableDiffusion",
-        "v2": "StableDiffusion",
-        "xl_base": "StableDiffusionXL",
-        "sd3": "StableDiffusion3",
-    }
-    if family not in names:
-        raise ModelError(
-            f"{path}: a checkpoint of kind '{family}', which cannot be loaded from one file; use a diffusers folder"
-        )
-    middle = "ControlNet" if "controlnet" in given else ""
-    pipeline_class = getattr(diffusers, f"{names[family]}{middle}Img2ImgPipeline")
-    return pipeline_class.from_single_file(path, **options)
-
-
 def _make_scheduler(own: Any, parameters: Parameters) -> Any:
     kind = _scheduler_class(parameters.scheduler) if parameters.scheduler else type(own)
+    if hasattr(own, "scale_noise") != hasattr(kind, "scale_noise"):  # flow matching, or not
+        raise PresetError(
+            f"scheduler: a {kind.__name__} cannot take the place of this model's {type(own).__name__}; leave it out"
+        )
     unknown = set(parameters.scheduler_config) - set(inspect.signature(kind.__init__).parameters)
     if unknown:
         known = list(inspect.signature(kind.__init__).parameters)[1:]
@@ -269,71 +276,3 @@ def _scheduler_class(name: str) -> Any:
     if name not in known:
         raise PresetError(f"scheduler: no such class in diffusers: '{name}'{suggest(name, known)}")
     return getattr(diffusers, name)
-
-
-_TRANSPORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    importlib.import_module(name).HTTPError for name in ("httpx2", "httpx") if importlib.util.find_spec(name)
-)  # huggingface_hub lets them through when a download breaks off
-_LOADING_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    *_TRANSPORT_ERRORS,
-)
-_STATUS_SENTENCES = {
-    401: "the hub does not accept the token, or wants one; run `hf auth login`",
-    429: "the hub asks for fewer requests (429); try again later",
-}
-_HUB_SENTENCES: tuple[tuple[tuple[type[Exception], ...], str], ...] = (
-    ((hub.GatedRepoError,), "the model is gated; accept its licence on its hub page, then run `hf auth login`"),
-    ((hub.RepositoryNotFoundError,), "not on the hub, or private; check the name, or run `hf auth login`"),
-    (_TRANSPORT_ERRORS, "the connection to the hub broke off; run it again, files that are complete are kept"),
-    ((hub.RevisionNotFoundError,), "the hub has no such revision; check --set revision"),
-    (
-        (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled, hub.HfHubHTTPError, ConnectionError, TimeoutError),
-        "not in the cache and the hub cannot be reached; connect to the internet once, or give a folder with --model; "
-        "the presets edit, colorize and upscale need neither",
-    ),
-)
-
-
-@contextlib.contextmanager
-def explain_model_errors(reference: str) -> Iterator[None]:
-    """Turn what loading raises into one sentence with a remedy. The reference is named, never a token."""
-    try:
-        yield
-    except SafetensorError as error:
-        raise ModelError(f"{reference}: a weights file is damaged ({error}); get the model again") from None
-    except _LOADING_ERRORS as error:
-        # diffusers wraps the hub's errors in its own, which say less.
-        if (sentence := _explain_hub_error(list(_causes(error)))) is not None:
-            raise ModelError(f"{reference}: {sentence}") from None
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        if isinstance(error, RuntimeError) and "out of memory" in reason.lower():
-            raise
-        raise ModelError(
-            f"{reference}: cannot be loaded ({reason}); check that it is a whole diffusers model"
-        ) from None
-
-
-def _explain_hub_error(causes: Sequence[BaseException]) -> str | None:
-    for cause in causes:
-        for kinds, sentence in _HUB_SENTENCES[:2]:
-            if isinstance(cause, kinds):
-                return sentence
-        if isinstance(cause, hub.HfHubHTTPError) and cause.response.status_code in _STATUS_SENTENCES:
-            return _STATUS_SENTENCES[cause.response.status_code]
-    for cause in causes:
-        for kinds, sentence in _HUB_SENTENCES:
-            if isinstance(cause, kinds):
-                return sentence
-    return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

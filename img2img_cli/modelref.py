@@ -8,7 +8,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from img2img_cli.errors import ModelError
 
@@ -16,6 +16,8 @@ BUNDLED = "bundled"
 NO_MODEL = "none"  # an upscaling net alone
 Kind = Literal["folder", "file", "hub", "none"]
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+_WEIGHTS = ".safetensors"
+MAX_WORDS = 64  # in which names with spaces are looked for
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
@@ -108,9 +110,7 @@ def parse_lora(text: str) -> LoraReference:
     Raises:
         ModelError: a pickle, a missing file, a scale that is not a number, or nothing that could be on the hub.
     """
-    reference, colon, number = text.rpartition(":")
-    if not colon:
-        reference, number = text, "1"
+    reference, number = _split_scale(text)
     try:
         scale = float(number)
     except ValueError:
@@ -121,6 +121,31 @@ def parse_lora(text: str) -> LoraReference:
         )
     found = _find_file("lora", reference)
     return LoraReference(found.repository, found.file, found.on_hub, scale)
+
+
+def _split_scale(text: str) -> tuple[str, str]:
+    """A LoRA's reference and scale; a file's own name may hold colons."""
+    reference, colon, number = text.rpartition(":")
+    return (reference, number) if colon and not text.endswith(_WEIGHTS) else (text, "1")
+
+
+def split_references(text: str) -> tuple[str, ...]:
+    """The references in a text that has them side by side. Names with spaces are told by the files that are there."""
+    words = text.split()
+    if len(words) > MAX_WORDS:
+        return tuple(words)
+    found, place = [], 0
+    while place < len(words):
+        ends = [end for end in range(place + 1, len(words) + 1) if _split_scale(words[end - 1])[0].endswith(_WEIGHTS)]
+        joined = {end: " ".join(words[place:end]) for end in ends}
+        files = [end for end, name in joined.items() if _to_path(_split_scale(name)[0]).is_file()]
+        # Without a file: up to the first that ends as one does, unless the first word could be on the hub.
+        is_hub_id = _HUB_ID.fullmatch(_split_scale(words[place])[0]) is not None
+        end = max(files, default=place + 1 if is_hub_id or not ends else ends[0])
+        found.append(" ".join(words[place:end]))
+        place = end
+    whole = _to_path(_split_scale(text)[0])
+    return (text,) if whole.suffix == _WEIGHTS and whole.is_file() else tuple(found)
 
 
 def parse_file(role: str, reference: str) -> FileReference:
@@ -148,6 +173,14 @@ def _find_file(role: str, reference: str) -> FileReference:
             f"{role} {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
         )
     return FileReference(f"{owner}/{name}", file or None, on_hub=True)
+
+
+def list_files(parameters: Any) -> list[tuple[str, str]]:
+    """Role and reference of each single file of weights that parameters name, as `parse_file` takes them."""
+    p = parameters
+    several = [("lora", text) for text in p.lora] + [("embedding", text) for text in p.embedding]
+    single = (("upscaler", p.upscaler), ("ip_adapter", p.ip_adapter))
+    return several + [(role, text) for role, text in single if text is not None]
 
 
 def split_folder(reference: str) -> tuple[str, str]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 
 from img2img_cli.parameters import Offload
+
+# What accelerate and diffusers set on a module that they move. Some of it leads to the other modules of a pipeline.
+HOOK_ATTRIBUTES = ("_hf_hook", "_old_forward", "_diffusers_hook", "forward")
 
 
 def measure_parts(pipe: Any) -> list[int]:
@@ -57,3 +62,24 @@ def apply_offload(pipe: Any, offload: Offload, device: torch.device) -> None:
         pipe.to("cpu")
         # A stream copies the next layers while the present ones work; it exists on CUDA alone.
         pipe.enable_group_offload(onload_device=device, offload_type="leaf_level", use_stream=device.type == "cuda")
+
+
+def copy_alone(module: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    """Copy a module's weights, wherever they lie, to a device in a dtype; the copy stays there, without any hook."""
+    copied = copy.copy(module)
+    for name in HOOK_ATTRIBUTES:
+        copied.__dict__.pop(name, None)
+    with align_module_device(module):  # weights that are moved layer by layer are with a hook otherwise
+        copied._parameters = {name: _copy_tensor(tensor, device, dtype) for name, tensor in module._parameters.items()}
+        copied._buffers = {name: _copy_tensor(tensor, device, dtype) for name, tensor in module._buffers.items()}
+    copied._modules = {
+        name: None if part is None else copy_alone(part, device, dtype) for name, part in module._modules.items()
+    }
+    return copied
+
+
+def _copy_tensor(tensor: torch.Tensor | None, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    copied = tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
+    return torch.nn.Parameter(copied, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else copied

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from img2img_cli.modelref import BUNDLED, NO_MODEL, locate_model, make_absolute, parse_file, split_folder
+from img2img_cli.modelref import (
+    BUNDLED,
+    NO_MODEL,
+    list_files,
+    locate_model,
+    make_absolute,
+    parse_file,
+    split_folder,
+    split_references,
+)
 from img2img_cli.weights import check_weights
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
@@ -49,9 +58,9 @@ PIPELINE_KEYS = (
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
-def _split_words(value: Any) -> Any:
+def _split_references(value: Any) -> Any:
     """Several references in one text, as `--set` and a CSV file have them."""
-    return tuple(value.split()) if isinstance(value, str) else value
+    return split_references(value) if isinstance(value, str) else value
 
 
 def _check_text(text: str) -> str:
@@ -91,12 +100,12 @@ class Parameters(BaseModel):
     revision: str | None = Field(default=None, description="Branch, tag or commit of the model on the hub.")
     variant: str | None = Field(default=None, description="File variant on the hub, such as fp16.")
     vae: str | None = Field(default=None, description="Another VAE: a hub id, local folder or .safetensors file.")
-    lora: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
+    lora: Annotated[tuple[str, ...], BeforeValidator(_split_references)] = Field(
         default=(),
         strict=False,
         description="LoRAs fused into the model, REF or REF:SCALE; REF is a hub id, owner/name/FILE or a local file.",
     )
-    embedding: Annotated[tuple[str, ...], BeforeValidator(_split_words)] = Field(
+    embedding: Annotated[tuple[str, ...], BeforeValidator(_split_references)] = Field(
         default=(),
         strict=False,
         description="Textual inversions whose names the prompt can use: hub ids, owner/name/FILE or local files.",
@@ -210,10 +219,8 @@ class Parameters(BaseModel):
         return json.dumps(self.model_dump(include=set(PIPELINE_KEYS)))  # a path need not be UTF-8
 
     def list_files(self) -> list[tuple[str, str]]:
-        """Role and reference of each single file of weights, as `modelref.parse_file` takes them."""
-        several = [("lora", text) for text in self.lora] + [("embedding", text) for text in self.embedding]
-        single = (("upscaler", self.upscaler), ("ip_adapter", self.ip_adapter))
-        return several + [(role, text) for role, text in single if text is not None]
+        """As `modelref.list_files`."""
+        return list_files(self)
 
     def make_absolute(self) -> Parameters:
         """The same with local files and folders named so that they are found from any folder."""

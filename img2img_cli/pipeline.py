@@ -5,9 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
-import inspect
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
@@ -29,12 +28,13 @@ from img2img_cli.device import (
 )
 from img2img_cli.errors import ModelError, UsageError
 from img2img_cli.feedforward import UpscalingNet
-from img2img_cli.guidance import GUIDED_TENSORS, make_callback
+from img2img_cli.guidance import GUIDED_TENSORS, find_limits, make_callback
 from img2img_cli.ip_adapter import encode_style
-from img2img_cli.offload import apply_offload
+from img2img_cli.offload import apply_offload, copy_alone
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.prompts import READERS, Prompts
 from img2img_cli.qwen import show_whole
+from img2img_cli.traits import find_enlargement, find_multiple, list_arguments
 from img2img_cli.work import Piece, Progress
 
 CPU_LANES = 2
@@ -65,6 +65,7 @@ class ImagePipeline:
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
         plan: how many calls of the model are to come, for `--compile auto`.
         tells_cuts: whether prompts that are cut off come into `notes`, once each; else ask `find_cuts`.
+        load_notes: what there is to tell of the weights, a sentence each.
     """
 
     def __init__(
@@ -75,17 +76,14 @@ class ImagePipeline:
         self._net = net
         self.refiner: ImagePipeline | None = None
         self.tells_cuts = True
+        self.load_notes: list[str] = []
         self.plan = Plan()
-        own = _find_enlargement(pipe)
+        own = find_enlargement(pipe)
         self.enlargement: int | None = net.scale if net else own
         self.refines = pipe is not None and own is None
         self.factor: int = getattr(pipe, "vae_scale_factor", 1)
-        unet = getattr(pipe, "unet", None)
-        # Transformers work on patches of 2 x 2 latents; UNets halve them once a level.
-        self.multiple: int = self.factor * (2 if unet is None else 2 ** (len(unet.config.block_out_channels) - 1))
-        if name in _MULTIPLES:
-            self.multiple = _MULTIPLES[name]
-        self._accepted = _list_arguments(pipe)
+        self.multiple: int = find_multiple(pipe)
+        self._accepted = list_arguments(pipe)
         self.takes_mask = "mask_image" in self._accepted
         self._takes_latents = name.startswith("StableDiffusion") and name.endswith("Img2ImgPipeline")
         self.has_controlnet = getattr(pipe, "controlnet", None) is not None
@@ -155,12 +153,16 @@ class ImagePipeline:
                 guided = parameters.guidance_scale > 1
                 embeds = encode_style(self.pipe, style, self.placement.device, guided=guided)
                 arguments["ip_adapter_image_embeds"] = [embeds]
-            with cache_features(self.pipe, parameters.cache_interval):
-                result: torch.Tensor = self.pipe(**arguments).images
+            result: torch.Tensor = self._call(parameters, **arguments)
         if self.refiner is not None:
             again = [q.model_copy(update={"strength": q.refiner_strength}) for q in each]
             result = self.refiner.denoise(result, generators, again, None, progress)
         return result
+
+    def _call(self, parameters: Parameters, **arguments: Any) -> Any:
+        """What the pipeline makes; its UNet keeps features if the preset asks for it."""
+        with cache_features(self.pipe, parameters.cache_interval):
+            return self.pipe(**arguments).images
 
     def _make_arguments(
         self, each: Sequence[Parameters], generators: list[torch.Generator], progress: Progress | None
@@ -171,6 +173,8 @@ class ImagePipeline:
         prompts, negatives = [text for text, _ in read], [text for _, text in read if text is not None] or None
         if self.tells_cuts:
             self.prompts.note_cuts([*prompts, *(negatives or ())])
+            self.prompts.note_unused(read)
+            self.prompts.note(find_limits(self.pipe, p))
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
             texts = dict(self.prompts.embed(prompts, negatives))
@@ -196,9 +200,12 @@ class ImagePipeline:
         return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
 
     def find_cuts(self, each: Sequence[Parameters]) -> list[str]:
-        """A sentence for each prompt of which the model does not read all."""
-        texts = dict.fromkeys(text for p in each for text in self._read_texts(p) if text is not None)
-        return self.prompts.find_cuts(list(texts))
+        """Sentences: prompts that are not read in full, notes on the weights, and what the model cannot do."""
+        pairs = [self._read_texts(p) for p in each]
+        texts = dict.fromkeys(text for pair in pairs for text in pair if text is not None)
+        unused = self.prompts.find_unused(pairs).values()
+        limits = [text for p in each[:1] for text in find_limits(self.pipe, p)]
+        return [*self.load_notes, *self.prompts.find_cuts(list(texts)), *unused, *limits]
 
     def _count_windows(self, p: Parameters) -> int:
         return self.prompts.count_windows(*self._read_texts(p))
@@ -221,7 +228,7 @@ class ImagePipeline:
                 raise UsageError("this model repaints the white part of a mask; give one with --mask")
             arguments["mask_image"] = piece.mask
         with explain_memory_errors(self.placement.device), show_whole(self.pipe, width * height):
-            made = _to_images(self.pipe(**arguments).images)[0]
+            made = _to_images(self._call(piece.parameters, **arguments))[0]
         return made if made.size == piece.image.size else made.resize(piece.image.size, Image.Resampling.LANCZOS)
 
     @torch.inference_mode()
@@ -233,7 +240,8 @@ class ImagePipeline:
             self._tile_vae((pieces[0].image.width * self.factor, pieces[0].image.height * self.factor))
             generators = make_generators([piece.seed for piece in pieces])
             arguments = self._make_arguments([piece.parameters for piece in pieces], generators, progress)
-            return _to_images(self.pipe(**arguments, image=[piece.image for piece in pieces], output_type="pt").images)
+            arguments |= {"image": [piece.image for piece in pieces], "output_type": "pt"}
+            return _to_images(self._call(pieces[0].parameters, **arguments))
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> list[Image.Image]:
@@ -243,8 +251,11 @@ class ImagePipeline:
             ModelError: the result is not finite even in float32.
         """
         pixels = self._decode(latents)
-        if not torch.isfinite(pixels).all():
-            pixels = self._decode(latents, copy.deepcopy(self.pipe.vae).float())  # not the one that lanes share
+        if not torch.isfinite(pixels).all() and self.pipe.vae.dtype != torch.float32 and torch.isfinite(latents).all():
+            self._release()
+            with explain_memory_errors(self.placement.device):
+                vae = copy_alone(self.pipe.vae, self.placement.device, torch.float32)
+            pixels = self._decode(latents, vae)
         return _to_images(pixels.float().div(2).add(0.5))
 
     def _decode(self, latents: torch.Tensor, vae: Any = None) -> torch.Tensor:
@@ -352,6 +363,7 @@ class ImagePipeline:
             return "the VAE in tiles"
         if self.placement.device.type == "cuda" and self.pipe is not None and self.offload in ("none", "model"):
             self.offload = "model" if self.offload == "none" else "group"
+            self.plan.is_off = True
             apply_offload(self.pipe, self.offload, self.placement.device)
             return "the model's " + ("parts" if self.offload == "model" else "layers") + " moved to the device in turn"
         return None
@@ -372,22 +384,6 @@ class ImagePipeline:
         gc.collect()
         if self.placement.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _find_enlargement(pipe: Any) -> int | None:
-    """By how much a model made for upscaling enlarges: its VAE decodes latents of the input's own size, or of twice."""
-    if isinstance(pipe, diffusers.StableDiffusionUpscalePipeline):
-        return int(pipe.vae_scale_factor)
-    return 2 if isinstance(pipe, diffusers.StableDiffusionLatentUpscalePipeline) else None
-
-
-# What sides must be divisible by where the VAE's factor does not tell: the x4 upscaler's latents have the input's
-# size; Qwen rounds to 32.
-_MULTIPLES = {"StableDiffusionUpscalePipeline": 8, "QwenImageEditPlusPipeline": 32}
-
-
-def _list_arguments(pipe: Any) -> Set[str]:
-    return inspect.signature(pipe.__call__).parameters.keys() if pipe is not None else set()
 
 
 def _to_images(pixels: torch.Tensor) -> list[Image.Image]:

@@ -6,24 +6,26 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import string
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from img2img_cli.errors import OutputError, PresetError, UsageError
+from pydantic import ValidationError
+
+from img2img_cli.errors import Img2ImgError, OutputError, UsageError
 from img2img_cli.inputs import Item, check_inside
-from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_style
+from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_input, check_style
+from img2img_cli.output_folder import NameLimits, NameProbe, check_folder
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import choose_controlnet, load_preset, resolve, speed_up
+from img2img_cli.preset import choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import Preset, load_preset
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
 DEFAULT_NAME = "{stem}{ext}"
 _WIDTH = re.compile(r"\d{0,2}")
-MIN_FREE_BYTES = 16 << 20
 MAX_PAIRS = 5
 
 
@@ -46,23 +48,153 @@ class Choices:
     metadata: bool = True
 
 
-def plan_batch(items: Sequence[Item], choices: Choices) -> list[Job]:
-    """One job an item, in their order.
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """An input of which no job can be made: it fails alone, for this reason.
+
+    Attributes:
+        output: where its result would lie, if that is known.
+    """
+
+    input: str
+    error: Img2ImgError
+    output: str | None = None
+    preset: str = ""
+
+
+Planned = Job | Refused
+
+
+def plan_batch(items: Sequence[Item], choices: Choices) -> list[Planned]:
+    """A job for each item, in their order, or why there is none: what an input's name or row does wrong is its own
+    failure, and what would be wrong without it is everybody's.
 
     Raises:
-        UsageError, PresetError: parameters or names that cannot be; a manifest's row is named by its line.
+        UsageError, PresetError, ModelError, InputError: options that cannot be.
         OutputError: two results with one name, a result in an input's place, or no room to write.
     """
-    _check_name(choices.name)
-    if choices.style is not None and os.path.exists(choices.style) and not os.path.isfile(choices.style):
-        raise UsageError(
-            f"--style {choices.style}: is no regular file; a batch reads it more than once, so save it first"
-        )
-    resolved: dict[str, Parameters] = {}
-    jobs = [_make_job(item, index, choices, resolved) for index, item in enumerate(items)]
+    planner = Planner(choices)
+    sound = [item for item in items if item.error is None]
+    if sound and choices.preset is None and not any(item.preset for item in sound):
+        raise UsageError("--preset: no preset; name one with --preset, as in --preset colorize")
+    planned = [planner.plan(item, index) for index, item in enumerate(items)]
+    jobs = [job for job in planned if isinstance(job, Job)]
     check_outputs(jobs, choices.folder)
     check_folder(choices.folder, jobs)
-    return jobs
+    return planned
+
+
+class Planner:
+    """Makes jobs of items, one by one.
+
+    Raises:
+        UsageError, InputError: a name for results or a style picture that cannot be.
+    """
+
+    def __init__(self, choices: Choices) -> None:
+        _check_name(choices.name)
+        self._choices = choices
+        self._limits = NameLimits(choices.folder)
+        self._resolved: dict[str, Parameters | Img2ImgError] = {}
+        self._check_own_values()
+        self._probe_name()
+
+    def plan(self, item: Item, index: int) -> Planned:
+        """An item's job, or why it has none.
+
+        Args:
+            index: the item's place among all, from 0.
+
+        Raises:
+            Img2ImgError: the options are wrong, whatever the item.
+        """
+        if item.error is not None:
+            return Refused(input=item.path, error=item.error)
+        preset = item.preset or self._choices.preset or ""
+        try:
+            parameters = self._resolve(preset, item)
+            style = item.style or self._choices.style
+            _check_beside(item, style, parameters, preset)
+        except Img2ImgError as error:
+            if item.origin is None:
+                raise
+            return Refused(input=item.path, error=error, preset=preset)
+        seed = item.seed if item.seed is not None else self._choices.seed
+        if seed is None:
+            # By its name, so that a rerun, or a run over more files, makes the same picture again.
+            seed = int.from_bytes(hashlib.sha256(item.relative.encode("utf-8", "surrogateescape")).digest()[:4])
+        output = None
+        try:
+            relative = item.output or _name_result(item, index, self._choices, parameters, seed)
+            where = item.origin or item.path
+            check_inside(relative, where)
+            _check_free(relative, where)
+            output = str(self._choices.folder / relative)
+            _check_format(relative, where, self._choices)
+            self._limits.check(output, where)
+        except Img2ImgError as error:
+            return Refused(input=item.path, output=output, error=error, preset=preset)
+        return self._make_job(item, output, preset, parameters, seed, style)
+
+    def _make_job(
+        self, item: Item, output: str, preset: str, parameters: Parameters, seed: int, style: str | None
+    ) -> Job:
+        return Job(
+            input=item.path,
+            output=output,
+            preset=preset,
+            parameters=parameters,
+            seed=seed,
+            mask=item.mask,
+            style=style,
+            control_image=item.control_image,
+            format=self._choices.format,
+            quality=self._choices.quality,
+            force=self._choices.force,
+            metadata=self._choices.metadata,
+        )
+
+    def _resolve(self, preset: str, item: Item) -> Parameters:
+        """The item's parameters; found out once for all that name the same."""
+        key = json.dumps([preset, item.overrides], sort_keys=True, default=str)
+        if key not in self._resolved:
+            try:
+                self._resolved[key] = _resolve(preset, item, self._choices)
+            except Img2ImgError as error:
+                self._resolved[key] = error
+        found = self._resolved[key]
+        if isinstance(found, Img2ImgError):
+            raise type(found)(f"{item.origin}: {found}" if item.origin else str(found))
+        return found
+
+    def _check_own_values(self) -> None:
+        """Refuse what the options alone do wrong, before it is told of every row."""
+        choices = self._choices
+        if choices.preset is not None:
+            load_preset(choices.preset)
+        if choices.style is not None:
+            check_input(choices.style)
+            if not os.path.isfile(choices.style):
+                what = "is no regular file; a batch reads it more than once, so save it first"
+                raise UsageError(f"--style {choices.style}: {what}")
+        nothing = Preset(name="", values={}, sources={})
+        try:
+            own = Parameters.model_validate(choices.overrides)
+        except ValidationError as error:
+            if any(part["loc"] for part in error.errors()):  # a key or value, rather than what goes with what
+                resolve(nothing, choices.overrides)
+            return
+        more = {"lora": (*own.lora, *choices.more_lora), "embedding": (*own.embedding, *choices.more_embeddings)}
+        own.model_copy(update=more).check_references()
+
+    def _probe_name(self) -> None:
+        """Refuse a --name that would be wrong for a picture with the plainest name."""
+        item = Item(path="picture.png", relative="picture.png", preset="preset")
+        relative = _name_result(item, 0, self._choices, Parameters(), 0)
+        where = f"--name {self._choices.name}"
+        check_inside(relative, where)
+        _check_free(relative, where)
+        _check_format(relative, where, self._choices)
 
 
 def _check_name(template: str) -> None:
@@ -78,52 +210,29 @@ def _check_name(template: str) -> None:
             raise UsageError(f"--name {template}: after the colon comes a width alone, such as {{index:04}}")
 
 
-def _make_job(item: Item, index: int, choices: Choices, resolved: dict[str, Parameters]) -> Job:
-    preset = item.preset or choices.preset
-    if preset is None:
-        raise UsageError(f"{item.origin or '--preset'}: no preset; name one with --preset, as in --preset colorize")
-    key = json.dumps([preset, item.overrides], sort_keys=True, default=str)
-    if key not in resolved:
-        resolved[key] = _resolve(preset, item, choices)
-    parameters = resolved[key]
-    style = item.style or choices.style
-    _check_beside(item, style, parameters, preset)
-    seed = item.seed if item.seed is not None else choices.seed
-    if seed is None:
-        # By its name, so that a rerun, or a run over more files, makes the same picture again.
-        seed = int.from_bytes(hashlib.sha256(item.relative.encode("utf-8", "surrogateescape")).digest()[:4])
-    relative = item.output or _name_result(item, index, choices, parameters, seed)
-    check_inside(relative, item.origin or item.path)
-    output = choices.folder / relative
-    if choices.format == "keep" and output.suffix.lower() not in EXTENSIONS:
-        raise UsageError(f"{item.origin or item.path}: {relative}: unknown picture format '{output.suffix}'")
-    return Job(
-        input=item.path,
-        output=str(output),
-        preset=preset,
-        parameters=parameters,
-        seed=seed,
-        mask=item.mask,
-        style=style,
-        control_image=item.control_image,
-        format=choices.format,
-        quality=choices.quality,
-        force=choices.force,
-        metadata=choices.metadata,
-    )
+def _check_format(relative: str, where: str, choices: Choices) -> None:
+    extension = os.path.splitext(relative)[1]
+    if choices.format == "keep" and extension.lower() not in EXTENSIONS:
+        raise UsageError(f"{where}: {relative}: unknown picture format '{extension}'; use --name or --format")
+
+
+def _check_free(relative: str, where: str) -> None:
+    """Refuse the names of what a batch keeps beside its results."""
+    if os.path.basename(relative).lower().startswith(".img2img"):
+        raise UsageError(f"{where}: {relative}: names that begin with .img2img are the batch's own; choose another")
 
 
 def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
-    try:
-        overrides, loaded = {**choices.overrides, **item.overrides}, load_preset(preset)
-        if choices.fast:
-            overrides = speed_up(loaded, overrides)
-        resolved = resolve(loaded, overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings)
-        parameters = choose_controlnet(preset, resolved, overrides).parameters
-    except PresetError as error:
-        raise PresetError(f"{item.origin}: {error}" if item.origin else str(error)) from None
+    if not preset:
+        raise UsageError("no preset; name one with --preset, as in --preset colorize")
+    overrides, loaded = {**choices.overrides, **item.overrides}, load_preset(preset)
+    if choices.fast:
+        overrides = speed_up(loaded, overrides)
+    resolved = resolve(loaded, overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings)
+    parameters = choose_controlnet(preset, resolved, overrides).parameters
     if parameters.task == "edit" and not parameters.prompt:
-        raise UsageError(f"{item.origin or 'preset ' + preset}: no prompt; give --prompt or a preset that has one")
+        raise UsageError(f"preset {preset}: no prompt; give --prompt or a preset that has one")
+    parameters.check_references()
     return parameters
 
 
@@ -149,29 +258,50 @@ def _name_result(item: Item, index: int, choices: Choices, parameters: Parameter
 
 
 def check_outputs(jobs: Sequence[Job], folder: Path) -> None:
-    """Refuse results that would get one name, also where case or Unicode forms are not told apart, and results that
-    would replace an input, also by way of links.
+    """Refuse results that would get one name, also where the folder does not tell case or Unicode forms apart, and
+    results that would replace an input, also by way of links.
 
     Raises:
         OutputError: naming the pairs.
     """
-    by_name: dict[str, Job] = {}
-    pairs = []
-    inputs = {identity: job.input for job in jobs if (identity := _identify(job.input)) is not None}
-    for job in jobs:
-        key = unicodedata.normalize("NFC", os.path.relpath(job.output, folder)).casefold()
-        if key in by_name:
-            pairs.append(f"{by_name[key].input} and {job.input} -> {job.output}")
-        by_name.setdefault(key, job)
-        identity = _identify(job.output)
-        if identity is not None and identity in inputs:
-            pairs.append(f"{job.input} -> {job.output}, which is the input {inputs[identity]}")
-    if pairs:
+    claims = Claims(folder, jobs)
+    if pairs := [pair for job in jobs if (pair := claims.add(job))]:
         more = f" and {len(pairs) - MAX_PAIRS} more" if len(pairs) > MAX_PAIRS else ""
-        raise OutputError(
-            f"results would get in each other's way: {'; '.join(pairs[:MAX_PAIRS])}{more}; "
-            "use --name, such as '{name}{ext}' or '{stem}-{index}{ext}', or another output folder"
-        )
+        raise _collide("; ".join(pairs[:MAX_PAIRS]) + more)
+
+
+def _collide(pairs: str) -> OutputError:
+    return OutputError(
+        f"results would get in each other's way: {pairs}; "
+        "use --name, such as '{name}{ext}' or '{stem}-{index}{ext}', or another output folder"
+    )
+
+
+class Claims:
+    """Which results have which names below the output folder."""
+
+    def __init__(self, folder: Path, jobs: Iterable[Job] = ()) -> None:
+        self._folder = folder
+        self._probe = NameProbe(folder)
+        self._jobs: dict[str, dict[str, Job]] = {}
+        self._inputs = {identity: job.input for job in jobs if (identity := _identify(job.input)) is not None}
+
+    def add(self, job: Job) -> str | None:
+        """Give a job its result's name; what is in its way, as text, if it cannot have it."""
+        name, form = self._name(job)
+        holders = self._jobs.setdefault(form, {})
+        for held, holder in holders.items():
+            if held == name or not self._probe.tell_apart(held, name):
+                return f"{holder.input} and {job.input} -> {job.output}"
+        if (identity := _identify(job.output)) is not None and identity in self._inputs:
+            return f"{job.input} -> {job.output}, which is the input {self._inputs[identity]}"
+        holders[name] = job
+        return None
+
+    def _name(self, job: Job) -> tuple[str, str]:
+        """A result's name, and the form that it shares with others on file systems that tell less apart."""
+        name = os.path.relpath(job.output, self._folder)
+        return name, unicodedata.normalize("NFC", name).casefold()
 
 
 def _identify(path: str) -> tuple[int, int] | None:
@@ -180,43 +310,3 @@ def _identify(path: str) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
-
-
-def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
-    """Refuse an output folder that cannot be written to, leads elsewhere by a link, or lies on a full disk.
-
-    Raises:
-        OutputError: naming the folder.
-    """
-    root = os.path.realpath(folder)
-    for path in {os.path.dirname(job.output) for job in jobs}:
-        check_place(path, folder)
-    for path in (job.output for job in jobs if os.path.islink(job.output)):
-        check_place(path, folder)
-    existing = next(path for path in (Path(root), *Path(root).parents) if os.path.lexists(path))
-    if not existing.is_dir():
-        raise OutputError(f"{existing}: is not a folder; name another output folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(f"{existing}: cannot be written to; check its permissions")
-    free = shutil.disk_usage(existing).free
-    if free < MIN_FREE_BYTES:
-        raise OutputError(f"{existing}: only {free >> 20} MiB are free on its disk; make room first")
-
-
-def check_place(path: str, folder: Path) -> None:
-    """Refuse a result or its folder that links lead out of the output folder.
-
-    Raises:
-        OutputError: naming it.
-    """
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        raise OutputError(f"{path}: a link leads out of {folder}; results would land elsewhere, remove the link")
-
-
-def estimate_bytes(jobs: Sequence[Job]) -> int:
-    """About how many bytes the results will have: as their inputs, times the scale squared."""
-    total = 0.0
-    for job in jobs:
-        size = os.path.getsize(job.input) if os.path.isfile(job.input) else 0
-        total += size * (job.parameters.scale**2 if job.parameters.task == "upscale" else 1)
-    return int(total)

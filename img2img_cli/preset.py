@@ -1,15 +1,12 @@
-"""Presets: YAML files that name a model and its parameters, with inheritance and a catalogue."""
+"""Presets, resolved: defaults < preset file < command line, validated."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -17,35 +14,12 @@ from pydantic import ValidationError
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Parameters, fewest_steps
-from img2img_cli.yamlio import MAX_CHARACTERS, YamlError, parse_yaml
+from img2img_cli.preset_files import EXTENDS, Preset, replace_values, suggest
 
 DEFAULT, COMMAND_LINE = "default", "command line"
 MAX_SHOWN = 200  # characters of a value in a message
-MAX_GENERATIONS = 20  # of presets that extend each other
 FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
 LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
-_EXTENDS = "extends"
-_REVISIONS = {"model": "revision", "controlnet": "controlnet_revision"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a value was written: a file and its line."""
-
-    file: str
-    line: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}" if self.line else self.file
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The keys a preset sets, its parents' included, each with its source."""
-
-    name: str
-    values: Mapping[str, Any]
-    sources: Mapping[str, Source]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,90 +29,6 @@ class Resolved:
     name: str
     parameters: Parameters
     origin: Mapping[str, str]
-
-
-def configs_dir() -> Path:
-    """The catalogue's folder: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
-
-
-@cache
-def list_presets() -> dict[str, Path]:
-    """Names of the shipped presets and their files, sorted."""
-    return {path.stem: path for path in sorted(configs_dir().rglob("*.yaml"), key=lambda p: p.stem)}
-
-
-def suggest(word: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for near misses, else nothing."""
-    near = difflib.get_close_matches(word, list(candidates), n=3, cutoff=0.5)
-    return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
-
-
-def load_preset(reference: str) -> Preset:
-    """Load a shipped preset by name or any preset by its file.
-
-    Raises:
-        PresetError: no such preset, a cycle of `extends`, or a file that is not a valid preset.
-    """
-    return _load(_find(reference, None), ())
-
-
-def _find(reference: str, beside: Path | None) -> Path:
-    if reference.endswith((".yaml", ".yml")) or "/" in reference:
-        try:
-            path = (beside.parent if beside else Path()) / Path(reference).expanduser()
-            found = path.is_file()
-        except (OSError, RuntimeError):  # too long a name, no such user
-            path, found = Path(reference), False
-        if not found:
-            raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
-        return path
-    names = list_presets()
-    if reference not in names:
-        hint = suggest(reference, names) or "; `img2img presets list` shows all"
-        raise PresetError(f"unknown preset '{reference}'{hint}")
-    return names[reference]
-
-
-def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
-    path = path.resolve()
-    if path in seen:
-        raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
-    if len(seen) > MAX_GENERATIONS:
-        raise PresetError(f"{path}: the presets that it is extended by are more than {MAX_GENERATIONS}; join some")
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            text = file.read(MAX_CHARACTERS + 1)
-        values, lines = parse_yaml(text)
-    except YamlError as error:
-        raise PresetError(f"{Source(file=str(path), line=error.line)}: {error}") from None
-    except UnicodeDecodeError:
-        raise PresetError(f"{path}: not UTF-8 text; save the preset as UTF-8") from None
-    except OSError as error:
-        raise PresetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    parent = values.pop(_EXTENDS, None)
-    sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
-    for key in values:
-        if key not in Parameters.model_fields:
-            raise PresetError(
-                f"{sources[key]}: unknown key '{key}'{suggest(key, (*Parameters.model_fields, _EXTENDS))}"
-            )
-    if parent is None:
-        return Preset(name=path.stem, values=values, sources=sources)
-    if not isinstance(parent, str):
-        raise PresetError(f"{path}:{lines[(_EXTENDS,)]}: extends must be a preset's name or file, not {parent!r}")
-    base = _load(_find(parent, path), (*seen, path))
-    values = _replace(base.values, values)
-    sources = {**base.sources, **sources}
-    return Preset(name=path.stem, values=values, sources={key: sources[key] for key in values})
-
-
-def _replace(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """One set of values over another; a revision goes with the model that it is of."""
-    stale = {_REVISIONS[key] for key in _REVISIONS if key in values and values[key] != base.get(key)}
-    return {key: value for key, value in base.items() if key not in stale} | dict(values)
 
 
 def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
@@ -193,7 +83,7 @@ def resolve(
     for key in overrides:
         if key not in Parameters.model_fields:
             raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
-    merged = _replace(preset.values, overrides)
+    merged = replace_values(preset.values, overrides)
     if "model" in overrides and "variant" not in overrides and overrides["model"] != preset.values.get("model"):
         merged.pop("variant", None)  # many a model has no such files
     if "strength" in overrides and "num_inference_steps" not in overrides:
@@ -204,7 +94,10 @@ def resolve(
         raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
     if more_lora or more_embeddings:
         more = {"lora": (*parameters.lora, *more_lora), "embedding": (*parameters.embedding, *more_embeddings)}
-        parameters = parameters.model_copy(update=more)
+        try:
+            parameters = Parameters.model_validate({**merged, **more})
+        except ValidationError as error:
+            raise PresetError("; ".join(_describe(e, preset, {**overrides, **more}) for e in error.errors())) from None
     origin = {
         key: COMMAND_LINE
         if key in overrides
@@ -251,7 +144,7 @@ def preset_schema() -> dict[str, Any]:
     """The JSON schema of a preset file, for editors."""
     schema = Parameters.model_json_schema()
     properties = {
-        _EXTENDS: {"type": "string", "description": "Name or file of the preset whose values are inherited."},
+        EXTENDS: {"type": "string", "description": "Name or file of the preset whose values are inherited."},
         **schema["properties"],
     }
     return {

@@ -48,10 +48,12 @@ class Prompts:
 
     Attributes:
         notes: what to tell of prompts that were cut off, a sentence each; whoever shows them takes them out.
+        words: those of each embedding, in lower case.
     """
 
     def __init__(self, pipe: Any) -> None:
         self.notes: list[str] = []
+        self.words: dict[str, tuple[str, ...]] = {}
         self._pipe, self._told = pipe, set[str]()
         self._readers = find_readers(pipe)
         accepted = inspect.signature(pipe.__call__).parameters if pipe is not None else {}
@@ -70,7 +72,7 @@ class Prompts:
     def share(self, pipe: Any) -> Prompts:
         """The same for a copy of the pipeline that has tokenizers of its own; what one tells the other does not."""
         shared = Prompts(pipe)
-        shared.notes, shared._told = self.notes, self._told
+        shared.notes, shared._told, shared.words = self.notes, self._told, self.words
         return shared
 
     def count_windows(self, prompt: str, negative: str | None) -> int:
@@ -147,11 +149,36 @@ class Prompts:
         )
         return len(tokens) // int(provider.max_token_count)
 
+    def note(self, sentences: Sequence[str]) -> None:
+        """Add sentences to what is told, each once."""
+        new = [sentence for sentence in sentences if sentence not in self._told]
+        self._told.update(new)
+        self.notes += new
+
     def note_cuts(self, texts: Sequence[str]) -> None:
         """Add a note for each prompt of which the model does not read all, once."""
         new = [text for text in dict.fromkeys(texts) if text not in self._told]
         self._told.update(new)
         self.notes += self.find_cuts(new)
+
+    def note_unused(self, pairs: Sequence[tuple[str, str | None]]) -> None:
+        """Add a note for each embedding that a prompt and its negative one do not name, once an embedding."""
+        found = self.find_unused(pairs)
+        self.notes += [note for text, note in found.items() if text not in self._told]
+        self._told.update(found)
+
+    def find_unused(self, pairs: Sequence[tuple[str, str | None]]) -> dict[str, str]:
+        """A sentence for each embedding that does nothing in one of these prompts with their negative ones."""
+        found = {}
+        for text, words in self.words.items():
+            for prompt, negative in pairs:
+                read = f"{prompt} {negative or ''}".lower()
+                if not any(word in read for word in words):
+                    named = " or ".join(f"'{word}'" for word in words)
+                    start = " ".join(prompt.split())[:40]
+                    found[text] = f"embedding {text}: prompt '{start}' does not hold its word {named}; it does nothing"
+                    break
+        return found
 
     def find_cuts(self, texts: Sequence[str]) -> list[str]:
         """A sentence for each prompt of which the model does not read all."""

@@ -18,6 +18,7 @@ from img2img_cli.batch import Tally
 from img2img_cli.errors import Img2ImgError
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
+from img2img_cli.plan import Planned
 from img2img_cli.source import find_special
 from img2img_cli.writer import write_output_bytes
 
@@ -28,22 +29,23 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
-    path: Path, events: Sequence[dict[str, Any]], jobs: Sequence[Job], tally: Tally, seconds: float
+    path: Path, events: Sequence[dict[str, Any]], planned: Sequence[Planned], tally: Tally, seconds: float
 ) -> None:
     """Write the page for one run; an existing file is replaced, because a report belongs to the last run.
 
     Raises:
         OutputError: it cannot be written.
     """
-    by_output = {job.output: job for job in jobs}
-    order = {output: index for index, output in enumerate(by_output)}
-    events = sorted(events, key=lambda event: order[str(event["output"])])
+    by_name = {(job.input, job.output): job for job in planned}
+    order = {name: index for index, name in enumerate(by_name)}
+    events = sorted(events, key=lambda event: order[_name(event)])
     shown = [event for event in events if event["event"] in ("done", "up-to-date")][:MAX_PAIRS]
     with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
         befores = list(pool.map(make_thumbnail, [str(event["input"]) for event in shown]))
         afters = list(pool.map(make_thumbnail, [str(event["output"]) for event in shown]))
     pairs = {str(event["output"]): pair for event, pair in zip(shown, zip(befores, afters, strict=True), strict=True)}
-    rows = [_make_row(event, by_output, pairs.get(str(event["output"]))) for event in events]
+    rows = [_make_row(event, by_name[_name(event)], pairs.get(str(event["output"]))) for event in events]
+    jobs = [job for job in planned if isinstance(job, Job)]
     presets = {job.preset: job.parameters.model_dump(exclude_defaults=True) for job in jobs}
     data = {
         "rows": rows,
@@ -63,18 +65,19 @@ def write_report(
     write_output_bytes(page.encode(), str(path))
 
 
-def _make_row(
-    event: dict[str, Any], jobs: dict[str, Job], pair: tuple[str | None, str | None] | None
-) -> dict[str, Any]:
-    job = jobs[event["output"]]
+def _name(event: dict[str, Any]) -> tuple[str, str | None]:
+    return event["input"], event["output"]
+
+
+def _make_row(event: dict[str, Any], job: Planned, pair: tuple[str | None, str | None] | None) -> dict[str, Any]:
     row = {key: event[key] for key in ("input", "output", "seconds", "width", "height", "reason") if key in event}
     row = {key: _text(value) for key, value in row.items()}
     before, after = pair or (None, None)
     return row | {
         "status": event["event"],
         "preset": job.preset,
-        "seed": job.seed,
-        "prompt": job.parameters.prompt,
+        "seed": job.seed if isinstance(job, Job) else None,
+        "prompt": job.parameters.prompt if isinstance(job, Job) else "",
         "before": before,
         "after": after,
     }

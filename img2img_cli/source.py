@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
-from img2img_cli.errors import ChangedError, InputError
+from img2img_cli.errors import ChangedError, InputError, ReadError
 
 MAX_BYTES = 1 << 30
 Stamp = tuple[int | None, int | None]  # size in bytes and time of the last change in ns
@@ -46,9 +46,9 @@ def read_source(name: str, check: Callable[[], None] = lambda: None) -> tuple[by
     return data, stamp
 
 
-def _explain(name: str, error: OSError | ValueError) -> InputError:
+def _explain(name: str, error: OSError | ValueError) -> ReadError:
     reason = getattr(error, "strerror", None) or "no such name"
-    return InputError(f"{name}: cannot be read ({reason}); check the name and its permissions")
+    return ReadError(f"{name}: cannot be read ({reason}); check the name and its permissions")
 
 
 def check_length(name: str, data: bytes) -> None:

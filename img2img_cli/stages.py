@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from img2img_cli.errors import Img2ImgError
 from img2img_cli.guides import load_guides
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
@@ -17,19 +18,19 @@ from img2img_cli.work import Piece, Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """A picture that is ready for the model.
+class Read:
+    """A picture that was read.
 
     Attributes:
-        pieces: what the model is to work on.
         sha256, stamp: of the very bytes that were decoded.
         notes: what to tell of how it was read, a sentence each.
+        error: why it cannot be decoded.
     """
 
-    pieces: list[Piece]
     sha256: str
     stamp: Stamp
     notes: tuple[str, ...] = ()
+    error: Img2ImgError | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,27 +43,33 @@ class Encoded:
 
 
 class Stages:
-    """One picture's stages, in this process. `prepare` first, then `advance` until it gives the result."""
+    """One picture's stages, in this process: `load`, `prepare`, then `advance` until it gives the result."""
 
-    def __init__(self, job: Job, fingerprint: str, pipeline: Pipeline) -> None:
-        self._job, self._fingerprint, self._pipeline = job, fingerprint, pipeline
+    def __init__(self, job: Job, fingerprint: str) -> None:
+        self._job, self._fingerprint = job, fingerprint
 
-    def prepare(self, data: bytes | None = None) -> Prepared:
-        """Decode the input, or its content as it was read before.
+    def load(self, data: bytes | None = None) -> Read:
+        """Read and decode the input, or its content as it was read before, and what is given beside it.
 
         Raises:
-            Img2ImgError: it cannot be read, or what is given beside it cannot.
+            Img2ImgError: it cannot be read.
         """
         job, stamp = self._job, NO_STAMP
         if data is None:
             data, stamp = read_source(job.input)
         self._sha256 = hashlib.sha256(data).hexdigest()
-        self._picture = load_image(job.input, data)
-        self._guides = load_guides(job, self._picture.size)
-        self._work = start_work(self._picture.rgb, job.parameters, job.seed, self._pipeline, self._guides)
-        return Prepared(
-            pieces=next(self._work.steps), sha256=self._sha256, stamp=stamp, notes=tuple(self._guides.notes)
-        )
+        try:
+            self._picture = load_image(job.input, data)
+            self._guides = load_guides(job, self._picture.size)
+        except Img2ImgError as error:
+            return Read(sha256=self._sha256, stamp=stamp, error=error)
+        return Read(sha256=self._sha256, stamp=stamp, notes=tuple(self._guides.notes))
+
+    def prepare(self, pipeline: Pipeline) -> list[Piece]:
+        """What the model is to work on first."""
+        job = self._job
+        self._work = start_work(self._picture.rgb, job.parameters, job.seed, pipeline, self._guides)
+        return next(self._work.steps)
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
         """Take what the model has made of the last pieces; return more of them, or the result."""

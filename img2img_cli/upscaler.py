@@ -75,7 +75,7 @@ def _upscale(
 
 
 def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
-    """The picture without its noise, blur and compression, at its own resolution."""
+    """The picture as the model mends it, at its own resolution."""
     passes = 2 if parameters.keep_detail else 1
     total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))

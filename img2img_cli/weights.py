@@ -35,6 +35,26 @@ def check_weights(path: Path) -> None:
             raise _damaged(path, f"tensor '{name[:80]}' is empty and claims {max(shape)} rows")
 
 
+def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in a .safetensors file, by its name.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    check_weights(path)
+    return {name: tuple(told["shape"]) for name, told in _read_header(path).items() if name != "__metadata__"}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts that a .safetensors file's maker has put into its header.
+
+    Raises:
+        ModelError: naming the file.
+    """
+    found = _read_header(path).get("__metadata__")
+    return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
+
+
 def check_sequences(path: Path, names: Iterable[str]) -> None:
     """Refuse weights that number their layers far beyond what they hold: nets are built as long as that.
 

@@ -1,10 +1,15 @@
-"""Strict YAML: every value knows its line; duplicate keys, tags, anchors and deep nesting are refused."""
+"""Strict YAML: every value knows its line; duplicate keys, tags, anchors and deep nesting are refused.
+
+Plain values mean what YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema) says. PyYAML follows
+YAML 1.1, where `no` is false, `1:0` is 60, `010` is 8, `1e3` is text and `2026-11-25` is a date.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -14,8 +19,41 @@ MAX_CHARACTERS = 1 << 16
 MAX_SCALAR = 1000  # characters of a number
 MAX_BITS = 1024  # of an integer; a float reaches as far
 _STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the rest
-_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+_TAG = "tag:yaml.org,2002:"
+_TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
+# The kind of a plain scalar, the characters it may begin with, and its whole text.
+_SCALARS = (
+    ("null", ["~", "n", "N", ""], re.compile(r"(?:~|null|Null|NULL|)\Z")),
+    ("bool", list("tTfF"), re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")),
+    ("int", list("-+0123456789"), re.compile(r"(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)\Z")),
+    (
+        "float",
+        list("-+.0123456789"),
+        re.compile(
+            r"(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
+        ),
+    ),
+)
 _NO_SCALAR = frozenset("[{&*!|>?#%@`")
+
+
+# libyaml reads a preset some thirty times as fast; where PyYAML was built without it, its own parser serves.
+_Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_Parser):  # type: ignore[misc]
+    """Parses and composes; plain scalars get the tags of the core schema."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either version of YAML would take for something else."""
+
+
+for _kind, _firsts, _pattern in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _kind, _pattern, _firsts)
 
 
 class YamlError(Exception):
@@ -36,13 +74,13 @@ def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
         raise YamlError(f"longer than {MAX_CHARACTERS} characters")
     try:
         depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        for event in yaml.parse(text, Loader=_Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise YamlError("nested too deeply", _line(event))
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise YamlError("anchors and aliases are not supported; use extends", _line(event))
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -80,14 +118,40 @@ def _line(marked: yaml.Event | yaml.Node) -> int:
 
 
 def construct_scalar(node: yaml.Node, line: int) -> Any:
-    """A plain scalar's value by the rules of YAML 1.1, without tags that build objects."""
+    """A scalar's value by its tag.
+
+    Raises:
+        YamlError: a tag such as `!!int` before text of another kind, or a number beyond all ranges.
+    """
+    kind, text = node.tag.removeprefix(_TAG), node.value
+    if kind == "str":
+        return text
+    pattern = next(pattern for name, _, pattern in _SCALARS if name == kind)
     try:
-        value = yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, LookupError, OverflowError):
-        raise YamlError(f"'{_shorten(node.value)}' cannot be read", line) from None
+        if not pattern.match(text):
+            raise ValueError(text)
+        value = _CONSTRUCT[kind](text)
+    except ValueError:  # also of Python's own, which reads no integer of thousands of digits
+        raise YamlError(f"'{_shorten(text)}' cannot be read", line) from None
     if isinstance(value, int) and value.bit_length() > MAX_BITS:  # Python would not write it in decimal
-        raise YamlError(f"'{_shorten(node.value)}' is too large a number", line)
+        raise YamlError(f"'{_shorten(text)}' is too large a number", line)
     return value
+
+
+def _construct_int(text: str) -> int:
+    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+
+
+def _construct_float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_CONSTRUCT: dict[str, Callable[[str], Any]] = {
+    "null": lambda _: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _construct_int,
+    "float": _construct_float,
+}
 
 
 def _shorten(text: str) -> str:
@@ -99,8 +163,8 @@ def parse_scalar(text: str) -> Any:
     if len(text) > MAX_SCALAR or text.lstrip()[:1] in _NO_SCALAR:
         return text  # PyYAML would take a second to find out about a thousand brackets
     try:
-        first = next(islice(yaml.parse(text, Loader=yaml.SafeLoader), 2, None))
-        node = yaml.compose(text, Loader=yaml.SafeLoader) if isinstance(first, yaml.ScalarEvent) else None
+        first = next(islice(yaml.parse(text, Loader=_Loader), 2, None))
+        node = yaml.compose(text, Loader=_Loader) if isinstance(first, yaml.ScalarEvent) else None
         return construct_scalar(node, 1) if isinstance(node, yaml.ScalarNode) and node.tag in _TAGS else text
     except (yaml.YAMLError, YamlError, StopIteration):
         return text
@@ -111,7 +175,7 @@ def dump_yaml(*documents: Any, sort_keys: bool = False) -> str:
 
     def dump(allow_unicode: bool) -> str:
         options: dict[str, Any] = {"allow_unicode": allow_unicode, "sort_keys": sort_keys, "width": 10**6}
-        return str(yaml.safe_dump_all(documents, **options))
+        return str(yaml.dump_all(documents, Dumper=_Dumper, **options))
 
     text = dump(True)
     return text if _STEERING.search(text) is None else dump(False)

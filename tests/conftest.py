@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from img2img_cli.loading import load_clip_tokenizer
+    from img2img_cli.single_file import load_clip_tokenizer
 
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(
@@ -133,6 +134,24 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
     pipe.save_pretrained(folder)
     return folder
+
+
+class Count:
+    """Counts a module's calls and the batches it is given."""
+
+    def __init__(self, module: Any) -> None:
+        self.batches: list[int] = []
+        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, arguments: tuple[Any, ...], options: dict[str, Any], output: object) -> None:
+        first = arguments[0] if arguments else options["hidden_states"]
+        self.batches.append(len(first))
+
+    def __enter__(self) -> Count:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
 
 
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:

@@ -775,6 +775,9 @@ def make_manifest(seed: int) -> tuple[str, bytes]:
     return name, _turn_bits(rng, "PPM", content) if rng.random() < 0.15 else content
 
 
+FOREIGN = ("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Dream", "Comment")
+
+
 def make_metadata(seed: int) -> tuple[str, bytes]:
     """A picture whose record of how it was made is hostile."""
     rng = Random(seed)
@@ -800,9 +803,7 @@ def make_metadata(seed: int) -> tuple[str, bytes]:
     image, buffer = Image.new("RGB", (9, 9)), io.BytesIO()
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
-        info.add(
-            *_text_chunk(rng, rng.choice(["img2img", "img2img", "parameters"]), text), after_idat=rng.random() < 0.3
-        )
+        info.add(*_text_chunk(rng, rng.choice(["img2img", "img2img", *FOREIGN]), text), after_idat=rng.random() < 0.3)
         image.save(buffer, kind, pnginfo=info)
     else:
         exif = Image.Exif()

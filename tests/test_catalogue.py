@@ -19,7 +19,8 @@ from twins import RECIPES, make_twin
 
 from img2img_cli.modelref import BUNDLED, NO_MODEL, parse_lora
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_presets, load_preset
 from img2img_cli.record import read_record, replay_command
 
 SIZE = (72, 56)  # neither side a multiple of anything that models like
@@ -114,7 +115,15 @@ def test_a_preset_is_pulled_built_and_run(catalogue: Run, name: str) -> None:
         p = parameters_of(name)
         factor = p.scale if p.task == "upscale" else 1
         assert image.size == (SIZE[0] * factor, SIZE[1] * factor)
-        assert np.asarray(image.convert("RGB")).std() > 1  # random weights, but a picture
+        made = np.asarray(image.convert("RGB"), np.float32)
+    assert made.std() > 1  # random weights, but a picture
+    with Image.open(catalogue.folder / "in.png") as given:
+        unchanged = np.asarray(given.resize(image.size, Image.Resampling.BICUBIC), np.float32)
+    changed = np.abs(made - unchanged).mean(2)
+    if "inpaint" in name:
+        assert not changed[mask_of(SIZE) == 0].any()
+        changed = changed[mask_of(SIZE) == 255]
+    assert changed.mean() > 2, "the input came back"
 
 
 @pytest.mark.parametrize("name", REMOTE)

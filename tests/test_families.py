@@ -15,7 +15,8 @@ from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.offload import measure_parts
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.runner import transform_image
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -11,9 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from img2img_cli.errors import InputError, NothingMatchedError, OutputError, PresetError, UsageError
+from img2img_cli.errors import (
+    Img2ImgError,
+    InputError,
+    NothingMatchedError,
+    OutputError,
+    PresetError,
+    UsageError,
+)
 from img2img_cli.inputs import check_inside, find_items, read_manifest, read_names
-from img2img_cli.plan import Choices, plan_batch
+from img2img_cli.job import Job
+from img2img_cli.parameters import Parameters
+from img2img_cli.plan import Choices, Refused, check_outputs, plan_batch
 
 
 @pytest.fixture
@@ -112,27 +122,133 @@ def test_json_lines_are_a_manifest_too(tree: Path) -> None:
     ("name", "text", "words"),
     [
         ("m.csv", "input,promt\na.jpg,x\n", ["m.csv:2", "promt", "'prompt'"]),
-        ("m.csv", "input,seed\na.jpg,1\nb.jpg,x\n", ["m.csv:3", "seed"]),
         ("m.csv", "input,seed\na.jpg,1,2\n", ["m.csv:2", "fields"]),
         ("m.csv", "output\na.jpg\n", ["m.csv:2", "no input"]),
-        ("m.csv", "input,output\na.jpg,../../etc/x.png\n", ["m.csv:2", "'..'"]),
-        ("m.csv", "input,output\na.jpg,/etc/x.png\n", ["m.csv:2", "/etc/x.png"]),
         ("m.csv", 'input\n"a.jpg\n', ["m.csv:", "CSV"]),
-        ("m.csv", "input,strength\na.jpg,7\n", ["m.csv:2", "strength", "7"]),
-        ("m.csv", "input,preset\na.jpg,coulorize\n", ["m.csv:2", "'colorize'"]),
         ("m.jsonl", '{"input": "a.jpg"}\n[1]\n', ["m.jsonl:2", "object"]),
         ("m.jsonl", '{"input": "a.jpg"\n', ["m.jsonl:1", "JSON"]),
-        ("m.jsonl", '{"input": 3}\n', ["m.jsonl:1", "input"]),
         ("m.jsonl", "[" * 100_000 + "\n", ["m.jsonl:1", "JSON"]),
-        ("m.jsonl", '{"input": "a.jpg", "seed": true}\n', ["m.jsonl:1", "seed"]),
+        ("m.jsonl", '{"input": "a.jpg", "seed": ' + "9" * 5000 + "}\n", ["m.jsonl:1", "number"]),
+        ("m.jsonl", '{"input": "a.jpg", "promt": "x"}\n', ["m.jsonl:1", "promt", "'prompt'"]),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(tree: Path, name: str, text: str, words: list[str]) -> None:
+def test_a_manifest_that_is_none_is_refused_with_its_line(tree: Path, name: str, text: str, words: list[str]) -> None:
     (tree / name).write_text(text)
     with pytest.raises((UsageError, PresetError)) as caught:
         plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("m.csv", "input,seed\ngood.jpg,1\nb.jpg,x\n", ["m.csv:3", "seed"]),
+        ("m.csv", "input,output\ngood.jpg,a.jpg\nb.jpg,../../etc/x.png\n", ["m.csv:3", "'..'"]),
+        ("m.csv", "input,output\ngood.jpg,a.jpg\nb.jpg,/etc/x.png\n", ["m.csv:3", "/etc/x.png"]),
+        ("m.csv", "input,output\ngood.jpg,a.jpg\nb.jpg,x.doc\n", ["m.csv:3", "'.doc'"]),
+        ("m.csv", "input,output\ngood.jpg,a.jpg\nb.jpg,.img2img.jpg\n", ["m.csv:3", "own"]),
+        ("m.csv", "input,output\ngood.jpg,a.jpg\nb.jpg," + "x" * 300 + ".jpg\n", ["too long", "255"]),
+        ("m.csv", "input,strength\ngood.jpg,1\nb.jpg,7\n", ["m.csv:3", "strength", "7"]),
+        ("m.csv", "input,preset\ngood.jpg,\nb.jpg,coulorize\n", ["m.csv:3", "'colorize'"]),
+        ("m.csv", "input,preset\ngood.jpg,\nb.jpg,gone/mine.yaml\n", ["m.csv:3", "mine.yaml"]),
+        ("m.csv", "input,model\ngood.jpg,bundled\nb.jpg,gone.safetensors\n", ["m.csv:3", "gone.safetensors"]),
+        ("m.csv", "input,prompt\ngood.jpg,\n,x\n", ["m.csv:3", "no input"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": 3}\n', ["m.jsonl:2", "input"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": "b.jpg", "seed": true}\n', ["m.jsonl:2", "seed"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": "b.jpg", "lora": [[1]]}\n', ["m.jsonl:2", "nested"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": "b", "prompt": "\\ud800"}\n', ["m.jsonl:2", "prompt"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": "b", "preset": "edit"}\n', ["m.jsonl:2", "no prompt"]),
+        ("m.jsonl", '{"input": "good.jpg"}\n{"input": "b.jpg", "style": "x.png"}\n', ["m.jsonl:2", "--style"]),
+    ],
+)
+def test_a_bad_row_fails_alone_and_is_named_by_its_line(tree: Path, name: str, text: str, words: list[str]) -> None:
+    (tree / name).write_text(text)
+    good, bad = plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
+    assert isinstance(good, Job)
+    assert isinstance(bad, Refused)
+    for word in words:
+        assert word in str(bad.error)
+
+
+@pytest.mark.parametrize(
+    ("choices", "words"),
+    [
+        ({"overrides": {"strenght": 1}}, "'strength'"),
+        ({"overrides": {"strength": 7}}, "strength"),
+        ({"overrides": {"model": "gone.safetensors"}}, "gone.safetensors"),
+        ({"more_lora": ["gone.ckpt"]}, "gone.ckpt"),
+        ({"preset": "coulorize"}, "'colorize'"),
+        ({"preset": None}, "--preset"),
+        ({"style": "gone.png"}, "gone.png"),
+        ({"name": "{stem}"}, "--name"),
+    ],
+)
+def test_options_that_are_wrong_are_told_once_and_not_of_every_row(tree: Path, choices, words: str) -> None:
+    (tree / "m.csv").write_text("input,saturation\na.jpg,0.5\nb.jpg,1\n")
+    with pytest.raises(Img2ImgError, match=words) as caught:
+        plan_batch(find_items(["m.csv"]), Choices(**({"folder": Path("out"), "preset": "colorize"} | choices)))
+    assert "m.csv" not in str(caught.value)
+
+
+def test_nulls_and_odd_line_ends_in_json_are_no_errors(tree: Path) -> None:
+    (tree / "m.jsonl").write_bytes(
+        '{"input": "a\u2028b\x85.jpg", "mask": null, "seed": null}\r\n{"input": "c.jpg"}'.encode()
+    )
+    assert [item.relative for item in find_items(["m.jsonl"])] == ["a\u2028b\x85.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a\\b.png", "C:\\x\\y.png", "a\nb.png", "a\udcff.png", "\u202eb.png", "-o.png", "a\u2028.png", "~.png", "[x].png"],
+)
+def test_any_name_that_a_file_can_have_is_an_ordinary_name(tree: Path, name: str) -> None:
+    (tree / "odd").mkdir()
+    (tree / "odd" / name).write_bytes(b"x")
+    assert plan("odd") == [f"out/{name}"]
+
+
+def test_a_name_that_would_lead_out_elsewhere_fails_alone(tree: Path) -> None:
+    (tree / "in" / "x\\..\\..\\y.png").write_bytes(b"x")
+    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize"))
+    assert [type(job) for job in planned] == [Job, Refused, Job, Job]
+    assert "'..'" in str(planned[1].error)
+
+
+@pytest.mark.parametrize("name", ["gone/", "gone/..", "..//gone.png", "gone.png"])
+def test_a_name_of_nothing_fails_alone(tree: Path, name: str, here) -> None:
+    (job,) = plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
+    assert job.input == name
+
+
+def test_a_result_of_a_glob_that_climbs_stays_below_the_output_folder(tree: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tree / "in" / "sub")
+    assert plan("*/../../*.jpg") == ["out/a.jpg"]
+
+
+@pytest.mark.parametrize("choices", [{"name": "{stem}-" + "x" * 20 + "{ext}"}, {"name": "{name}.png"}])
+def test_a_result_whose_name_gets_too_long_fails_alone_and_before_any_work(tree: Path, choices) -> None:
+    long = "y" * 248 + ".jpg"
+    (tree / "in" / long).write_bytes(b"x")
+    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize", **choices))
+    (refused,) = [job for job in planned if isinstance(job, Refused)]
+    assert long in refused.input
+    assert "255" in str(refused.error)
+
+
+def test_a_folder_that_cannot_be_read_fails_alone(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize"))
+    assert [job.output for job in planned] == ["out/a.jpg", "out/sub/b.PNG", None]
+    assert planned[-1].input == "in/sub/deep"
+    assert "Permission denied" in str(planned[-1].error)
 
 
 def test_an_unreadable_manifest_is_named(tree: Path) -> None:
@@ -143,7 +259,9 @@ def test_an_unreadable_manifest_is_named(tree: Path) -> None:
         find_items(["gone.csv"])
 
 
-@pytest.mark.parametrize("output", ["/abs.png", "../up.png", "a/../../b.png", "", "a\0b.png", "a\\..\\b.png"])
+@pytest.mark.parametrize(
+    "output", ["/abs.png", "../up.png", "a/../../b.png", "", "a\0b.png", "a\\..\\b.png", "..\\b.png", "a/..\\b.png"]
+)
 def test_paths_may_not_leave_the_output_folder(output: str) -> None:
     with pytest.raises(UsageError):
         check_inside(output, "m.csv:2")
@@ -153,10 +271,7 @@ def test_paths_may_not_leave_the_output_folder(output: str) -> None:
     ("names", "choices"),
     [
         (["a.jpg", "a.png"], {"format": "png"}),
-        (["A.png", "a.png"], {}),
-        (["\u00e9.png", "e\u0301.png"], {}),
         (["a.png", "b.png"], {"name": "same.png"}),
-        (["STRASSE.png", "stra\u00dfe.png"], {}),
     ],
 )
 def test_results_with_one_name_are_refused_with_the_pair(
@@ -170,6 +285,48 @@ def test_results_with_one_name_are_refused_with_the_pair(
         plan("in", **choices)
     assert all(name in str(caught.value) for name in names)
     assert "--name" in str(caught.value)
+
+
+ALIKE = [
+    ("A.png", "a.png"),
+    ("\u00e9.png", "e\u0301.png"),
+    ("STRASSE.png", "stra\u00dfe.png"),
+    ("Sub/a.png", "sub/a.png"),
+]
+
+
+@pytest.mark.parametrize("pair", ALIKE)
+@pytest.mark.parametrize("told_apart", [True, False])
+def test_names_that_differ_in_case_or_form_collide_where_they_are_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str], told_apart: bool
+) -> None:
+    """The real file system is asked; one that folds names is stood in for by a look-up that folds them."""
+    if not told_apart:
+        fold = {Path(name).name for name in pair} | {name.split("/")[0] for name in pair}
+        lexists = os.path.lexists
+        monkeypatch.setattr(os.path, "lexists", lambda p: Path(p).name in fold or lexists(p))
+    jobs = [make_job(tmp_path, name) for name in pair]
+    if told_apart and not is_case_sensitive(tmp_path):
+        pytest.skip("this file system folds names")
+    if told_apart:
+        check_outputs(jobs, tmp_path / "out")
+    else:
+        with pytest.raises(OutputError) as caught:
+            check_outputs(jobs, tmp_path / "out")
+        assert all(name in str(caught.value) for name in pair)
+    assert not list(tmp_path.iterdir()), "the probe leaves nothing"
+
+
+def make_job(root: Path, name: str) -> Job:
+    return Job(input=name, output=str(root / "out" / name), preset="x", parameters=Parameters(), seed=0)
+
+
+def is_case_sensitive(folder: Path) -> bool:
+    (folder / "Probe").touch()
+    try:
+        return not (folder / "pROBE").exists()
+    finally:
+        (folder / "Probe").unlink()
 
 
 @pytest.mark.parametrize("link", [os.link, os.symlink])
@@ -230,8 +387,32 @@ def test_a_batch_needs_a_preset_and_an_edit_a_prompt(tree: Path) -> None:
         plan("in", preset="edit")
 
 
-def test_a_full_disk_is_told_beforehand(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 5 << 20})
+@pytest.mark.parametrize(
+    ("free", "choices", "refused"),
+    [
+        (5 << 20, {}, False),  # a few kilobytes
+        (0, {}, False),  # what is written then fails by itself
+        (5 << 20, {"preset": "upscale"}, True),
+        (1 << 20, {"format": "png"}, True),
+        (1 << 20, {"format": "jpeg"}, False),
+        (100 << 10, {"format": "jpeg"}, True),
+    ],
+)
+def test_a_disk_is_too_full_only_for_what_is_to_be_written(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, free: int, choices: dict[str, str], refused: bool
+) -> None:
+    usage = type("Usage", (), {"free": free})
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    with pytest.raises(OutputError, match="5 MiB"):
-        plan("in")
+    if choices:
+        (tree / "in" / "large.tif").touch()
+        os.truncate(tree / "in" / "large.tif", 12 << 20)
+    if not refused:
+        assert plan("in", **choices)
+        return
+    with pytest.raises(OutputError, match=r"free on its disk.*make room"):
+        plan("in", **choices)
+    (tree / "out").mkdir()
+    for job in tree.joinpath("in").rglob("*"):
+        target = tree / "out" / job.relative_to(tree / "in")
+        target.mkdir(exist_ok=True) if job.is_dir() else target.with_suffix(".png").write_bytes(b"x")
+    assert plan("in", **choices, name="{stem}.png"), "what lies there already takes no more room"

@@ -251,9 +251,8 @@ def test_names_that_are_no_text_are_refused(
 ) -> None:
     row = {"input": str(picture), "prompt": "fog", "preset": "edit", key: f"./{name}", "seed": 1}
     (tmp_path / "jobs.jsonl").write_text(json.dumps(row))
-    for command in (
-        ["edit", picture, "-p", "fog", f"--{key}", f"./{name}"],
-        ["batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--dry-run"],
-    ):
-        done = here(*command)
-        assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
+    done = here("edit", picture, "-p", "fog", f"--{key}", f"./{name}")
+    assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
+    done = here("batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--json")
+    (failed,) = [event for event in map(json.loads, done.out.splitlines()) if event["event"] == "failed"]
+    assert (done.code, failed["code"], len(failed["reason"].splitlines())) == (3, code, 1), done.err

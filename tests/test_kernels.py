@@ -8,7 +8,8 @@ import torch
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
 from img2img_cli.kernels import GroupNorm, replace_kernels
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 8, 6), (1, 64, 1, 1), (2, 64, 5)])

@@ -225,7 +225,7 @@ def test_lora_on_the_command_line_is_in_the_metadata(here, tmp_path: Path, tiny_
     assert done.code == 0, done.err
     assert psnr(Image.open(tmp_path / "plain.png"), Image.open(tmp_path / "lora.png")) < 50
     command = here("info", tmp_path / "lora.png").out.decode()
-    assert f"lora={lora}:0.5" in command
+    assert f"--lora {lora}:0.5" in command
 
 
 @pytest.mark.parametrize(

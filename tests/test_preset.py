@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from hypothesis import strategies as st
 
 from img2img_cli.errors import PresetError
 from img2img_cli.parameters import Parameters
-from img2img_cli.preset import configs_dir, list_presets, load_preset, preset_schema, resolve
+from img2img_cli.preset import preset_schema, resolve
+from img2img_cli.preset_files import configs_dir, list_cards, list_presets, load_preset
+from img2img_cli.repositories import list_repositories
+from img2img_cli.yamlio import dump_yaml, parse_scalar, parse_yaml
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
@@ -36,7 +41,7 @@ def test_shipped_presets_are_valid_and_described(name: str) -> None:
         ("task: edit\nstrenght: 0.5\n", 2, ["strenght", "'strength'"]),
         ("strength: 0.5\nscale: 2.0\nstrength: 0.6\n", 3, ["given twice", "line 1"]),
         ("strength: no\n", 1, ["strength", "number"]),
-        ("strength: 1e3\n", 1, ["strength", "number"]),
+        ("strength: 1e3\n", 1, ["strength", "less than or equal to 1"]),
         ("strength: .nan\n", 1, ["strength"]),
         ("\n\nstrength: 1.5\n", 3, ["strength", "less than or equal to 1"]),
         ("num_inference_steps: 2.5\n", 1, ["num_inference_steps", "integer"]),
@@ -75,6 +80,37 @@ def test_merge_order_is_defaults_then_parent_then_preset_then_command_line(tmp_p
     assert origin["strength"].endswith("base.yaml:1")
     assert origin["guidance_scale"].endswith("mine.yaml:2")
     assert (origin["image_size"], origin["num_inference_steps"]) == ("command line", "default")
+
+
+def test_cards_tell_what_the_presets_resolve_to() -> None:
+    shown = ("task", "model", "license", "gated", "memory_gib", "num_inference_steps", "strength", "description")
+    for name, card in list_cards().items():
+        parameters = resolve(load_preset(name), {}).parameters
+        assert {key: getattr(card, key) for key in shown} == {key: getattr(parameters, key) for key in shown}
+        assert list_repositories(card) == list_repositories(parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1:0", "1:0"), ("12:30:45", "12:30:45"), ("no", "no"), ("Yes", "Yes"), ("off", "off"), ("010", 10),
+        ("0o10", 8), ("0x1f", 31), ("1_000", "1_000"), ("0b1", "0b1"), ("1e3", 1000.0), ("-.5", -0.5), ("2.", 2.0),
+        ("~", None), ("null", None), ("2026-11-25", "2026-11-25"), ("=", "="), ("<<", "<<"), ("true", True),
+        ("False", False),
+    ],
+)  # fmt: skip
+def test_plain_values_mean_what_yaml_1_2_says(text: str, value: object) -> None:
+    assert parse_yaml(f"prompt: {text}\n")[0] == {"prompt": value}
+    assert parse_scalar(text) == value
+    assert type(parse_scalar(text)) is type(value)
+    written = dump_yaml({"prompt": text})
+    assert parse_yaml(written)[0] == {"prompt": text}
+    assert yaml.safe_load(written) == {"prompt": text}, "text stays text for readers of YAML 1.1, too"
+
+
+def test_a_time_is_no_number_of_steps(here, picture: Path) -> None:
+    done = here("edit", picture, "-p", "fog", "--set", "num_inference_steps=1:0", "--dry-run")
+    assert (done.code, "num_inference_steps" in done.err) == (2, True)
 
 
 def test_a_cycle_of_extends_is_refused(tmp_path: Path) -> None:
@@ -119,6 +155,14 @@ def test_the_schema_file_is_the_models_schema() -> None:
     assert shipped == preset_schema()
     assert set(shipped["properties"]) == {"extends", *Parameters.model_fields}
     assert shipped["additionalProperties"] is False
+
+
+def test_the_list_loads_no_validation() -> None:
+    code = (
+        "import sys; from img2img_cli.cli import app; sys.argv = ['img2img', 'presets', 'list']; app._run();"
+        "sys.exit(bool({'img2img_cli.parameters', 'img2img_cli.hub', 'numpy', 'PIL'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
 def test_show_prints_yaml_that_is_a_preset_again(fresh, tmp_path: Path) -> None:

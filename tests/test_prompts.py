@@ -199,13 +199,45 @@ def test_an_embedding_is_a_word_in_the_prompt(
     ):
         done = here(*common, tmp_path / f"{name}.png", "-p", prompt, *given)
         assert done.code == 0, done.err
-        assert len(done.err.splitlines()) == 1
+        assert len(done.err.splitlines()) == 1 + (name == "unnamed")
+        assert ("does not hold its word 'mystyle'" in done.err) == (name == "unnamed")
         results[name] = np.asarray(Image.open(tmp_path / f"{name}.png"))
     assert (results["named"] != results["without"]).any()
     assert (results["named"] == results["lower"]).all()
     assert (results["unnamed"] == results["plain"]).all()
     assert (results["weighted"] != results["named"]).any()
-    assert f"embedding={file}" in here("info", tmp_path / "named.png").out.decode()
+    assert f"--embedding {file}" in here("info", tmp_path / "named.png").out.decode()
+
+
+@pytest.mark.parametrize(
+    ("key", "words"), [("<inner>", ("<inner>", "mystyle")), ("mystyle", ("mystyle",)), ("clip_l", ("mystyle",))]
+)
+def test_an_embeddings_own_name_and_its_files_are_words(
+    tmp_path: Path, folder_of: Callable[[str], Path], key: str, words: tuple[str, ...]
+) -> None:
+    file = write_embedding(tmp_path / "mystyle.safetensors", **{key: vectors_of(2)})
+    pipeline = build(folder_of(SD), embedding=(str(file),))
+    assert pipeline.prompts.words == {str(file): words}
+    results = [run(pipeline, f"a house, {word}", embedding=(str(file),))[0] for word in (*words, "<other>")]
+    assert len({result.tobytes() for result in results}) == 2
+    assert [note for note in pipeline.prompts.notes if "<other>" in note] == pipeline.prompts.notes
+    assert f"its word {' or '.join(map(repr, words))}" in pipeline.prompts.notes[0]
+
+
+def test_a_files_name_does_not_take_the_place_of_an_english_word(
+    tmp_path: Path, folder_of: Callable[[str], Path]
+) -> None:
+    file = write_embedding(tmp_path / "photographs.safetensors", **{"<inner>": vectors_of(2)})
+    assert build(folder_of(SD), embedding=(str(file),)).prompts.words == {str(file): ("<inner>",)}
+
+
+def test_an_embedding_may_be_named_in_the_negative_prompt(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
+    file = write_embedding(tmp_path / "ugly-one.safetensors", emb_params=vectors_of(2))
+    pipeline = build(folder_of(SD), embedding=(str(file),))
+    run(pipeline, "a house", negative_prompt="Ugly-One", embedding=(str(file),))
+    assert not pipeline.notes
+    run(pipeline, "a house", negative_prompt="Ugly-One", embedding=(str(file),), guidance_scale=1.0)
+    assert len(pipeline.notes) == 1
 
 
 def test_all_vectors_of_an_embedding_count(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
@@ -254,6 +286,8 @@ def test_a_wrong_embedding_is_refused_before_torch(fresh, picture: Path, text: s
         (SD, "sty.safetensors", {"clip_l": vectors_of(1), "clip_g": vectors_of(1)}, "another family"),
         (XL, "sty.safetensors", {"mystyle": vectors_of(1)}, "another family"),
         (SD, "cat.safetensors", {"emb_params": vectors_of(1)}, "has a word 'cat' already"),
+        (SD, "sty.safetensors", {"clip_l": vectors_of(1, 768), "clip_g": vectors_of(1, 1280)}, "such as sdxl-edit"),
+        (SD, "sty.safetensors", {"x.lora_up.weight": vectors_of(1), "x.lora_down.weight": vectors_of(1)}, "--lora"),
         (SD, "sty.safetensors", None, "damaged"),
         ("black-forest-labs/FLUX.1-schnell", "sty.safetensors", {"mystyle": vectors_of(1)}, "takes no embeddings"),
     ],

@@ -397,7 +397,8 @@ def test_openai_client(server: Running, photograph: Image.Image) -> None:
     for wrong in ({"model": "nope"}, {"size": "12"}, {"n": 99}, {"image": ("a.png", b"no picture")}):
         with pytest.raises(openai.APIStatusError) as caught:
             client.images.edit(**{"model": "edit", "prompt": "x", "image": image, **wrong})
-        assert caught.value.status_code in (400, 422)
+        assert caught.value.status_code == (404 if "model" in wrong else 400)
+        assert caught.value.param == next(iter(wrong))
         assert "/tmp" not in str(caught.value)
 
 
@@ -429,9 +430,9 @@ def test_webui_client(server: Running, photograph: Image.Image) -> None:
 
 
 def test_webui_resize_modes(photograph: Image.Image) -> None:
-    from img2img_cli.server.a1111_api import _fit
+    from img2img_cli.server.a1111_orders import fit
 
-    square = [Image.open(io.BytesIO(_fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
+    square = [Image.open(io.BytesIO(fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
     assert [image.size for image in square] == [(60, 60)] * 3
     middle = photograph.crop((12, 0, 84, 72)).resize((60, 60), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(square[1], int) - np.asarray(middle, int)).mean() < 2
@@ -463,7 +464,8 @@ class Lane:
 def bundled() -> object:
     from img2img_cli.building import build_pipeline
     from img2img_cli.device import choose_placement
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
 
     return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
 
@@ -481,7 +483,8 @@ def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: obj
 
 @pytest.fixture
 def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, object]]:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.dispatcher import Dispatcher
     from img2img_cli.server.pool import Pool
     from img2img_cli.wire import Spec
@@ -574,7 +577,8 @@ def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: 
 
 
 def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server import pool as pools
     from img2img_cli.wire import Spec
 
@@ -606,7 +610,8 @@ def copy_of(pipeline: object) -> object:
 def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Path) -> None:
     import shutil
 
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.server.pool import key_of
     from img2img_cli.wire import Spec
 
@@ -621,7 +626,8 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
 
 def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
     from img2img_cli import wire
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.work import Piece
 
     p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters

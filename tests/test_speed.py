@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import psnr
+from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
@@ -20,7 +20,8 @@ from img2img_cli.compiling import Compiled, Plan
 from img2img_cli.device import choose_placement
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import load_preset, resolve, speed_up
+from img2img_cli.preset import resolve, speed_up
+from img2img_cli.preset_files import load_preset
 from img2img_cli.runner import transform_image
 
 GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 128}
@@ -33,24 +34,6 @@ def pipeline() -> ImagePipeline:
 
 def make(pipeline: ImagePipeline, photograph: Image.Image, **keys: object) -> Image.Image:
     return transform_image(photograph, resolve(load_preset("edit"), {**GUIDED, **keys}).parameters, 7, pipeline)
-
-
-class Count:
-    """Counts a module's calls and the batches it is given."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.batches: list[int] = []
-        self._handle = module.register_forward_hook(self._note, with_kwargs=True)
-
-    def _note(self, module: torch.nn.Module, arguments: tuple, options: dict, output: object) -> None:
-        first = arguments[0] if arguments else options["hidden_states"]
-        self.batches.append(len(first))
-
-    def __enter__(self) -> Count:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
 
 
 def test_kept_features_save_the_inner_layers(pipeline: ImagePipeline, photograph: Image.Image) -> None:

@@ -63,10 +63,11 @@ def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(sha
     first = torch.load(tmp_path / "diffusion.pt", weights_only=True)
     assert first["step"] > 0
     assert {"modules", "optimizer", "ema", "seed", "spent"} <= set(first)
-    assert here(*command, "--minutes", "0.2", "--resume").code == 0
+    minutes = 2 * first["spent"] / 60 + 0.1  # more than was spent, however slow the first steps were
+    assert here(*command, "--minutes", minutes, "--resume").code == 0
     second = torch.load(tmp_path / "diffusion.pt", weights_only=True)
     assert second["step"] > first["step"]
-    assert 8 <= second["spent"] < 60
+    assert second["spent"] > first["spent"]
     assert list(tmp_path.glob("samples-*.jpg"))
 
     folder = tmp_path / "bundled"

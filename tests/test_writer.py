@@ -174,7 +174,7 @@ def test_an_absurd_resolution_does_not_cost_the_result(format_, dpi):
 
 
 def test_a_broken_name_does_not_cost_the_record():
-    job = make_job(input="old/\udcff.jpg")
+    job = make_job(input="old/\udcff.jpg", preset="./\udcff.yaml")
     assert decode(encode_result("png", job=job)).text["img2img"]
     assert decode(encode_result("jpeg", job=job)).size == (96, 72)
 

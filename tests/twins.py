@@ -64,8 +64,8 @@ from transformers import (
 )
 
 from img2img_cli import feedforward
-from img2img_cli.loading import load_clip_tokenizer
 from img2img_cli.qwen import PictureProcessor
+from img2img_cli.single_file import load_clip_tokenizer
 
 Recipe = Callable[[Path, str | None], None]
 WIDTH = 32
@@ -108,20 +108,20 @@ def make_vae(**options: Any) -> AutoencoderKL:
     )
 
 
-def make_clip(kind: Any = CLIPTextModel) -> Any:
+def make_clip(kind: Any = CLIPTextModel, **options: Any) -> Any:
     """A text encoder over CLIP's own vocabulary."""
-    config = CLIPTextConfig(
-        hidden_size=WIDTH,
-        intermediate_size=WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=49408,
-        projection_dim=WIDTH,
-        bos_token_id=49406,
-        eos_token_id=49407,
-        pad_token_id=49407,
-    )
-    return kind(config).eval()
+    own = {
+        "hidden_size": WIDTH,
+        "intermediate_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 49408,
+        "projection_dim": WIDTH,
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    }
+    return kind(CLIPTextConfig(**own | options)).eval()
 
 
 def make_t5(width: int) -> dict[str, Any]:

@@ -38,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (edit, colorize, upscale, restore, batch, serve, info, doctor):
+for command in (upscale, edit, colorize, restore, batch, serve, info, doctor):
     app.command()(command)
 app.add_typer(presets, name="presets")
 app.add_typer(models, name="models")

@@ -18,8 +18,9 @@ from img2img_cli.inputs import find_items
 from img2img_cli.interrupts import INTERRUPTS
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
+from img2img_cli.output_folder import estimate_bytes
 from img2img_cli.parameters import Offload, Parameters
-from img2img_cli.plan import Choices, estimate_bytes, plan_batch
+from img2img_cli.plan import Choices, Planned, Refused, plan_batch
 
 if TYPE_CHECKING:
     from img2img_cli.cli.engine import Engine
@@ -73,8 +74,7 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
     notes: list[str] = []
     if options.dry_run:
-        print_plan(make_plan(choices, options, notes), notes)
-        return ExitCode.DONE
+        return print_plan(make_plan(choices, options, notes), notes)
     try:
         jobs = make_plan(choices, options, notes)
     except NothingMatchedError:
@@ -99,7 +99,7 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     return code
 
 
-def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None = None) -> list[Job]:
+def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None = None) -> list[Planned]:
     """Every job, with all that can be refused beforehand refused; `notes` takes what is left aside."""
     items = find_items(
         options.inputs,
@@ -108,22 +108,28 @@ def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None =
         skip_folder=choices.folder,
         notes=notes,
     )
-    jobs = plan_batch(items, choices)
-    for parameters in {job.parameters.pipeline_key: job.parameters for job in jobs}.values():
-        parameters.check_references()
-    return jobs
+    return plan_batch(items, choices)
 
 
-def print_plan(jobs: Sequence[Job], notes: Sequence[str]) -> None:
-    """The plan as YAML: what each preset's parameters are once, then a line a job."""
+def print_plan(planned: Sequence[Planned], notes: Sequence[str]) -> int:
+    """Print the plan as YAML: each preset's parameters once, then a line a job; return the exit code."""
     from img2img_cli.yamlio import dump_yaml
 
+    jobs = [job for job in planned if isinstance(job, Job)]
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
     rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
     print(dump_yaml({"presets": parameters, "jobs": rows}), end="")
     for note in notes:
         print(f"img2img: {printable(note)}", file=sys.stderr)
+    for refused in (job for job in planned if isinstance(job, Refused)):
+        print(f"img2img: {printable(tell_failure(refused.input, str(refused.error)))}", file=sys.stderr)
     print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
+    return ExitCode.DONE if len(jobs) == len(planned) else ExitCode.SOME_FAILED
+
+
+def tell_failure(name: str, reason: str) -> str:
+    """A failure as one line; most reasons begin with the file's name already."""
+    return reason if reason.startswith(name) else f"{name}: {reason}"
 
 
 class Pipelines:
@@ -190,9 +196,7 @@ class Recorder:
             size = f"{event['width']} x {event['height']}"
             text = f"{event['output']}: {size}, seed {event['seed']}, {event['seconds']:.1f} s"
         elif kind == "failed":
-            # Most reasons begin with the file's name already.
-            named = str(event["reason"]).startswith(str(event["input"]))
-            text = event["reason"] if named else f"{event['input']}: {event['reason']}"
+            text = tell_failure(str(event["input"]), str(event["reason"]))
         elif kind == "note":
             text = event["text"]
         else:
@@ -220,7 +224,7 @@ class Recorder:
 
 
 def run_once(
-    jobs: Sequence[Job],
+    jobs: Sequence[Planned],
     choices: Choices,
     limits: Limits,
     options: BatchOptions,

@@ -20,7 +20,8 @@ def edit(
     ] = None,
     negative_prompt: Annotated[Optional[str], typer.Option(help="What it should not show.", show_default=False)] = None,
     strength: Annotated[
-        Optional[float], typer.Option(help="0.2 is a hint, 0.9 a new picture on the old structure.", show_default=False)
+        Optional[float],
+        typer.Option(help="Share of the noise schedule that is run: more changes more.", show_default=False),
     ] = None,
     steps: Annotated[Optional[int], typer.Option(help="num_inference_steps.", show_default=False)] = None,
     guidance_scale: Annotated[Optional[float], typer.Option(help="Weight of the prompt.", show_default=False)] = None,

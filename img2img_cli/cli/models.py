@@ -51,7 +51,7 @@ def rm(
 ) -> None:
     """Remove a model from the cache; of a preset, what no other preset uses."""
     from img2img_cli.hub import list_cached, list_needs, list_users, remove
-    from img2img_cli.preset import list_presets
+    from img2img_cli.preset_files import list_presets
 
     users, cached = list_users(), {model.reference for model in list_cached()}
     for repository in list_needs(name):

@@ -14,8 +14,9 @@ from img2img_cli.errors import UsageError
 from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
-from img2img_cli.preset import Resolved, choose_controlnet, load_preset, resolve, speed_up, suggest
-from img2img_cli.yamlio import parse_scalar
+from img2img_cli.preset import Resolved, choose_controlnet, resolve, speed_up
+from img2img_cli.preset_files import load_preset, suggest
+from img2img_cli.values import read_value
 
 if TYPE_CHECKING:
     from img2img_cli.runner import Result
@@ -111,16 +112,12 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not equals:
         raise UsageError(f"--set {text}: must be KEY=VALUE, such as --set strength=0.5")
-    field = Parameters.model_fields.get(key)
-    if field is None:
+    if key not in Parameters.model_fields:
         raise UsageError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
-    if value in ("null", "none") and type(None) in get_args(field.annotation):
-        return key, None
-    return key, value if _takes_text(field.annotation) else parse_scalar(value)
-
-
-def _takes_text(annotation: Any) -> bool:
-    return annotation is str or isinstance(annotation, str) or any(map(_takes_text, get_args(annotation)))
+    try:
+        return key, read_value(key, value)
+    except UsageError as error:
+        raise UsageError(f"--set {error}") from None
 
 
 def make_jobs(

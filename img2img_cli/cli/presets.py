@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from types import SimpleNamespace
+from typing import Annotated
 
 import typer
 
 from img2img_cli.modelref import BUNDLED
 
-if TYPE_CHECKING:
-    from img2img_cli.parameters import Parameters
-
+TASKS = ("upscale", "edit", "colorize", "restore")
 presets = typer.Typer(help="List, show and check presets.")
 
 
@@ -22,49 +21,46 @@ def list_(
     """Every preset that comes along: by task, with memory, steps, licence, and whether it is here."""
     from json import dumps
 
-    from img2img_cli.preset import list_presets, load_preset, resolve
+    from img2img_cli.preset_files import list_cards
 
-    parameters = {name: resolve(load_preset(name), {}).parameters for name in list_presets()}
+    cards = list_cards()
     if not json:
-        _print_table(parameters)
+        _print_table(cards)
         return
-    for name, p in parameters.items():
-        keys = ("task", "model", "license", "gated", "memory_gib", "num_inference_steps", "description")
-        typer.echo(dumps({"name": name, **{key: getattr(p, key) for key in keys}, "cached": _is_here(p)}))
+    keys = ("task", "model", "license", "gated", "memory_gib", "num_inference_steps", "description")
+    for name, card in cards.items():
+        typer.echo(dumps({"name": name, **{key: getattr(card, key) for key in keys}, "cached": _is_here(card)}))
 
 
-def _print_table(parameters: Mapping[str, Parameters]) -> None:
-    """By task, the presets that work offline first."""
-    from typing import get_args
-
-    from img2img_cli.parameters import Task
-
-    width = max(map(len, parameters))
-    for task in get_args(Task):
+def _print_table(cards: Mapping[str, SimpleNamespace]) -> None:
+    """By task, the presets that work offline first; `upscale`, whose gain holds on every kind of picture, on top."""
+    width = max(map(len, cards))
+    for task in TASKS:
         typer.echo(f"{task}")
-        rows = [(name, p) for name, p in parameters.items() if p.task == task]
-        for name, p in sorted(rows, key=lambda row: (row[1].model != BUNDLED, row[0])):
-            here = "here" if _is_here(p) else "gated" if p.gated else ""
-            steps = max(1, int(p.num_inference_steps * p.strength))
-            facts = f"{here:5}  {p.memory_gib:3.0f} GiB  {steps:2} steps"
-            typer.echo(f"  {name:{width}}  {facts}  {p.description}. {p.license}")
+        rows = [(name, card) for name, card in cards.items() if card.task == task]
+        for name, card in sorted(rows, key=lambda row: (row[1].model != BUNDLED, row[0])):
+            here = "here" if _is_here(card) else "gated" if card.gated else ""
+            steps = max(1, int(card.num_inference_steps * card.strength))
+            facts = f"{here:5}  {card.memory_gib:3.0f} GiB  {steps:2} steps"
+            typer.echo(f"  {name:{width}}  {facts}  {card.description}. {card.license}")
     typer.echo("\nhere: needs no network. gated: accept its licence on the hub first. GiB: device memory, 16 bits.")
 
 
-def _is_here(parameters: Parameters) -> bool:
+def _is_here(card: SimpleNamespace) -> bool:
     """Whether the preset's models lie on this machine; of the hub's, whether they were ever fetched."""
-    if parameters.model == BUNDLED:
+    if card.model == BUNDLED:
         return True
-    from img2img_cli.hub import is_fetched, list_repositories
+    from img2img_cli.repositories import is_fetched, list_repositories
 
-    return all(map(is_fetched, list_repositories(parameters)))
+    return all(map(is_fetched, list_repositories(card)))
 
 
 @presets.command()
 def show(preset: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
     """Every parameter of a preset, as YAML, with a comment that says where its value came from."""
     from img2img_cli.job import printable
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.yamlio import dump_yaml
 
     resolved = resolve(load_preset(preset), {})
@@ -76,7 +72,8 @@ def show(preset: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
 def validate(file: Annotated[str, typer.Argument(help="YAML file, or the name of a shipped preset.")]) -> None:
     """Check a preset; exit 2 with the file and line when it cannot be used."""
     from img2img_cli.job import printable
-    from img2img_cli.preset import load_preset, resolve
+    from img2img_cli.preset import resolve
+    from img2img_cli.preset_files import load_preset
 
     resolved = resolve(load_preset(file), {})
     resolved.parameters.check_references()

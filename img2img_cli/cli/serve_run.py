@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from img2img_cli.cli.picture import check_offload
 from img2img_cli.errors import NothingMatchedError, UsageError
 from img2img_cli.job import printable
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.remote import ServerGoneError, ask_server
 from img2img_cli.wire import parse_duration
 

@@ -178,7 +178,7 @@ def main() -> None:
 
     from img2img_cli.cli.app import build_command
     from img2img_cli.finish import keep_luminance
-    from img2img_cli.preset import load_preset
+    from img2img_cli.preset_files import load_preset
     from img2img_cli.work import derive_seed
 
     Image.init()

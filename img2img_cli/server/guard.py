@@ -21,6 +21,7 @@ MAX_HELD_BYTES = 1 << 30  # of all bodies that are being worked on
 BODY_S, LEAST_RATE = 30.0, 64 << 10  # a body's time: seconds, and one more for so many bytes
 TOO_LARGE = f"the request is over {MAX_BODY_BYTES >> 20} MiB; send a smaller picture"
 TOO_SLOW = "the request's body comes too slowly; check the connection"
+CODES = {401: "invalid_api_key"}  # OpenAI's words for what its status alone tells
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -150,10 +151,16 @@ class _Body:
         return message
 
 
-def describe_refusal(message: str, status: int) -> dict[str, Any]:
-    """A message in the forms that the several clients read: `error` is for OpenAI's, `detail` for the web UI's."""
+def describe_refusal(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """A message in the forms that the several clients read: `error` is for OpenAI's, `detail` for the web UI's.
+
+    Args:
+        param: the field that is at fault.
+        code: OpenAI's word for the fault.
+    """
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"message": message, "detail": message, "error": {"message": message, "type": kind}}
+    error = {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}
+    return {"message": message, "detail": message, "error": error}
 
 
 async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: Send) -> None:

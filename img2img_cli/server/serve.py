@@ -25,13 +25,15 @@ from img2img_cli.errors import Img2ImgError, LockedError, UsageError
 from img2img_cli.job import printable
 from img2img_cli.meeting import listen, make_meeting_folder, socket_path
 from img2img_cli.parameters import Offload
-from img2img_cli.preset import load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import load_preset
 from img2img_cli.server import a1111_api, native_api, openai_api
 from img2img_cli.server.connection import Connection
 from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError
 from img2img_cli.server.guard import LOOPBACK, Guard, describe_refusal
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.state import State
+from img2img_cli.server.web import RefusedError
 from img2img_cli.wire import HTTP_STATUS, Spec, describe_error
 
 BACKLOG_S = 5  # how long requests under way may take to end with the server
@@ -198,6 +200,8 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
     told = describe_error(error)
     status = 500
     headers: Mapping[str, str] | None = None
+    param: str | None = None
+    code: str | None = None
     if isinstance(error, FullError):
         status, told = 503, {"message": "the server has too much to do; try again later"}
         headers = {"Retry-After": "5"}
@@ -209,12 +213,14 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
         status, told = 422, {"kind": "UsageError", "message": f"{where}: {first['msg']}"}
     elif isinstance(error, HTTPException):
         status, told, headers = error.status_code, {"message": str(error.detail)}, error.headers
+    elif isinstance(error, RefusedError):
+        status, param, code = error.status, error.param, error.code
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
     elif not tells_bugs:
         told = {"message": "a bug in the server; its log tells more"}
     message = printable(" ".join(told["message"].split()))
-    return JSONResponse({**told, **describe_refusal(message, status)}, status, headers)
+    return JSONResponse({**told, **describe_refusal(message, status, param, code)}, status, headers)
 
 
 @contextlib.contextmanager

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from img2img_cli import __version__
-from img2img_cli.hub import Repository, is_fetched, list_repositories
 from img2img_cli.parameters import Offload
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_presets, load_preset
+from img2img_cli.repositories import Repository, is_fetched, list_repositories
 from img2img_cli.server.dispatcher import Dispatcher
 
 TICK_S = 0.25

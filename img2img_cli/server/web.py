@@ -5,27 +5,47 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import io
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
+from urllib.parse import unquote
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
 from fastapi import Request
+from PIL import Image
 
 from img2img_cli.errors import InputError, PresetError, UsageError
-from img2img_cli.job import MAX_SEED, Format, Job, check_control, check_style, choose_seed
-from img2img_cli.preset import COMMAND_LINE, Resolved, load_preset, resolve, suggest
+from img2img_cli.job import MAX_SEED, Job, check_control, check_style, choose_seed
+from img2img_cli.preset import COMMAND_LINE, Resolved, resolve
+from img2img_cli.preset_files import load_preset, suggest
 from img2img_cli.runner import run_jobs
 from img2img_cli.server.dispatcher import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
 from img2img_cli.wire import Spec
 
+WebFormat = Literal["png", "jpeg", "webp"]
 EXTENSION = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+FORMATS: dict[str, WebFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}  # as clients name them
+_URL_SAFE = str.maketrans("-_", "+/")
 Made = TypeVar("Made")
+
+
+class RefusedError(UsageError):
+    """A request that is refused with a status and a code of its own.
+
+    Attributes:
+        param: the field that is at fault.
+        code: OpenAI's word for the fault.
+    """
+
+    def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +55,8 @@ class Order:
     Attributes:
         image, mask: bytes of a picture's file.
         seed: None for a fresh one; each result has the next.
+        quality: 1 to 100, for JPEG and WebP.
+        notes: what of the request cannot be done here, for the client to be told.
     """
 
     image: bytes
@@ -42,8 +64,9 @@ class Order:
     resolved: Resolved
     seed: int | None = None
     count: int = 1
-    format: Format = "png"
+    format: WebFormat = "png"
     quality: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +74,7 @@ class Result:
     """A file's bytes and what they were made with."""
 
     data: bytes
-    seed: int
+    job: Job
     size: tuple[int, int]
 
 
@@ -82,7 +105,7 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
     parameters = order.resolved.parameters
     check_style(parameters, None, f"preset '{order.resolved.name}'")
     check_control(parameters, None, f"preset '{order.resolved.name}'")
-    if order.mask is not None and parameters.size != "original":
+    if order.mask is not None and (parameters.size != "original" or parameters.task == "upscale"):
         raise UsageError("a mask keeps the picture's own pixels, so the result cannot have another size")
     parameters.check_references()
     seed = choose_seed() if order.seed is None else order.seed
@@ -110,9 +133,7 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
             made = list(run_jobs(jobs, pipeline))
         except InputError as error:  # whoever sent the picture knows no folder
             raise InputError(str(error).replace(f"{folder}/", "")) from None
-        return [
-            Result(data=Path(result.job.output).read_bytes(), seed=result.job.seed, size=result.size) for result in made
-        ]
+        return [Result(data=Path(result.job.output).read_bytes(), job=result.job, size=result.size) for result in made]
 
 
 async def run_unless_left(state: State, request: Request, work: Callable[[threading.Event], Made]) -> Made:
@@ -147,11 +168,24 @@ async def run_unless_left(state: State, request: Request, work: Callable[[thread
 def decode_base64(text: str, what: str) -> bytes:
     """The bytes of base64 or of a data URL.
 
+    Line breaks, a missing `=` at the end and the URL-safe alphabet are read, as encoders write them.
+
+    Args:
+        what: the field's name, for messages.
+
     Raises:
-        UsageError: neither.
+        UsageError: it is empty, an address or something else.
     """
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        text = unquote(text) if head.lower().endswith(";base64") else "?"
+    elif text[:8].lower().startswith(("http://", "https://")):
+        raise UsageError(f"{what}: addresses are not opened; send the picture's file as base64 or as a data URL")
+    packed = "".join(text.split()).rstrip("=").translate(_URL_SAFE)
+    if not packed:
+        raise UsageError(f"{what}: is empty; send the picture's file as base64 or as a data URL")
     try:
-        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise UsageError(f"{what}: not base64; send the picture's file as base64 or as a data URL") from None
 
@@ -159,3 +193,10 @@ def decode_base64(text: str, what: str) -> bytes:
 def encode_base64(results: Sequence[Result]) -> list[str]:
     """Each result's file in base64."""
     return [base64.b64encode(result.data).decode() for result in results]
+
+
+def as_png(image: Image.Image) -> bytes:
+    """A picture as PNG, quickly."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

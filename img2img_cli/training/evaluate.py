@@ -21,7 +21,8 @@ from img2img_cli.building import build_pipeline
 from img2img_cli.device import Placement, make_generators
 from img2img_cli.parameters import Parameters
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import list_presets, load_preset, resolve
+from img2img_cli.preset import resolve
+from img2img_cli.preset_files import list_presets, load_preset
 from img2img_cli.runner import transform_image
 from img2img_cli.training.classifier import classify, train_classifier
 from img2img_cli.training.data import list_shards, read_shard
