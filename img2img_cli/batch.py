@@ -24,8 +24,9 @@ from img2img_cli.errors import (
 )
 from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
-from img2img_cli.journal import Failure, Journal, Provenance
+from img2img_cli.journal import Failure, Journal
 from img2img_cli.plan import Planned, Refused
+from img2img_cli.provenance import Provenance
 
 if TYPE_CHECKING:
     from img2img_cli.work import Pipeline
@@ -83,6 +84,9 @@ class Batch:
     opener: Opener = field(init=False)
     timed_out: bool = field(default=False, init=False)
     recalled: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.opener = Opener(self.limits.item_timeout_s)
 
     def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
@@ -146,7 +150,7 @@ class Batch:
         try:
             self.interrupts.check()
             self.check_limits()
-            with contextlib.closing(Opener(self.limits.item_timeout_s)) as self.opener:
+            with contextlib.closing(self.opener):
                 for group in groups.values():
                     self._run_group(group, ended, alone=len(groups) == 1)
         except Stop:

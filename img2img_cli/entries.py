@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from img2img_cli.errors import TimeLimitError
 from img2img_cli.job import Job
-from img2img_cli.journal import Provenance
+from img2img_cli.provenance import Provenance
 from img2img_cli.source import NO_STAMP, find_special, read_source
 from img2img_cli.stages import Stages
 
@@ -67,10 +68,7 @@ class Opener:
     def __init__(self, limit_s: float | None) -> None:
         self.limit_s = limit_s
         self._forks: Forks | None = None
-        if limit_s is not None:
-            from img2img_cli.apart import Forks
-
-            self._forks = Forks()
+        self._guard = threading.Lock()
 
     def open(self, entry: Entry, check: Callable[[], None]) -> None:
         """Read and decode an entry's pictures. Its provenance tells afterwards what was read, also where that failed.
@@ -96,10 +94,13 @@ class Opener:
 
     def _start(self, entry: Entry) -> Stages | StagesApart:
         job, fingerprint = entry.job, entry.provenance.fingerprint
-        if self._forks is None:
+        if self.limit_s is None:
             return Stages(job, fingerprint)
-        from img2img_cli.apart import StagesApart
+        from img2img_cli.apart import Forks, StagesApart
 
+        with self._guard:
+            if self._forks is None:
+                self._forks = Forks()
         return StagesApart(self._forks, job, fingerprint, partial(self._find_time_left, entry))
 
     def _find_time_left(self, entry: Entry) -> float:

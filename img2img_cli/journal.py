@@ -8,8 +8,8 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from img2img_cli import __version__
 from img2img_cli.errors import InputError, LockedError, OutputError, advise
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
-from img2img_cli.modelref import identify_file, identify_model
+from img2img_cli.provenance import Provenance, hash_file, make_fingerprint, match_source, stamp_beside
 from img2img_cli.record import read_record
-from img2img_cli.source import NO_STAMP, Stamp, find_special, hash_source, stamp_file
+from img2img_cli.source import NO_STAMP, find_special, stamp_file
 from img2img_cli.state_file import StateFile, read_value
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
@@ -42,71 +42,11 @@ CREATE TABLE IF NOT EXISTS holder (name TEXT);
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a result is made from: the input's bytes, and everything else that decides the pixels.
-
-    Attributes:
-        source_sha256: None until the input is read.
-        source_stamp: by which the input is known again.
-        beside: the mask, style and control picture, with their stamps from before they were hashed.
-    """
-
-    fingerprint: str
-    source_sha256: str | None
-    source_stamp: Stamp = NO_STAMP
-    beside: tuple[tuple[str, Stamp], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Failure:
     """How a job failed before, and would again."""
 
     code: int
     reason: str
-
-
-def hash_file(path: str) -> str:
-    """The SHA-256 of a file's content.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    return hash_source(path)[0]
-
-
-def _stamp_beside(job: Job) -> tuple[tuple[str, Stamp], ...]:
-    """The pictures beside the input with their stamps.
-
-    Raises:
-        InputError: one cannot be read twice.
-    """
-    names = [name for name in (job.mask, job.style, job.control_image) if name]
-    for name in names:
-        if kind := find_special(name):
-            raise InputError(f"{name}: is {kind}, and a batch reads it more than once; save it as a file first")
-    return tuple((name, stamp_file(name)) for name in names)
-
-
-def make_fingerprint(job: Job, hash_beside: Callable[[str], str] = hash_file) -> str:
-    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output.
-
-    Args:
-        hash_beside: hashes the pictures beside the input, which many jobs may share.
-    """
-    content = {
-        "parameters": job.parameters.to_record(),
-        "seed": job.seed,
-        "model": identify_model(job.parameters.model),
-        "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
-        "files": [identify_file(role, text) for role, text in job.parameters.list_files()],
-        **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
-        **({"refiner": identify_model(job.parameters.refiner)} if job.parameters.refiner else {}),
-        "mask": hash_beside(job.mask) if job.mask else None,
-        "style": hash_beside(job.style) if job.style else None,
-        "control_image": hash_beside(job.control_image) if job.control_image else None,
-        "output": [job.format, job.quality, job.metadata],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Journal:
@@ -139,7 +79,7 @@ class Journal:
         Raises:
             InputError: the mask, style or control picture cannot be read.
         """
-        beside = _stamp_beside(job)
+        beside = stamp_beside(job)
         row, stamp = self._find(job) or {}, stamp_file(job.input)
         sha256 = row.get("source_sha256")
         if stamp == NO_STAMP or (row.get("source_size"), row.get("source_mtime"), row.get("input")) != (
@@ -185,7 +125,7 @@ class Journal:
                 self._update(job, output_sha256=sha256, fingerprint=None)
                 return False
             if sha256 == row["output_sha256"]:
-                made_of = _match(job, provenance, row["fingerprint"], row["source_sha256"])
+                made_of = match_source(job, provenance, row["fingerprint"], row["source_sha256"])
                 if made_of is not None and made_of is not provenance:
                     size, mtime = made_of.source_stamp
                     self._update(job, input=_storable(job.input), source_size=size, source_mtime=mtime)
@@ -197,7 +137,7 @@ class Journal:
             raise OutputError(
                 f"{job.output}: exists already and was not made by this tool; use --force to replace it, or --name"
             )
-        made_of = _match(job, provenance, *found) if found is not None else None
+        made_of = match_source(job, provenance, *found) if found is not None else None
         if made_of is not None:
             self._note(job, made_of, hash_file(job.output), "writing")
             self.finish(job, made_of, seconds=None)
@@ -305,20 +245,6 @@ def _storable(name: str) -> str | bytes:
     except UnicodeEncodeError:
         return os.fsencode(name)
     return name
-
-
-def _match(job: Job, provenance: Provenance, fingerprint: str, source_sha256: str) -> Provenance | None:
-    """What a result is made from, completed by the input's hash and stamp; None if the job asks for something else.
-
-    Raises:
-        InputError: the input cannot be read.
-    """
-    if fingerprint != provenance.fingerprint:
-        return None
-    if provenance.source_sha256 is None and not find_special(job.input):
-        sha256, stamp = hash_source(job.input)
-        provenance = replace(provenance, source_sha256=sha256, source_stamp=stamp)
-    return provenance if provenance.source_sha256 == source_sha256 else None
 
 
 def _describe(job: Job, provenance: Provenance) -> str:

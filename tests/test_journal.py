@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import random
@@ -14,8 +13,10 @@ import pytest
 from PIL import Image
 
 from img2img_cli import state_file
-from img2img_cli.batch import Batch, Entry, Limits, Tally
+from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.entries import Entry, Opener
 from img2img_cli.errors import OutputError
+from img2img_cli.images import load_image
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job
 from img2img_cli.journal import STATE, Failure, hold_folder
@@ -46,10 +47,10 @@ def finish(folder: Path, jobs: list[Job]) -> None:
     with hold_folder(folder / "out") as journal:
         for job in jobs:
             entry = Entry(job=job, provenance=journal.trace(job), replace=False)
-            entry.load()
-            assert entry.picture is not None
-            result = Finished(image=entry.picture.rgb, format=entry.picture.format)
-            data, _ = encode_result(result, entry.picture, job, **dataclasses.asdict(entry.provenance))
+            Opener(None).open(entry, lambda: None)
+            picture = load_image(job.input)
+            made_from = {"fingerprint": entry.provenance.fingerprint, "source_sha256": entry.provenance.source_sha256}
+            data, _ = encode_result(Finished(image=picture.rgb, format=picture.format), picture, job, **made_from)
             journal.begin(job, entry.provenance, data)
             write_output(data, job.output, replace=False)
             journal.finish(job, entry.provenance, 0.1)
