@@ -52,6 +52,10 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
+class DamageError(InputError):
+    """A picture that its decoder cannot make sense of."""
+
+
 class ReadError(InputError):
     """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
 

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import InputError, OutOfMemoryError, ReadError, is_shortage
+from img2img_cli.errors import DamageError, InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.job import STDIO
 from img2img_cli.parameters import MAX_PIXELS
 from img2img_cli.source import MAX_BYTES, check_length, read_source
@@ -30,6 +30,7 @@ from img2img_cli.structure import MAX_FRAMES, check_structure, check_work
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_ASPECT = 40
+PROBE_BYTES = 16 << 20
 MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
 # Pillow keeps a PNG's texts among what it knows of the file, and takes one of these names for its own.
@@ -160,6 +161,18 @@ def load_image(name: str, data: bytes | None = None) -> Picture:
         OutOfMemoryError: there is no memory for so many pixels.
     """
     data = read_bytes(name) if data is None else data
+    try:
+        return _decode(name, data)
+    except DamageError:
+        # Some decoders fail in the same way for damage and for want of memory, so try for some memory, then again.
+        try:
+            bytearray(PROBE_BYTES)
+        except MemoryError:
+            raise _short_of_memory(name) from None
+        return _decode(name, data)
+
+
+def _decode(name: str, data: bytes) -> Picture:
     with open_picture(name, data) as (file, frames):
         _check_limits(label(name), file.size)
         return _normalise(name, file, frames)
@@ -192,7 +205,7 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
             if is_shortage(error):
                 raise _short_of_memory(name) from None
             reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise InputError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
+            raise DamageError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:
             raise _short_of_memory(name) from None
 

@@ -240,7 +240,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     import builtins
 
-    plain, of_path = builtins.open, Path.open
+    plain, of_path, of_system = builtins.open, Path.open, os.open
 
     def note(name, *more, **options):
         opened.append(Path(name).name)
@@ -250,6 +250,11 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(path.name)
         return of_path(path, *more, **options)
 
+    def note_system(name, *more, **options):
+        opened.append(Path(name).name)
+        return of_system(name, *more, **options)
+
+    monkeypatch.setattr(os, "open", note_system)
     monkeypatch.setattr(builtins, "open", note)
     monkeypatch.setattr(Path, "open", note_path)
     return opened
@@ -270,6 +275,6 @@ def test_new_inputs_are_read_once_and_pictures_beside_them_once_for_all(
         assert not [name for name in opened if name in ("10.png", "11.png", "12.png", "13.png")]
         for entry in left:
             if entry.job.input.endswith("10.png"):
-                entry.load()
+                Opener(None).open(entry, lambda: None)
                 assert entry.provenance.source_sha256
     assert opened.count("10.png") == 1
