@@ -99,7 +99,7 @@ def main() -> None:
         if arguments.only != "batch":
             os.environ["XDG_RUNTIME_DIR"] = name
             with subprocess.Popen([*RUN, "serve", "--quiet"], stderr=subprocess.DEVNULL) as server:
-                while not list((folder / "img2img").glob("*.door")):
+                while not list((folder / "img2img").glob("*.api")):
                     time.sleep(0.1)
                 flat.append(judge("warm server", *run_batch(folder / "in", folder / "warm", server.pid, [])))
                 server.terminate()

@@ -160,10 +160,6 @@ class Server:
         if b"serving" not in self._process.stderr.readline():
             raise SystemExit("the server did not start")
         os.environ.update(self.environment)
-        from img2img_cli.meeting import socket_path
-
-        while not Path(socket_path("door")).exists():
-            time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from typing import Any
 
 import img2img_cli.environment  # noqa: F401 - settings for what follows
@@ -22,6 +20,7 @@ from img2img_cli.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.pipeline import BYTES_PER_PIXEL, ImagePipeline
 from img2img_cli.repositories import is_fetched, list_repositories
+from img2img_cli.silence import silence_stdout
 
 COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text
@@ -36,7 +35,7 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
     """
     prepare_device(placement.device)
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
-    with explain_memory_errors(placement.device), contextlib.redirect_stdout(io.StringIO()):
+    with explain_memory_errors(placement.device), silence_stdout():
         new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
         net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None

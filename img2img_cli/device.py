@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from img2img_cli import processors
 from img2img_cli.errors import OutOfMemoryError, UsageError, is_shortage
 from img2img_cli.parameters import Offload
 
+DEFAULT_THREADS = torch.get_num_threads()  # before anybody has set them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,43 +74,22 @@ def _choose_dtype(device: torch.device) -> tuple[torch.dtype, str]:
 def prepare_device(device: torch.device) -> None:
     """Settings of torch for this process: threads on a CPU, and what a GPU may round to be faster."""
     if device.type == "cpu":
-        threads, _ = choose_threads()
-        if threads < torch.get_num_threads() and threading.current_thread() is threading.main_thread():
+        threads = count_threads(device)
+        if threads < torch.get_num_threads():
             torch.set_num_threads(threads)
     elif device.type == "cuda":
         # float32 is left to a few layers here, and TF32 keeps more digits than the 16 bits around them.
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
 
+def count_threads(device: torch.device) -> int:
+    """How many threads a command of its own computes with on a device. Their number decides how sums are rounded."""
+    return min(DEFAULT_THREADS, choose_threads()[0]) if device.type == "cpu" else DEFAULT_THREADS
+
+
 def choose_threads() -> tuple[int, str]:
-    """How many threads to compute with, and why: two on one core share its arithmetic unit and only get in the way."""
-    if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        return max(1, int(asked)), "OMP_NUM_THREADS"
-    if not hasattr(os, "sched_getaffinity"):
-        return torch.get_num_threads(), "torch's choice"
-    allowed = os.sched_getaffinity(0)
-    cores = {_find_core(processor) for processor in allowed}
-    quota = _read_quota()
-    if quota is not None and quota < len(cores):
-        return quota, f"the container's share of {len(cores)} cores"
-    return len(cores), "physical cores that may be used"
-
-
-def _find_core(processor: int) -> str:
-    """The processors that share a core with this one."""
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(processor)
-
-
-def _read_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """How many processors' time a container may use; None for any."""
-    try:
-        quota, period = map(int, file.read_text().split())
-    except (OSError, ValueError):  # no such limit: "max 100000"
-        return None
-    return max(1, round(quota / period))
+    """How many threads to compute with on a CPU, and why."""
+    return processors.count_threads() or (DEFAULT_THREADS, "torch's choice")
 
 
 def measure_memory_gib(device: torch.device) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.lab import rgb_to_lab
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import list_presets, load_preset
-from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.remote import ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.repositories import is_fetched, list_repositories
 from img2img_cli.runner import transform_image
 
@@ -108,6 +108,8 @@ def _explain_policy(device: torch.device) -> dict[str, str]:
 def _find_server() -> str:
     try:
         told = ask_server("GET", "/img2img/status")
+    except ServerSilentError as error:
+        return str(error)
     except ServerGoneError:
         return "none (`img2img serve`, or --keep-warm 10m with any command)"
     return f"running as process {told['pid']}, with {len(told['warm'])} models warm"

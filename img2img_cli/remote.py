@@ -12,51 +12,101 @@ from typing import Any
 
 from PIL import Image
 
-from img2img_cli.meeting import connect
-from img2img_cli.wire import CONTENT_TYPE, OWNER, Elsewhere, Spec, pack_pieces, restore_error, unpack
+from img2img_cli.meeting import connect, read_peer
+from img2img_cli.wire import CONTENT_TYPE, OWNER, SILENCE_S, Elsewhere, Spec, pack_pieces, restore_error, unpack
 from img2img_cli.work import Piece, Pipeline, Progress
 
+PART_BYTES = 1 << 20
 Build = Callable[[Spec], Pipeline]
 
 
 class ServerGoneError(Exception):
-    """The server ended, or never was."""
+    """There is no server, it ended, or it takes no request."""
+
+    def __init__(self, reason: str = "the server ended") -> None:
+        super().__init__(reason)
+
+
+class ServerSilentError(ServerGoneError):
+    """The server is there but says nothing: stopped, or without a turn on the processor."""
+
+    def __init__(self, process: int | None) -> None:
+        name, remedy = ("", "") if process is None else (f" (process {process})", f"; `kill -9 {process}` ends it")
+        super().__init__(f"the server{name} does not answer{remedy}")
 
 
 class _Connection(http.client.HTTPConnection):
-    """HTTP over the server's own socket."""
+    """HTTP over the server's own socket.
+
+    Attributes:
+        process: the server's, once it is connected.
+    """
+
+    process: int | None = None
 
     def connect(self) -> None:
-        found = connect("api")
+        found = connect(SILENCE_S)
         if found is None:
             raise ServerGoneError
         self.sock = found
+        peer = read_peer(found)
+        self.process = None if peer is None else peer[0]
 
 
 @contextlib.contextmanager
 def _answer(
-    method: str, path: str, body: bytes | None = None, kind: str = "application/json", owner: str = ""
-) -> Iterator[Any]:
+    method: str, path: str, body: bytes = b"", kind: str = "application/json", owner: str = ""
+) -> Iterator[http.client.HTTPResponse]:
     """The response to one request; leaving early tells the server that nobody waits any more.
 
     Raises:
         ServerGoneError: it cannot be reached, or breaks off.
+        ServerSilentError: it says nothing.
         Img2ImgError: what the server says is wrong.
     """
     connection = _Connection("localhost")
     try:
-        connection.request(method, path, body, {"Content-Type": kind, OWNER: owner})
+        headers = {"Content-Type": kind, OWNER: owner, "Content-Length": str(len(body))}
+        connection.request(method, path, _cut(body), headers)
         response = connection.getresponse()
         if response.status != 200:
-            told = json.loads(response.read())
-            if response.status == 503 or "kind" not in told:
-                raise ServerGoneError
-            raise restore_error(told)
+            raise _explain(response)
         yield response
+    except TimeoutError as error:
+        raise ServerSilentError(connection.process) from error
     except (OSError, http.client.HTTPException, EOFError) as error:
         raise ServerGoneError from error
     finally:
         connection.close()
+
+
+def _explain(response: http.client.HTTPResponse) -> Exception:
+    """What a refusal says: an error of the request's own, or one that a server has and a command alone has not."""
+    try:
+        told = json.loads(response.read())
+    except ValueError:
+        return ServerGoneError(f"the server does not take this (status {response.status})")
+    if response.status == 503 or "kind" not in told:
+        return ServerGoneError(f"the server does not take this ({told['message']})")
+    return restore_error(told)
+
+
+def _cut(body: bytes) -> Iterator[bytes]:
+    """In parts, as the time limit is for each."""
+    return (body[place : place + PART_BYTES] for place in range(0, len(body), PART_BYTES))
+
+
+def _follow(response: http.client.HTTPResponse, progress: Progress | None = None) -> tuple[Any, list[Image.Image]]:
+    """The last message of a server that tells how far it is."""
+    while True:
+        told, images = unpack(response.read)
+        if "step" in told:
+            if progress is not None:
+                progress(told["step"], told["steps"])
+        elif "kind" in told:
+            raise restore_error(told)
+        elif "busy" not in told:
+            return told, images
 
 
 def ask_server(method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -65,7 +115,7 @@ def ask_server(method: str, path: str, content: Mapping[str, Any] | None = None)
     Raises:
         ServerGoneError, Img2ImgError: as the module's other requests.
     """
-    body = None if content is None else json.dumps(content).encode()
+    body = b"" if content is None else json.dumps(content).encode()
     with _answer(method, path, body) as response:
         answer: dict[str, Any] = json.loads(response.read())
         return answer
@@ -83,10 +133,12 @@ class RemotePipeline(Elsewhere):
 
         Raises:
             ServerGoneError: there is none after all.
+            ServerSilentError: it is there but says nothing.
             Img2ImgError: it cannot be loaded.
         """
         self._spec, self._build = spec, build
-        super().__init__(**ask_server("POST", "/img2img/pipelines", spec.to_json()))
+        with _answer("POST", "/img2img/pipelines", json.dumps(spec.to_json()).encode()) as response:
+            super().__init__(**_follow(response)[0])
         self.notes: list[str] = []
         self._told = set[str]()
         self._owner = f"command {os.getpid()} {id(self)}"  # its lanes take one turn
@@ -95,14 +147,15 @@ class RemotePipeline(Elsewhere):
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
         """Run a batch of pieces of one group; the results in their order."""
+        reason = ""
         if self._own is None:
             try:
                 return self._ask(pieces, progress)
-            except ServerGoneError:
-                pass
+            except ServerGoneError as error:
+                reason = str(error)
         with self._guard:  # one at a time, as nobody has shared out this process's threads
             if self._own is None:
-                self.notes.append("the server ended; going on without it")
+                self.notes.append(f"{reason}; going on without it")
                 self._own = self._build(self._spec)
             made = self._own.transform(pieces, progress)
             self._pass_on(self._own.notes)
@@ -111,16 +164,9 @@ class RemotePipeline(Elsewhere):
     def _ask(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
         body = pack_pieces(self._spec, pieces)
         with _answer("POST", "/img2img/transform", body, CONTENT_TYPE, self._owner) as response:
-            while True:
-                told, images = unpack(response.read)
-                if "step" in told:
-                    if progress is not None:
-                        progress(told["step"], told["steps"])
-                elif "kind" in told:
-                    raise restore_error(told)
-                else:
-                    self._pass_on(told["notes"])
-                    return images
+            told, images = _follow(response, progress)
+            self._pass_on(told["notes"])
+            return images
 
     def _pass_on(self, notes: list[str]) -> None:
         self.notes += [note for note in notes if note not in self._told]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import math
 import struct
@@ -23,6 +22,8 @@ OWNER = "X-Img2Img-Owner"  # header that tells whose turn a request takes
 CONTENT_TYPE = "application/vnd.img2img"
 MODES = {"L": 1, "RGB": 3}
 _PICTURES = ("image", "control", "mask", "style")
+HEARTBEAT_S = 2.0  # the server says so often that it is at work
+SILENCE_S = 15.0  # a server that says nothing for so long has stopped
 Read = Callable[[int], bytes]
 
 
@@ -163,12 +164,6 @@ def restore_error(told: dict[str, str]) -> Img2ImgError:
     """What `describe_error` has told of."""
     kind = getattr(errors, told["kind"], Img2ImgError)
     return (kind if isinstance(kind, type) and issubclass(kind, Img2ImgError) else Img2ImgError)(told["message"])
-
-
-def describe_traits(pipeline: Any, lanes: int) -> Traits:
-    """A pipeline's traits."""
-    names = [field.name for field in dataclasses.fields(Traits) if field.name != "lanes"]
-    return Traits(lanes=lanes, **{name: getattr(pipeline, name) for name in names})
 
 
 def parse_duration(text: str) -> float:

@@ -8,7 +8,6 @@ import os
 import pickle
 import resource
 import shutil
-import signal
 import socket
 import struct
 import tempfile
@@ -24,6 +23,7 @@ from conftest import Outcome
 from loopback_hub import LoopbackHub
 from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
+from serving import serve_own
 
 from img2img_cli import meeting, stages
 from img2img_cli.errors import InputError, OutputError, UsageError
@@ -32,7 +32,10 @@ from img2img_cli.job import printable
 from img2img_cli.journal import LOCK, STATE, hold_folder
 from img2img_cli.plan import Choices, plan_batch
 from img2img_cli.record import read_record, replay_command
-from img2img_cli.server.door import Door
+from img2img_cli.remote import ask_server
+from img2img_cli.server.dispatcher import Dispatcher
+from img2img_cli.server.pool import Pool
+from img2img_cli.server.state import State
 from img2img_cli.yamlio import dump_yaml, parse_scalar
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
@@ -633,7 +636,7 @@ def test_a_meeting_folder_that_is_a_link_is_refused(runtime: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(meeting.socket_path("api"))
         listener.listen()
-        assert meeting.connect("api") is None
+        assert meeting.connect() is None
 
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
@@ -646,58 +649,70 @@ def test_a_meeting_folder_of_another_user_is_refused(runtime: Path) -> None:
     os.chown(folder, 65534, 65534)
     with pytest.raises(UsageError, match="yours alone"):
         meeting.make_meeting_folder()
-    assert meeting.connect("door") is None
+    assert meeting.connect() is None
 
 
 def _visit_as_another(path: str) -> NoReturn:
-    """Hand a command over as another user would; exit 0 when it is not taken."""
+    """Ask for the status as another user would; exit 0 when nothing is answered."""
     code = 2
     try:
         os.setuid(65534)
         with socket.socket(socket.AF_UNIX) as visitor:
-            visitor.settimeout(10)
+            visitor.settimeout(30)
             visitor.connect(path)
             code = 0
-            socket.send_fds(visitor, [struct.pack("!I", 2) + b"{}"], [0, 1, 2, os.open("/", os.O_RDONLY)])
-            code = 0 if visitor.recv(1) == b"" else 1
+            visitor.sendall(b"GET /img2img/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            code = 1 if visitor.recv(1) else 0
     except TimeoutError:
         code = 1
+    except OSError:  # cut off before all was said
+        pass
     finally:
         os._exit(code)
 
 
 @as_root
-def test_the_door_and_its_visitors_are_the_same_user(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_and_their_server_are_the_same_user(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where the folder has failed to keep others out."""
-    with meeting.listen("door") as listener:
-        path = meeting.socket_path("door")
+    state = State(dispatcher=Dispatcher(Pool(600)))
+    with serve_own(state) as path:
+        assert ask_server("GET", "/img2img/status")["pid"] == os.getpid()
         runtime.chmod(0o755)
         Path(meeting.meeting_folder()).chmod(0o755)
         Path(path).chmod(0o666)
         child = os.fork()
         if child == 0:
             _visit_as_another(path)
-        forked: list[int] = []
-        monkeypatch.setattr(os, "fork", lambda: forked.append(1) or os.getpid())
-        try:
-            Door(listener)._accept()
-        finally:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert not forked
-        # The other way round: a visitor gives its files and environment to nobody else.
+        # The other way round: a command gives its pictures to nobody else.
         monkeypatch.setattr(meeting, "is_private", lambda folder: True)
+        assert meeting.connect() is not None
         monkeypatch.setattr(os, "getuid", lambda: 65534)
         monkeypatch.setattr(meeting, "socket_path", lambda kind: path)
-        assert meeting.connect("door") is None
+        assert meeting.connect() is None
+        monkeypatch.undo()
+    state.dispatcher.close()
 
 
-def test_the_user_gets_through_the_door(runtime: Path) -> None:
-    with meeting.listen("door") as listener:
-        ours = meeting.connect("door")
-        assert ours is not None
-        theirs, _ = listener.accept()
-        assert meeting.is_own(theirs)
-        theirs.close()
-        ours.close()
+@pytest.mark.parametrize("fault", ["somebody else's", "open to others", "no folder", "a long name"])
+def test_a_folder_that_cannot_be_used_costs_the_server_and_not_the_picture(
+    runtime: Path, here, picture: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    folder = runtime / "img2img"
+    if fault == "no folder":
+        folder.write_text("a file")
+    elif fault == "a long name":
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime / ("x" * 90)))
+        (runtime / ("x" * 90)).mkdir()
+    else:
+        folder.mkdir(mode=0o755)
+        folder.chmod(0o755)
+        if fault == "somebody else's" and os.getuid() == 0:
+            folder.chmod(0o700)
+            os.chown(folder, 65534, 65534)
+    done = here("colorize", picture, picture.parent / "made.png", "--keep-warm", "5s", *QUICK)
+    assert done.code == 0, done.err
+    assert Image.open(picture.parent / "made.png").size == (96, 72)
+    line, _ = done.err.splitlines()
+    assert str(runtime) in line
+    assert line.endswith("going on without a server")

@@ -13,7 +13,7 @@ from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli import compiling, device, kernels
+from img2img_cli import compiling, device, kernels, processors
 from img2img_cli.building import build_pipeline
 from img2img_cli.caching import cache_features
 from img2img_cli.compiling import Compiled, Plan
@@ -245,17 +245,17 @@ def test_compile_has_fewer_shapes() -> None:
 )
 def test_a_containers_quota_is_read(tmp_path: Path, text: str, quota: int | None) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert device._read_quota(tmp_path / "cpu.max") == quota
-    assert device._read_quota(tmp_path / "missing") is None
+    assert processors._read_quota(tmp_path / "cpu.max") == quota
+    assert processors._read_quota(tmp_path / "missing") is None
 
 
 def test_threads_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(device.os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(device, "_find_core", lambda processor: str(processor % 4))
-    monkeypatch.setattr(device, "_read_quota", lambda: None)
+    monkeypatch.setattr(processors.os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(processors, "_find_core", lambda processor: str(processor % 4))
+    monkeypatch.setattr(processors, "_read_quota", lambda: None)
     assert device.choose_threads()[0] == 4
-    monkeypatch.setattr(device, "_read_quota", lambda: 3)
+    monkeypatch.setattr(processors, "_read_quota", lambda: 3)
     assert device.choose_threads()[0] == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "6")
     assert device.choose_threads()[0] == 6

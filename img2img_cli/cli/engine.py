@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from img2img_cli.errors import ExitCode, UsageError
 from img2img_cli.job import printable
-from img2img_cli.meeting import connect, make_meeting_folder, socket_path
-from img2img_cli.remote import RemotePipeline, ServerGoneError, ask_server
+from img2img_cli.meeting import connect, make_meeting_folder, meeting_folder, socket_path
+from img2img_cli.remote import RemotePipeline, ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.wire import Spec, parse_duration
 
 if TYPE_CHECKING:
@@ -37,13 +39,16 @@ class Engine:
         """Refuse what cannot be, before anything is loaded.
 
         Raises:
-            UsageError: not a length of time, or a server that lacks its packages.
+            UsageError: not a length of time, a server that is not to be used, or one that lacks its packages.
         """
-        if self.keep_warm is not None:
-            from img2img_cli.cli.serve_run import check_packages
+        if self.keep_warm is None:
+            return
+        from img2img_cli.cli.serve_run import check_packages
 
-            parse_duration(self.keep_warm)
-            check_packages()
+        if not self.server:
+            raise UsageError("--keep-warm and --no-server exclude each other; leave one of them out")
+        parse_duration(self.keep_warm)
+        check_packages()
 
     def open(self, spec: Spec) -> Pipeline:
         """The pipeline, loaded.
@@ -51,42 +56,57 @@ class Engine:
         Raises:
             Img2ImgError: it cannot be loaded.
         """
-        if self.keep_warm is not None:
-            self._leave_server(self.keep_warm)
-        if self.server or self.keep_warm is not None:
-            try:
+        try:
+            if self.keep_warm is not None:
+                self._leave_server(self.keep_warm)
+            if self.server:
                 return RemotePipeline(_absolute(spec), build)
-            except ServerGoneError:
-                pass
+        except ServerSilentError as error:
+            self._tell(f"{error}; going on without it")
+        except ServerGoneError:
+            pass
         return build(spec)
 
     def _leave_server(self, keep: str) -> None:
-        """Start a server, or have the one that is there stay; without one the command goes on by itself."""
+        """Start a server, or have the one that is there stay; without one the command goes on by itself.
+
+        Raises:
+            ServerSilentError: one is there but says nothing.
+        """
         try:
             ask_server("POST", "/img2img/keep", {"keep": keep})
-            return
+        except ServerSilentError:
+            raise
         except ServerGoneError:
-            pass
-        error = start_server(keep)
-        if error and not self.quiet:
-            print(f"img2img: --keep-warm: {printable(error)}; going on without a server", file=sys.stderr)
+            if reason := start_server(keep):
+                self._tell(f"--keep-warm: {reason}; going on without a server")
+
+    def _tell(self, line: str) -> None:
+        if not self.quiet:
+            print(f"img2img: {printable(line)}", file=sys.stderr)
 
 
 def start_server(keep: str) -> str | None:
     """Start a server that ends when it was idle so long, and wait until it listens; else say why not."""
-    make_meeting_folder()
-    log = Path(socket_path("log"))
     command = [sys.executable, "-m", "img2img_cli", "serve", "--keep", keep, "--end-idle", "--quiet"]
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, cwd="/"
-        )
+    try:
+        make_meeting_folder()
+        log = Path(socket_path("log"))
+        with log.open("wb") as file:
+            server = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, cwd="/"
+            )
+    except UsageError as error:
+        return str(error)
+    except OSError as error:
+        return f"{meeting_folder()}: no server can be started ({error.strerror})"
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end:
-        if (connection := connect("api")) is not None:
-            connection.close()
-            return None
-        if server.poll() not in (None, 7):  # 7: another command has started one a moment ago
+        with contextlib.suppress(TimeoutError):
+            if (connection := connect()) is not None:
+                connection.close()
+                return None
+        if server.poll() not in (None, ExitCode.LOCKED):  # which means that another command has started one just now
             lines = log.read_text(errors="replace").splitlines()
             return lines[-1].removeprefix("img2img: ") if lines else f"it ended with {server.returncode}"
         time.sleep(0.05)

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 
 from img2img_cli.cli.picture import check_offload
-from img2img_cli.errors import NothingMatchedError, UsageError
+from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
 from img2img_cli.job import printable
+from img2img_cli.meeting import socket_path
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
-from img2img_cli.remote import ServerGoneError, ask_server
+from img2img_cli.remote import ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.wire import parse_duration
 
 LEAST_TOKEN = 16  # characters: other users of the machine reach the port too
@@ -66,6 +67,7 @@ def run_server(
         print(f"img2img: token {token}", file=sys.stderr, flush=True)
     # Before torch starts its threads: spinning, they would starve those that speak with the clients.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    place = socket_path("api")  # before torch: it may change settings, and which processors this process may use
     from img2img_cli.server.serve import ServeOptions, serve
 
     options = ServeOptions(
@@ -79,7 +81,7 @@ def run_server(
         offload=offload_,
         ends_idle=ends_idle,
     )
-    serve(options, tell)
+    serve(options, place, tell)
 
 
 def end_server() -> None:
@@ -87,6 +89,7 @@ def end_server() -> None:
 
     Raises:
         NothingMatchedError: there is none.
+        TimeLimitError: it does not answer.
     """
     _ask("POST", "/img2img/stop")
 
@@ -96,6 +99,7 @@ def tell_status() -> None:
 
     Raises:
         NothingMatchedError: there is none.
+        TimeLimitError: it does not answer.
     """
     print(json.dumps(_ask("GET", "/img2img/status")))
 
@@ -103,5 +107,7 @@ def tell_status() -> None:
 def _ask(method: str, path: str) -> dict[str, object]:
     try:
         return ask_server(method, path)
+    except ServerSilentError as error:
+        raise TimeLimitError(str(error)) from None
     except ServerGoneError:
         raise NothingMatchedError("no server is running; `img2img serve` starts one") from None

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from img2img_cli import __version__
 from img2img_cli.record import format_parameters
@@ -19,13 +20,14 @@ from img2img_cli.server.a1111_schema import ExtraBatchRequest, ExtraRequest, Img
 from img2img_cli.server.state import State
 from img2img_cli.server.web import (
     FORMATS,
+    LargeRoute,
     Order,
     RefusedError,
     Result,
+    answer_unless_left,
     encode_base64,
     make_pictures,
     resolve_offer,
-    run_unless_left,
 )
 
 # Lists that clients ask for when they start, of things that are not here.
@@ -48,11 +50,11 @@ _REFRESH = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embe
 
 def make_router(state: State) -> APIRouter:
     """The routes under `/sdapi/v1`."""
-    router = APIRouter(prefix="/sdapi/v1")
+    router = APIRouter(prefix="/sdapi/v1", route_class=LargeRoute)
     options: dict[str, Any] = {"sd_model_checkpoint": next(iter(state.presets), "edit"), "samples_format": "png"}
 
     @router.post("/img2img")
-    async def img2img(body: Img2ImgRequest, request: Request) -> dict[str, Any]:
+    async def img2img(body: Img2ImgRequest, request: Request) -> JSONResponse:
         override = {key: value for key, value in body.override_settings.items() if value not in (None, "")}
 
         def work(cancelled: threading.Event) -> dict[str, Any]:
@@ -69,25 +71,25 @@ def make_router(state: State) -> APIRouter:
             images = encode_base64(results) if body.send_images else []
             return {"images": images, "parameters": parameters, "info": _describe(body, results, wanted[0].order)}
 
-        return await run_unless_left(state, request, work)
+        return await answer_unless_left(state, request, work)
 
     @router.post("/extra-single-image")
-    async def enlarge(body: ExtraRequest, request: Request) -> dict[str, Any]:
+    async def enlarge(body: ExtraRequest, request: Request) -> JSONResponse:
         def work(cancelled: threading.Event) -> dict[str, Any]:
             order = read_enlargement(state, body, body.image, options)
             results = make_pictures(state, order, f"web {id(request)}", cancelled)
             return {"html_info": _describe_enlarged(order, results), "image": encode_base64(results)[0]}
 
-        return await run_unless_left(state, request, work)
+        return await answer_unless_left(state, request, work)
 
     @router.post("/extra-batch-images")
-    async def enlarge_several(body: ExtraBatchRequest, request: Request) -> dict[str, Any]:
+    async def enlarge_several(body: ExtraBatchRequest, request: Request) -> JSONResponse:
         def work(cancelled: threading.Event) -> dict[str, Any]:
             orders = [read_enlargement(state, body, file.data, options) for file in body.imageList]
             results = [r for o in orders for r in make_pictures(state, o, f"web {id(request)}", cancelled)]
             return {"html_info": _describe_enlarged(orders[0], results), "images": encode_base64(results)}
 
-        return await run_unless_left(state, request, work)
+        return await answer_unless_left(state, request, work)
 
     @router.post("/txt2img")
     def refuse() -> None:

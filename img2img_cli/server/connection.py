@@ -1,4 +1,4 @@
-"""A web client's connection: how many there may be, how long a request's head may take, and refusals in JSON."""
+"""Connections. A web client's: how many there may be, how long a request's head may take, and refusals in JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from img2img_cli.meeting import is_own
 from img2img_cli.server.guard import describe_refusal
 
 MOST_CONNECTIONS = 256
@@ -66,6 +67,16 @@ class Connection(H11Protocol):
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+
+class OwnConnection(H11Protocol):
+    """A command's connection, over the user's own socket. The folder keeps others out; what got past it is cut off."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Ask the system who is at the other end."""
+        super().connection_made(transport)
+        if not is_own(transport.get_extra_info("socket")):
+            transport.abort()
 
 
 async def turn_away(scope: Scope, receive: Receive, send: Send) -> None:

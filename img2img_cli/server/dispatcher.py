@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
+from img2img_cli.device import count_threads
 from img2img_cli.errors import Img2ImgError, OutOfMemoryError
 from img2img_cli.pipeline import CPU_LANES, ImagePipeline
-from img2img_cli.server.pool import Pool, Warm, key_of
-from img2img_cli.wire import Elsewhere, Spec, Traits, describe_traits
+from img2img_cli.server.pool import Pool, Warm, describe_traits, key_of
+from img2img_cli.wire import Elsewhere, Spec, Traits
 from img2img_cli.work import Piece, Progress
 
 log = logging.getLogger("img2img")
@@ -42,6 +43,7 @@ class Request:
     cancelled: threading.Event = field(default_factory=threading.Event)
     notes: list[str] = field(default_factory=list)
     step: tuple[int, int] = (0, 1)
+    loads: bool = False  # its pipeline is being loaded
 
     def __post_init__(self) -> None:
         self.key = key_of(self.spec)
@@ -80,7 +82,6 @@ class Dispatcher:
             threading.Thread(target=self._work, name=f"img2img-model-{index}", daemon=True)
             for index in range(CPU_LANES)
         ]
-        self._all_threads = torch.get_num_threads()
         for thread in self._threads:
             thread.start()
 
@@ -117,11 +118,24 @@ class Dispatcher:
         with self._changed:
             return list(self._running)
 
-    def describe(self, spec: Spec) -> Traits:
-        """The traits of a spec's pipeline, which is loaded if need be."""
-        warm = self.pool.get(spec)
-        self.idle_since = time.monotonic()
-        return describe_traits(warm.pipeline, warm.count)
+    def load(self, spec: Spec) -> Future[Warm]:
+        """A spec's pipeline, as `Pool.load` has it."""
+        future = self.pool.load(spec)
+        future.add_done_callback(lambda _: self._note_use())
+        return future
+
+    def describe(self, spec: Spec, cancelled: threading.Event | None = None) -> Traits:
+        """The traits of a spec's pipeline; waits until it is loaded.
+
+        Raises:
+            Img2ImgError: it cannot be loaded.
+            CancelledError: nobody waits for it any more.
+        """
+        future = self.load(spec)
+        while not wait([future], timeout=0.25).done:
+            if cancelled is not None and cancelled.is_set():
+                raise CancelledError
+        return describe_traits(future.result())
 
     def close(self) -> None:
         """Stop after the present steps."""
@@ -141,11 +155,13 @@ class Dispatcher:
                 if chosen is None:
                     return
                 requests, warm, lane = chosen
-                # Whoever has an answer takes no time any more, though its thread may not have noted so yet.
+                # Whoever has an answer takes no time any more, though its thread may not have noted so yet; and who
+                # waits for a model to be loaded takes none so far.
                 others = any(not request.future.done() for request in self._running)
+                others = others or any(not queue[0].loads for queue in self._queues.values())
                 self._running += requests
-                share = self._all_threads // (2 if others or self._queues else 1)
-            torch.set_num_threads(max(1, share if warm and warm.count > 1 else self._all_threads))
+            threads = count_threads(lane.placement.device)
+            torch.set_num_threads(max(1, threads // 2) if others and warm.count > 1 else threads)
             try:
                 self._serve(requests, warm, lane)
             finally:
@@ -154,19 +170,24 @@ class Dispatcher:
                     self.idle_since = time.monotonic()
                     self._changed.notify_all()
 
-    def _choose(self) -> tuple[list[Request], Warm | None, ImagePipeline | None] | None:
+    def _choose(self) -> tuple[list[Request], Warm, ImagePipeline] | None:
         """The next owner's first request, with those of others that fit into its batch, and a lane for them.
 
-        What is not loaded is chosen without a lane: it is loaded outside of the lock.
+        What is not loaded is passed over until it is: those behind it that are warm need not wait.
         """
         for owner in list(self._queues):
             head = self._queues[owner][0]
             warm = self.pool.peek(head.key)
-            lane = self.pool.take_lane(warm) if warm else None
-            if warm is not None and lane is None:
+            if warm is None:
+                self._have_loaded(head)
+                warm = self.pool.peek(head.key)  # it may be there by now, and nobody would tell once more
+            if warm is None:
+                continue
+            lane = self.pool.take_lane(warm)
+            if lane is None:
                 continue
             requests = [head]
-            if lane is not None and lane.gains_from_batches:
+            if lane.gains_from_batches:
                 requests += self._find_company(head, lane.batch_pixels)
             for request in requests:
                 queue = self._queues.pop(request.owner)
@@ -175,6 +196,30 @@ class Dispatcher:
                     self._queues[request.owner] = queue  # at the end: the others come first
             return requests, warm, lane
         return None
+
+    def _have_loaded(self, head: Request) -> None:
+        """Ask for a request's pipeline, once; when that fails so has the request."""
+        if head.loads:
+            return
+        head.loads = True
+
+        def note(future: Future[Warm]) -> None:
+            error = future.exception()
+            with self._changed:
+                head.loads = False
+                queue = self._queues.get(head.owner)
+                failed = error is not None and queue is not None and head in queue
+                if failed and queue is not None:
+                    queue.remove(head)
+                    self._forget_empty(head.owner)
+                self._changed.notify_all()
+            if failed and isinstance(error, Exception):
+                _settle([head], error)
+
+        self.pool.load(head.spec, head.key).add_done_callback(note)
+
+    def _note_use(self) -> None:
+        self.idle_since = time.monotonic()
 
     def _find_company(self, head: Request, pixels: int) -> list[Request]:
         """First requests of other owners that may share a batch with this one."""
@@ -191,17 +236,7 @@ class Dispatcher:
         if not self._queues[owner]:
             del self._queues[owner]
 
-    def _serve(self, requests: list[Request], warm: Warm | None, lane: ImagePipeline | None) -> None:
-        try:
-            while lane is None:
-                warm = self.pool.get(requests[0].spec)
-                lane = self.pool.take_lane(warm)
-                if lane is None:
-                    time.sleep(0.01)
-        except Exception as error:  # noqa: BLE001 - it concerns who asked, not the server
-            _settle(requests, error)
-            return
-        assert warm is not None
+    def _serve(self, requests: list[Request], warm: Warm, lane: ImagePipeline) -> None:
         try:
             made = self._run(requests, lane)
         except Exception as error:  # noqa: BLE001 - as above
@@ -273,8 +308,9 @@ class QueuedPipeline(Elsewhere):
 
         Raises:
             Img2ImgError: it cannot be loaded.
+            CancelledError: nobody waits for it any more.
         """
-        super().__init__(**vars(dispatcher.describe(spec)))
+        super().__init__(**vars(dispatcher.describe(spec, cancelled)))
         self._dispatcher, self._spec, self._owner, self._cancelled = dispatcher, spec, owner, cancelled
         self.notes: list[str] = []
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,10 +18,21 @@ from starlette.concurrency import run_in_threadpool
 
 from img2img_cli.errors import UsageError
 from img2img_cli.server.dispatcher import CancelledError, Request
+from img2img_cli.server.pool import describe_traits
 from img2img_cli.server.state import State
-from img2img_cli.wire import CONTENT_TYPE, OWNER, Spec, describe_error, pack, parse_duration, unpack_pieces
+from img2img_cli.wire import (
+    CONTENT_TYPE,
+    HEARTBEAT_S,
+    OWNER,
+    Spec,
+    describe_error,
+    pack,
+    parse_duration,
+    unpack_pieces,
+)
+from img2img_cli.work import Progress
 
-_visitors = itertools.count()
+_nameless = itertools.count()
 
 
 def make_router(state: State) -> APIRouter:
@@ -43,29 +54,36 @@ def make_router(state: State) -> APIRouter:
         return {}
 
     @router.post("/pipelines")
-    async def load(request: HttpRequest) -> dict[str, Any]:
+    async def load(request: HttpRequest) -> Response:
         spec = _read(lambda data: Spec.from_json(json.loads(data)), await request.body())
-        return vars(await run_in_threadpool(state.dispatcher.describe, spec))
+        events = asyncio.Queue[bytes | None]()
+        future = await run_in_threadpool(state.dispatcher.load, spec)
+        future.add_done_callback(_waker(events))
+
+        def finish() -> bytes:
+            error = future.exception()
+            return pack(describe_error(error) if error else vars(describe_traits(future.result())))
+
+        return StreamingResponse(_follow(events, finish), media_type=CONTENT_TYPE)
 
     @router.post("/transform")
     async def transform(request: HttpRequest) -> Response:
-        body = await request.body()
-        spec, pieces = _read(unpack_pieces, _reader(body))
         loop, events = asyncio.get_running_loop(), asyncio.Queue[bytes | None]()
 
         def tell(step: int, steps: int) -> None:
             loop.call_soon_threadsafe(events.put_nowait, pack({"step": step, "steps": steps}))
 
-        owner = request.headers.get(OWNER) or f"command {next(_visitors)}"
-        asked = Request(owner=owner, spec=spec, pieces=pieces, progress=tell)
+        owner = request.headers.get(OWNER) or f"command {next(_nameless)}"
+        body = await request.body()
+        # In a thread: pictures are large, and who asks something else is not to wait for them.
+        asked = await run_in_threadpool(_read_request, body, owner, tell)
         future = state.dispatcher.submit(asked)
-        future.add_done_callback(lambda _: _wake(loop, events))
+        future.add_done_callback(_waker(events))
 
         async def answer() -> AsyncIterator[bytes]:
             try:
-                while (event := await events.get()) is not None:
-                    yield event
-                yield _finish(future, asked)
+                async for part in _follow(events, lambda: _finish(future, asked)):
+                    yield part
             finally:  # also when the client has left
                 state.dispatcher.cancel(asked)
 
@@ -74,9 +92,32 @@ def make_router(state: State) -> APIRouter:
     return router
 
 
-def _wake(loop: asyncio.AbstractEventLoop, events: asyncio.Queue[bytes | None]) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed when the server ends
-        loop.call_soon_threadsafe(events.put_nowait, None)
+def _read_request(body: bytes, owner: str, tell: Progress) -> Request:
+    spec, pieces = _read(unpack_pieces, _reader(body))
+    return Request(owner=owner, spec=spec, pieces=pieces, progress=tell)
+
+
+def _waker(events: asyncio.Queue[bytes | None]) -> Callable[[Any], None]:
+    """What a future calls when it is done, in whatever thread that is."""
+    loop = asyncio.get_running_loop()
+
+    def wake(_: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed when the server ends
+            loop.call_soon_threadsafe(events.put_nowait, None)
+
+    return wake
+
+
+async def _follow(events: asyncio.Queue[bytes | None], finish: Callable[[], bytes]) -> AsyncIterator[bytes]:
+    """Events until there is an end, and signs of life where there are none for long; then what `finish` makes."""
+    event: bytes | None = pack({"busy": True})  # at once, so that the client knows that it was understood
+    while event is not None:
+        yield event
+        try:
+            event = await asyncio.wait_for(events.get(), HEARTBEAT_S)
+        except TimeoutError:
+            event = pack({"busy": True})
+    yield await run_in_threadpool(finish)
 
 
 def _finish(future: Future[list[Image.Image]], asked: Request) -> bytes:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import torch
 
 from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement, measure_memory_gib
+from img2img_cli.device import choose_placement, count_threads, measure_memory_gib
 from img2img_cli.errors import OutOfMemoryError
 from img2img_cli.modelref import read_file_identity, read_identity
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.wire import Spec
+from img2img_cli.wire import Spec, Traits
 
+PROMISE_S = 10.0
 Build = Callable[[Spec], ImagePipeline]
 
 
@@ -36,19 +39,30 @@ def key_of(spec: Spec) -> str:
 
 @dataclass(eq=False)
 class Warm:
-    """A loaded pipeline, its lanes that nobody works in, and when it was last asked for."""
+    """A loaded pipeline, its lanes that nobody works in, and when it was last asked for.
+
+    Attributes:
+        promised: until then it is kept for whoever had it loaded and is about to use it.
+    """
 
     spec: Spec
     pipeline: ImagePipeline
     lanes: list[ImagePipeline] = field(default_factory=list)
     busy: int = 0
     used: float = field(default_factory=time.monotonic)
+    promised: float = field(default_factory=lambda: time.monotonic() + PROMISE_S)
 
     def __post_init__(self) -> None:
         self.pipeline.tells_cuts = False  # once each is not for all who ask
         self.pipeline.plan.is_open = True
         self.lanes = list(self.pipeline.make_lanes())
         self.count = len(self.lanes)
+
+
+def describe_traits(warm: Warm) -> Traits:
+    """What works ask of a pipeline."""
+    names = [field.name for field in dataclasses.fields(Traits) if field.name != "lanes"]
+    return Traits(lanes=warm.count, **{name: getattr(warm.pipeline, name) for name in names})
 
 
 class Pool:
@@ -62,49 +76,97 @@ class Pool:
         self.keep_s = keep_s
         self._build = build
         self._warm: dict[str, Warm] = {}
+        self._coming: dict[str, Future[Warm]] = {}
         self._guard = threading.RLock()
-        self._loading = threading.Lock()
+        self._loading = threading.Lock()  # held by threads that do nothing else
+
+    def load(self, spec: Spec, key: str | None = None) -> Future[Warm]:
+        """The pipeline, at once if it is warm, else when a thread of its own has loaded it, one after the other.
+
+        Args:
+            key: `key_of` the spec, if it is known already.
+        """
+        key = key or key_of(spec)
+        future = Future[Warm]()
+        with self._guard:
+            if (coming := self._coming.get(key)) is not None:
+                return coming
+            if (warm := self._warm.get(key)) is not None:
+                warm.used = time.monotonic()
+                future.set_result(warm)
+                return future
+            self._coming[key] = future
+        try:
+            threading.Thread(target=self._bring, args=(spec, key, future), name="img2img-load", daemon=True).start()
+        except RuntimeError as error:  # no more threads can be started
+            self._tell(key, future, error)
+        return future
 
     def get(self, spec: Spec) -> Warm:
-        """The pipeline, loaded if need be: one at a time, when there is memory for it.
+        """The pipeline; waits until it is loaded.
 
         Raises:
             Img2ImgError: it cannot be loaded.
         """
-        key = key_of(spec)
-        with self._loading:
+        return self.load(spec).result()
+
+    def _bring(self, spec: Spec, key: str, future: Future[Warm]) -> None:
+        try:
+            with self._loading:
+                made = Warm(spec, self._load(spec))
+        except Exception as error:  # noqa: BLE001 - it concerns who asked, not the server
+            self._tell(key, future, error)
+        else:
+            self._tell(key, future, made)
+
+    def _tell(self, key: str, future: Future[Warm], made: Warm | Exception) -> None:
+        with self._guard:
+            del self._coming[key]
+            if isinstance(made, Warm):
+                self._warm[key] = made
+        if isinstance(made, Warm):
+            future.set_result(made)
+        else:
+            future.set_exception(made)
+
+    def _load(self, spec: Spec) -> ImagePipeline:
+        """Load it when there is memory for it, with as many threads as a command of its own."""
+        placement = choose_placement(spec.device, spec.parameters.dtype)
+        torch.set_num_threads(count_threads(placement.device))
+        need = spec.parameters.memory_gib * (2 if placement.dtype == torch.float32 else 1)
+        while measure_memory_gib(placement.device)[0] < need and self._make_room(at_most=1):
+            pass
+        try:
+            return self._build(spec)
+        except OutOfMemoryError:
+            if not self._make_room():
+                raise
+            return self._build(spec)
+
+    def _make_room(self, at_most: int | None = None) -> bool:
+        """Drop what was not used for longest; wait for what is promised to be used first. False when all is in use."""
+        while not self.drop_idle(at_most=at_most):
             with self._guard:
-                if (warm := self._warm.get(key)) is not None:
-                    warm.used = time.monotonic()
-                    return warm
-            self._make_room(spec)
-            try:
-                pipeline = self._build(spec)
-            except OutOfMemoryError:
-                if not self.drop_idle():
-                    raise
-                pipeline = self._build(spec)
-            with self._guard:
-                warm = self._warm[key] = Warm(spec, pipeline)
-            return warm
+                waits = any(not warm.busy and warm.promised > time.monotonic() for warm in self._warm.values())
+            if not waits:
+                return False
+            time.sleep(0.05)
+        return True
 
     def peek(self, key: str) -> Warm | None:
         """The pipeline if it is warm, by `key_of` its spec."""
         with self._guard:
             return self._warm.get(key)
 
-    def _make_room(self, spec: Spec) -> None:
-        """Drop what was not used for longest until the new one fits, as far as its preset tells."""
-        placement = choose_placement(spec.device, spec.parameters.dtype)
-        need = spec.parameters.memory_gib * (2 if placement.dtype == torch.float32 else 1)
-        while measure_memory_gib(placement.device)[0] < need and self.drop_idle(at_most=1):
-            pass
-
     def drop_idle(self, *, at_most: int | None = None, unused_s: float = 0.0) -> int:
         """Drop pipelines that nobody works with, the longest unused first; return how many."""
         with self._guard:
-            latest = time.monotonic() - unused_s
-            idle = [key for key, warm in self._warm.items() if not warm.busy and warm.used <= latest]
+            now = time.monotonic()
+            idle = [
+                key
+                for key, warm in self._warm.items()
+                if not warm.busy and warm.used <= now - unused_s and warm.promised <= now
+            ]
             idle.sort(key=lambda key: self._warm[key].used)
             for key in idle[:at_most]:
                 del self._warm[key]
@@ -128,12 +190,12 @@ class Pool:
         with self._guard:
             warm.busy -= 1
             warm.lanes.append(lane)
-            warm.used = time.monotonic()
+            warm.used, warm.promised = time.monotonic(), 0.0
 
     def count_busy(self) -> int:
-        """How many lanes are at work."""
+        """How many lanes are at work, and how many pipelines are being loaded."""
         with self._guard:
-            return sum(warm.busy for warm in self._warm.values())
+            return sum(warm.busy for warm in self._warm.values()) + len(self._coming)
 
     def list_warm(self) -> Sequence[Warm]:
         """What is loaded."""

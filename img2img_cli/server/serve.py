@@ -1,4 +1,4 @@
-"""The server's process: its sockets, its ways in, its door, and its end."""
+"""The server's process: its sockets, its ways in, and its end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import contextlib
 import ipaddress
 import logging
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +21,12 @@ from starlette.exceptions import HTTPException
 
 from img2img_cli.errors import Img2ImgError, LockedError, UsageError
 from img2img_cli.job import printable
-from img2img_cli.meeting import listen, make_meeting_folder, socket_path
+from img2img_cli.meeting import listen, make_meeting_folder
 from img2img_cli.parameters import Offload
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
 from img2img_cli.server import a1111_api, native_api, openai_api
-from img2img_cli.server.connection import Connection
+from img2img_cli.server.connection import Connection, OwnConnection
 from img2img_cli.server.dispatcher import CancelledError, Dispatcher, FullError
 from img2img_cli.server.guard import LOOPBACK, Guard, describe_refusal
 from img2img_cli.server.pool import Pool
@@ -84,10 +82,11 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
+def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> None:
     """Serve until told to end.
 
     Args:
+        place: for the user's own socket.
         tell: takes a line for whoever has started the server.
 
     Raises:
@@ -97,7 +96,7 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
     """
     keep_log_plain()
     make_meeting_folder()
-    lock = FileLock(socket_path("lock"))
+    lock = FileLock(Path(place).with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -106,13 +105,12 @@ def serve(options: ServeOptions, tell: Callable[[str], None]) -> None:
         listeners = [] if options.host is None else [stack.enter_context(_listen_tcp(options.host, options.port))]
         state = _make_state(options)
         stack.callback(state.dispatcher.close)
-        for place in state.presets.values():
+        for preset in state.presets.values():
             spec = Spec(
-                parameters=resolve(load_preset(place), {}).parameters, device=options.device, offload=options.offload
+                parameters=resolve(load_preset(preset), {}).parameters, device=options.device, offload=options.offload
             )
             state.dispatcher.describe(spec)
-        own = stack.enter_context(_listen_own())
-        stack.enter_context(_open_door())
+        own = stack.enter_context(_listen_own(place))
         tell(f"serving on {own.getsockname()}; end it with Ctrl-C or `img2img serve --stop`")
         for listener in listeners:
             host, port = listener.getsockname()[:2]
@@ -150,7 +148,7 @@ async def _run(state: State, apps: Sequence[tuple[Guard, socket.socket]]) -> Non
     for app, _ in apps:
         config = uvicorn.Config(
             app,
-            http="auto" if app.is_open else Connection,
+            http=OwnConnection if app.is_open else Connection,
             ws="none",
             log_config=None,
             access_log=False,
@@ -224,14 +222,12 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
 
 
 @contextlib.contextmanager
-def _listen_own() -> Iterator[socket.socket]:
-    listener = listen("api")
-    path = Path(listener.getsockname())
+def _listen_own(path: str) -> Iterator[socket.socket]:
     try:
-        with listener:
+        with listen(path) as listener:
             yield listener
     finally:
-        path.unlink(missing_ok=True)
+        Path(path).unlink(missing_ok=True)
 
 
 def _listen_tcp(host: str, port: int) -> socket.socket:
@@ -246,16 +242,3 @@ def _list_hosts(host: str | None) -> list[str]:
     """Names that lead to this host and to no other."""
     name = f"[{host}]" if host and ":" in host else str(host)
     return [name, socket.gethostname(), *LOOPBACK]
-
-
-@contextlib.contextmanager
-def _open_door() -> Iterator[None]:
-    """The door's process, which ends when the pipe to it closes."""
-    door = subprocess.Popen([sys.executable, "-m", "img2img_cli.server.door"], stdin=subprocess.PIPE, close_fds=True)
-    try:
-        yield
-    finally:
-        assert door.stdin is not None
-        door.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            door.wait(BACKLOG_S)

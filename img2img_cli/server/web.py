@@ -6,9 +6,10 @@ import asyncio
 import base64
 import binascii
 import io
+import json
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -16,7 +17,10 @@ from urllib.parse import unquote
 
 from anyio import CapacityLimiter
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from PIL import Image
 
 from img2img_cli.errors import InputError, PresetError, UsageError
@@ -134,6 +138,32 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
         except InputError as error:  # whoever sent the picture knows no folder
             raise InputError(str(error).replace(f"{folder}/", "")) from None
         return [Result(data=Path(result.job.output).read_bytes(), job=result.job, size=result.size) for result in made]
+
+
+class _Request(Request):
+    async def json(self) -> Any:
+        """The body's content, read in a thread: pictures are large, and other clients are not to wait for them."""
+        return await run_in_threadpool(json.loads, await self.body())
+
+
+class LargeRoute(APIRoute):
+    """A route whose JSON may be large."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's own, which is given our request."""
+        handle = super().get_route_handler()
+
+        async def read_in_thread(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return read_in_thread
+
+
+async def answer_unless_left(
+    state: State, request: Request, work: Callable[[threading.Event], Mapping[str, Any]]
+) -> JSONResponse:
+    """As `run_unless_left`; the JSON is written in the thread too."""
+    return await run_unless_left(state, request, lambda cancelled: JSONResponse(work(cancelled)))
 
 
 async def run_unless_left(state: State, request: Request, work: Callable[[threading.Event], Made]) -> Made:

@@ -1,0 +1,29 @@
+"""The server's own socket, served by the test's process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from img2img_cli import meeting
+from img2img_cli.server.guard import Guard
+from img2img_cli.server.serve import _run, make_app
+from img2img_cli.server.state import State
+
+
+@contextlib.contextmanager
+def serve_own(state: State) -> Iterator[str]:
+    """Yield the socket's path."""
+    path = meeting.socket_path("api")
+    with meeting.listen(path) as listener:
+        apps = [(Guard(make_app(state, native=True)), listener)]
+        thread = threading.Thread(target=lambda: asyncio.run(_run(state, apps)))
+        thread.start()
+        try:
+            yield path
+        finally:
+            state.stop.set()
+            thread.join(120)
+    assert not thread.is_alive()
