@@ -158,7 +158,8 @@ class Journal:
             if find_special(job.input):  # which can be read but once
                 return None
             provenance = Provenance(fingerprint=provenance.fingerprint, source_sha256=hash_file(job.input))
-        return Failure(code=code, reason=reason) if made_of == _describe(job, provenance) else None
+        failure = Failure(code=code, reason=reason)
+        return failure if made_of == _describe(job, provenance, failure) else None
 
     def begin(self, job: Job, provenance: Provenance, data: bytes) -> None:
         """Note what is about to be written, so that a run that is killed now knows its own file again."""
@@ -183,7 +184,8 @@ class Journal:
         if lasting is None or lasting.source_sha256 is None:
             self._forget_failure(job)
         else:
-            row = [self._key(job), _describe(job, lasting), failure.code, reason]
+            kept = Failure(code=failure.code, reason=reason)
+            row = [self._key(job), _describe(job, lasting, kept), kept.code, kept.reason]
             self._file.execute("INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)", row)
 
     def _forget_failure(self, job: Job) -> None:
@@ -247,10 +249,14 @@ def _storable(name: str) -> str | bytes:
     return name
 
 
-def _describe(job: Job, provenance: Provenance) -> str:
-    """A hash of all that a failure to read a job's pictures follows from, the code that reads them included."""
+def _describe(job: Job, provenance: Provenance, failure: Failure) -> str:
+    """A hash of a failure to read a job's pictures and of all that it follows from, the code that reads them included.
+
+    It covers the failure itself, as SQLite does not notice a bit that is flipped.
+    """
     known = job.model_dump(mode="json", exclude={"input", "output", "force", "mask", "style", "control_image"})
-    content = [known, provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
+    made_of = [provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
+    content = [known, *made_of, failure.code, failure.reason]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
