@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -136,6 +137,16 @@ def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None
         damaged.unlink(missing_ok=True)
     assert aside > 20
     assert results == {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
+
+
+@pytest.mark.parametrize(("column", "value"), [("made_of", "0"), ("code", 67), ("reason", "another")])
+def test_a_failure_that_was_changed_in_the_journal_is_not_believed(folder: Path, column: str, value: object) -> None:
+    jobs = plan(folder)
+    assert sort_out(folder, jobs)[0] == []
+    with contextlib.closing(sqlite3.connect(folder / "out" / STATE)) as connection, connection:
+        connection.execute(f"UPDATE failure SET {column} = ?", [value])
+    left, _, _ = sort_out(folder, jobs)
+    assert [Path(entry.job.input).name for entry in left] == ["broken.png"]
 
 
 def test_damage_that_comes_during_a_run_is_set_aside_too(folder: Path) -> None:
