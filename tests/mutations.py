@@ -192,7 +192,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a folder's FIFOs and devices are read",
-        changes=change("inputs.py", "    kept = [item for item in kept if not (item.scanned and item.path in special)]\n"),
+        changes=change("inputs.py", "if item.scanned and (kind := find_special(item.path))", "if False"),
         tests=("tests/test_sources.py", "-k", "left_aside"),
     ),
     Mutation(
