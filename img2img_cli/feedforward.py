@@ -19,6 +19,7 @@ from img2img_cli.device import Placement
 from img2img_cli.errors import ModelError
 from img2img_cli.explain import explain_model_errors
 from img2img_cli.hub import fetch_file
+from img2img_cli.kernels import mend_convolutions
 from img2img_cli.modelref import parse_file
 from img2img_cli.weights import check_sequences
 
@@ -35,6 +36,7 @@ class UpscalingNet:
         dtype = placement.dtype if can.get(placement.dtype, True) else torch.float32
         self._descriptor = descriptor.eval().to(placement.device, dtype)
         self._descriptor.model.to(memory_format=torch.channels_last).requires_grad_(False)
+        mend_convolutions(self._descriptor.model, placement.device)
         self._device, self._dtype = placement.device, dtype
         self.scale: int = descriptor.scale
 
