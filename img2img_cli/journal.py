@@ -158,6 +158,8 @@ class Journal:
             if find_special(job.input):  # which can be read but once
                 return None
             provenance = Provenance(fingerprint=provenance.fingerprint, source_sha256=hash_file(job.input))
+        if not (isinstance(code, int) and isinstance(reason, str)):  # as a flipped bit can leave them
+            return None
         failure = Failure(code=code, reason=reason)
         return failure if made_of == _describe(job, provenance, failure) else None
 

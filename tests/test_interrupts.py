@@ -17,7 +17,7 @@ from PIL import Image
 
 from img2img_cli.assembly import Line
 from img2img_cli.batch import Batch
-from img2img_cli.cli import app, batch_run
+from img2img_cli.cli import app, batch_run, picture
 from img2img_cli.errors import OutputError
 from img2img_cli.interrupts import SIGNALS, Interrupted, Interrupts
 from img2img_cli.journal import Journal
@@ -254,3 +254,14 @@ def test_a_stream_that_does_not_block_gets_everything(tmp_path: Path) -> None:
     with os.fdopen(reading, "rb") as reader:
         assert len(reader.read()) == 1_000_001
     assert process.wait(60) == 0
+
+
+def test_a_signal_that_python_has_dropped_ends_the_command_at_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Interrupts()
+    monkeypatch.setattr(picture, "INTERRUPTS", fresh)
+    with picture.show_progress("edit", enabled=False) as progress:
+        progress(1, 3)
+        with pytest.raises(Interrupted):
+            fresh._take(signal.SIGTERM, None)
+        with pytest.raises(Interrupted):
+            progress(2, 3)

@@ -139,7 +139,9 @@ def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None
     assert results == {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
 
 
-@pytest.mark.parametrize(("column", "value"), [("made_of", "0"), ("code", 67), ("reason", "another")])
+@pytest.mark.parametrize(
+    ("column", "value"), [("made_of", "0"), ("code", 67), ("reason", "another"), ("reason", b"bytes")]
+)
 def test_a_failure_that_was_changed_in_the_journal_is_not_believed(folder: Path, column: str, value: object) -> None:
     jobs = plan(folder)
     assert sort_out(folder, jobs)[0] == []
