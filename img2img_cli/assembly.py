@@ -10,29 +10,44 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from PIL import Image
 
-from img2img_cli.batch import Batch, Entry, Stop, timed
+from img2img_cli.batch import Batch, Stop
 from img2img_cli.batcher import Batcher, Outcome, Picked
-from img2img_cli.errors import OutOfMemoryError, TimeLimitError
+from img2img_cli.entries import Entry, timed
+from img2img_cli.errors import OutOfMemoryError, OutputError, TimeLimitError
 from img2img_cli.images import peek_size, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.output_folder import check_place
-from img2img_cli.runner import encode_result, finish_picture, start_work
+from img2img_cli.source import check_unchanged, find_special
+from img2img_cli.stages import Encoded
 from img2img_cli.work import Piece, Pipeline
 from img2img_cli.writer import make_folder, write_output
 
 LOOKAHEAD = 256  # jobs that are put in order of size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
+MAX_STYLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
+    """A result that lies in its place.
+
+    Attributes:
+        error: why the journal could not be told; the result counts all the same.
+    """
+
     size: tuple[int, int]
     format: str
+    error: OutputError | None = None
+
+
+class _LateError(Exception):
+    """A batch holds pieces of works whose time is over; it is broken off and goes on without them."""
 
 
 class _Run:
@@ -40,16 +55,32 @@ class _Run:
 
     def __init__(self, picked: Picked, lane: Pipeline) -> None:
         self.picked, self.lane, self._began = picked, lane, time.monotonic()
-        self.entries = [entry for entry in picked.keys if isinstance(entry, Entry)]
+        self.shares = {entry: share for entry, share in picked.shares.items() if isinstance(entry, Entry)}
+        self.entries = list(self.shares)
+        self.late: list[Entry] = []
 
     @property
     def seconds(self) -> float:
         """Since it began."""
         return time.monotonic() - self._began
 
+    def charge(self, entry: Entry) -> float:
+        """The entry's part of these seconds: pieces share a batch, and none is to pay for the others."""
+        return self.seconds * self.shares[entry]
+
+    def check(self, limit: float) -> None:
+        """Note who is late.
+
+        Raises:
+            _LateError: somebody is.
+        """
+        self.late = [entry for entry in self.entries if entry.spent_s + self.charge(entry) > limit]
+        if self.late:
+            raise _LateError
+
 
 class Line:
-    """Brings entries to their ends through one pipeline; a context that leaves no thread working."""
+    """Brings entries to their ends through one pipeline; a context that leaves no thread writing."""
 
     def __init__(self, batch: Batch, pipeline: Pipeline, ended: set[int]) -> None:
         self._batch, self._pipeline, self._ended = batch, pipeline, ended
@@ -57,6 +88,8 @@ class Line:
         self._lanes = len(self._idle)
         self._modelling: dict[Future[list[Image.Image]], _Run] = {}
         self._stopping = False
+        self._limit = batch.limits.item_timeout_s
+        self._styles: dict[bytes, Image.Image] = {}
         size = batch.limits.batch_size
         self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
         self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
@@ -70,15 +103,15 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let what is being written come to its end; abandon the rest."""
+        """Let what is being written come to its end and tell of it; abandon the rest."""
         self._stopping = True
-        futures: list[Future[Any]] = [*self._preparing, *self._advancing, *self._modelling]
-        for future in futures:
-            future.cancel()
-        self._models.shutdown(wait=True)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for entry in self._preparing.values():
+            if entry.stages is not None:
+                entry.stages.kill()
+        self._models.shutdown(wait=True, cancel_futures=True)
+        wait([future for future in self._advancing if not future.cancelled()])
         self._stack.close()
-        if not self._batch.abandoned:
-            self._pool.shutdown(wait=True, cancel_futures=True)
         self._collect(closing=True)
 
     def run(self, entries: Sequence[Entry]) -> None:
@@ -86,6 +119,7 @@ class Line:
         coming = deque[Entry]()
         source = iter(entries)
         while True:
+            self._batch.interrupts.check()
             self._batch.check_limits()
             if not coming:
                 coming.extend(sort_by_size(list(islice(source, LOOKAHEAD)), self._pipeline))
@@ -98,7 +132,6 @@ class Line:
                 wait(futures, timeout=0.25, return_when=FIRST_COMPLETED)
             elif not (coming or len(self._batcher)):
                 return
-            self._expire()
 
     def _admit(self, coming: deque[Entry]) -> None:
         """Start decoding, as far ahead as memory allows."""
@@ -112,63 +145,76 @@ class Line:
             self._preparing[self._pool.submit(self._prepare, entry)] = entry
 
     def _prepare(self, entry: Entry) -> list[Piece]:
+        if entry.stages is None:
+            self._batch.opener.open(entry, self._check_wanted)
+        assert entry.stages is not None
         with timed(entry):
-            job = entry.job
-            if entry.picture is None:
-                entry.load()
-            assert entry.picture is not None
-            assert entry.guides is not None
-            self._batcher.notes += entry.guides.notes
-            if entry.picture.damaged:
-                self._batcher.notes.append(f"{job.input}: cut short or damaged; what could be decoded is used")
-            entry.work = start_work(entry.picture.rgb, job.parameters, job.seed, self._pipeline, entry.guides)
-            return next(entry.work.steps)
+            pieces = entry.stages.prepare(self._pipeline)
+        self._batcher.notes += entry.notes
+        return [self._share_style(piece) for piece in pieces]
+
+    def _share_style(self, piece: Piece) -> Piece:
+        """The piece with the same style object as others of the same style, as those share batches."""
+        if self._limit is None or piece.style is None:
+            return piece
+        if len(self._styles) > MAX_STYLES:
+            self._styles.clear()
+        style = self._styles.setdefault(piece.style.tobytes(), piece.style)
+        return dataclasses.replace(piece, style=style)
+
+    def _check_wanted(self) -> None:
+        """Raise when nobody waits for pictures any more."""
+        if self._stopping:
+            raise Stop
 
     def _advance(self, entry: Entry, images: list[Image.Image]) -> list[Piece] | Written:
+        assert entry.stages is not None
         with timed(entry):
-            assert entry.work is not None
-            try:
-                return entry.work.steps.send(images)
-            except StopIteration as stop:
-                return self._write(entry, stop.value)
+            outcome = entry.stages.advance(images)
+            if isinstance(outcome, Encoded):
+                return self._write(entry, outcome)
+            return [self._share_style(piece) for piece in outcome]
 
-    def _write(self, entry: Entry, made: Image.Image) -> Written:
-        job, picture, guides, journal = entry.job, entry.picture, entry.guides, self._batch.journal
-        assert picture is not None
-        assert guides is not None
-        result = finish_picture(made, picture, job, guides.mask)
-        data, format_ = encode_result(result, picture, job, **dataclasses.asdict(entry.provenance))
+    def _write(self, entry: Entry, made: Encoded) -> Written:
+        """Put a result in its place, unless it is late. Nobody else decides that: what is told as late is not there."""
+        job, data, journal = entry.job, made.data, self._batch.journal
+        check_unchanged(entry.provenance.beside)
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
+        if self._batch.opener.is_late(entry):
+            raise TimeLimitError
         journal.begin(job, entry.provenance, data)
         make_folder(os.path.dirname(job.output) or ".")
         write_output(data, job.output, replace=entry.replace, tag=journal.tag)
-        journal.finish(job, entry.provenance, entry.elapsed_s())
-        return Written(size=result.size, format=format_)
+        try:
+            journal.finish(job, entry.provenance, entry.elapsed_s())
+        except OutputError as error:
+            return Written(size=made.size, format=made.format, error=error)
+        return Written(size=made.size, format=made.format)
 
     def _collect(self, *, closing: bool = False) -> None:
-        """Take what the threads have finished."""
-        for preparing in [future for future in self._preparing if future.done()]:
-            entry = self._preparing.pop(preparing)
-            if closing or preparing.cancelled():
-                continue
-            if (error := preparing.exception()) is not None:
-                self._fail(entry, error)
-            else:
-                self._batcher.add(entry, preparing.result())
-        for advancing in [future for future in self._advancing if future.done()]:
-            entry = self._advancing.pop(advancing)
-            if advancing.cancelled():
-                continue
-            if (error := advancing.exception()) is not None:
-                self._fail(entry, error)
-            elif isinstance(outcome := advancing.result(), Written):
-                self._finish(entry, outcome)
-            elif not closing:
-                self._batcher.add(entry, outcome)
+        """Take what the threads have finished, all of it even when the journal fails at one."""
+        takings: list[Callable[[], None]] = []
+        for futures in (self._preparing, self._advancing):
+            for future in [future for future in futures if future.done()]:
+                entry = futures.pop(future)  # type: ignore[arg-type]
+                if not (future.cancelled() or (closing and futures is self._preparing)):
+                    takings.append(partial(self._take, entry, future, closing))
         for modelling in [future for future in self._modelling if future.done()]:
             run = self._modelling.pop(modelling)
             if not closing:
-                self._settle(run, modelling)
+                takings.append(partial(self._settle, run, modelling))
+        with ExitStack() as stack:
+            for taking in reversed(takings):
+                stack.callback(taking)
+
+    def _take(self, entry: Entry, future: Future[Any], closing: bool) -> None:
+        """Take what a thread has made of an entry."""
+        if (error := future.exception()) is not None:
+            self._fail(entry, error)
+        elif isinstance(outcome := future.result(), Written):
+            self._finish(entry, outcome)
+        elif not closing:
+            self._batcher.add(entry, outcome)
 
     def _start_model(self) -> bool:
         """Give the next batch to a lane; False when there is none."""
@@ -186,23 +232,25 @@ class Line:
             if self._stopping:
                 raise Stop
             self._batch.check_limits()
-            limit = self._batch.limits.item_timeout_s
-            if limit is not None and any(entry.spent_s + run.seconds > limit for entry in run.entries):
-                raise TimeLimitError("item")
+            if self._limit is not None:
+                run.check(self._limit)
 
         return watch
 
     def _settle(self, run: _Run, modelling: Future[list[Image.Image]]) -> None:
         """Take what a lane has made, or see to what it could not."""
-        for entry in run.entries:
-            entry.spent_s += run.seconds
+        charges = {entry: run.charge(entry) for entry in run.entries}
         if self._lanes > len(self._idle) + len(self._modelling):
             self._idle.append(run.lane)
         outcomes: list[Outcome] = []
+        late: list[Entry] = []
         try:
             outcomes = self._batcher.settle(run.picked, modelling.result())
-        except TimeLimitError:
-            self._batcher.give_back(run.picked)  # and dropped where it took too long
+            late = self._charge(charges)
+            outcomes = [(key, outcome) for key, outcome in outcomes if key not in late]
+        except _LateError:
+            self._batcher.give_back(run.picked)
+            late = self._charge({entry: charges[entry] for entry in run.late})
         except Stop:
             raise
         except OutOfMemoryError as error:
@@ -214,6 +262,9 @@ class Line:
             else:
                 self._batcher.drop(run.entries[0])
                 self._fail(run.entries[0], error)
+        for entry in late:
+            self._batcher.drop(entry)
+            self._fail(entry, TimeLimitError())
         for notes in (self._batcher.notes, self._pipeline.notes):
             while notes:
                 self._batch.emit({"event": "note", "text": notes.pop(0)})
@@ -224,6 +275,12 @@ class Line:
             else:
                 self._advancing[self._pool.submit(self._advance, key, outcome)] = key
 
+    def _charge(self, seconds: dict[Entry, float]) -> list[Entry]:
+        """Add to what entries have taken; return those that are late."""
+        for entry, more in seconds.items():
+            entry.spent_s += more
+        return [entry for entry in seconds if self._limit is not None and entry.spent_s > self._limit]
+
     def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
         """Out of memory: first one picture at a time, then whatever else there is."""
         if self._lanes == 1:
@@ -233,27 +290,6 @@ class Line:
         self._batcher.give_back(run.picked)
         self._batcher.notes.append("out of memory; going on with one picture at a time")
         return []
-
-    def _expire(self) -> None:
-        """Give up what takes longer than --item-timeout, also a decoder that hangs."""
-        limit = self._batch.limits.item_timeout_s
-        if limit is None:
-            return
-        for futures in (self._preparing, self._advancing):
-            for future in [f for f, entry in futures.items() if entry.elapsed_s() > limit and not f.done()]:
-                entry = futures.pop(future)  # type: ignore[arg-type]
-                self._batch.abandoned = True
-                self._replace_pool()
-                self._fail(entry, entry.too_slow(limit))
-        for entry in self._batcher.waiting():
-            if entry.elapsed_s() > limit:
-                self._batcher.drop(entry)
-                self._fail(entry, entry.too_slow(limit))
-
-    def _replace_pool(self) -> None:
-        """A thread cannot be stopped; the others' work goes on in a new pool of full size."""
-        self._pool.shutdown(wait=False)
-        self._pool = ThreadPoolExecutor(self._batch.limits.workers, thread_name_prefix="img2img-batch")
 
     def _finish(self, entry: Entry, written: Written) -> None:
         self._close(entry)
@@ -267,6 +303,8 @@ class Line:
             seed=entry.job.seed,
             seconds=round(entry.spent_s, 3),
         )
+        if written.error is not None:
+            raise written.error
 
     def _fail(self, entry: Entry, error: BaseException) -> None:
         self._close(entry)
@@ -276,7 +314,7 @@ class Line:
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))
-        entry.picture = entry.guides = entry.work = None
+        entry.close()
 
 
 def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:
@@ -284,7 +322,7 @@ def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:
     order: dict[tuple[object, ...], int] = {}
     keys = []
     for entry in entries:
-        size = peek_size(entry.job.input)
+        size = (0, 0) if find_special(entry.job.input) else peek_size(entry.job.input)
         entry.pixels = size[0] * size[1]
         key = (entry.job.parameters.task, *_working_size(size, entry.job, pipeline))
         keys.append(order.setdefault(key, len(order)))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
+import contextlib
 import math
 import os
 import time
@@ -13,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from img2img_cli.entries import Entry, Opener
 from img2img_cli.errors import (
     ExitCode,
     Img2ImgError,
@@ -22,14 +22,14 @@ from img2img_cli.errors import (
     ReadError,
     TimeLimitError,
 )
-from img2img_cli.guides import Guides, load_guides
-from img2img_cli.images import Picture, load_image, read_bytes
+from img2img_cli.interrupts import Interrupts
 from img2img_cli.job import Job, check_input
-from img2img_cli.journal import Failure, Journal, Provenance
+from img2img_cli.journal import Failure, Journal
 from img2img_cli.plan import Planned, Refused
+from img2img_cli.provenance import Provenance
 
 if TYPE_CHECKING:
-    from img2img_cli.work import Pipeline, Work
+    from img2img_cli.work import Pipeline
 
 Emit = Callable[[dict[str, Any]], None]
 
@@ -66,58 +66,6 @@ class Tally:
         return self.inputs - self.done - self.up_to_date - self.failed - self.skipped
 
 
-@dataclass(kw_only=True, eq=False)
-class Entry:
-    """A job on its way."""
-
-    job: Job
-    provenance: Provenance
-    replace: bool
-    spent_s: float = 0.0
-    stage_began: float | None = None
-    picture: Picture | None = None
-    guides: Guides | None = None
-    work: Work | None = None
-    pixels: int = 0
-
-    def elapsed_s(self) -> float:
-        """Seconds spent on this job itself, without its waiting."""
-        return self.spent_s + (0.0 if self.stage_began is None else time.monotonic() - self.stage_began)
-
-    def load(self) -> None:
-        """Read and decode the input and the pictures beside it.
-
-        Raises:
-            InputError, OutOfMemoryError: naming the file.
-        """
-        self.provenance = dataclasses.replace(self.provenance, source_sha256=None)
-        data = read_bytes(self.job.input)
-        # What is recorded is what was decoded, even when the file changed a moment ago.
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.provenance = dataclasses.replace(self.provenance, source_sha256=sha256)
-        picture = load_image(self.job.input, data, truncated=self.job.truncated)
-        self.guides = load_guides(self.job, picture.size)
-        self.picture = picture
-
-    def too_slow(self, limit_s: float) -> TimeLimitError:
-        """What is told when it took longer than --item-timeout."""
-        name = self.job.input
-        return TimeLimitError(f"{name}: took longer than {limit_s:g} s; raise --item-timeout or leave it out")
-
-
-class timed:  # noqa: N801 - reads as a statement
-    """Counts a stage's time to its entry."""
-
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
-
-    def __enter__(self) -> None:
-        self._entry.stage_began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._entry.spent_s, self._entry.stage_began = self._entry.elapsed_s(), None
-
-
 class Stop(Exception):  # noqa: N818 - not an error
     """Enough failures, or no time left: the rest is skipped."""
 
@@ -131,10 +79,14 @@ class Batch:
     emit: Emit
     tally: Tally
     load: Callable[[Job], Pipeline]
+    interrupts: Interrupts = field(default_factory=Interrupts)
     began: float = field(default_factory=time.monotonic)
-    abandoned: bool = field(default=False, init=False)
+    opener: Opener = field(init=False)
     timed_out: bool = field(default=False, init=False)
     recalled: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.opener = Opener(self.limits.item_timeout_s)
 
     def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
         """Tell what is done already and what cannot be, and return what is left to do."""
@@ -143,6 +95,7 @@ class Batch:
         self._tell_notes()
         try:
             while left:
+                self.interrupts.check()
                 entries += self._sort_out_one(left.popleft())
         except BaseException:
             for job in (*(entry.job for entry in entries), *left):
@@ -195,9 +148,11 @@ class Batch:
             groups.setdefault(key, []).append(entry)
         ended: set[int] = set()
         try:
+            self.interrupts.check()
             self.check_limits()
-            for group in groups.values():
-                self._run_group(group, ended, alone=len(groups) == 1)
+            with contextlib.closing(self.opener):
+                for group in groups.values():
+                    self._run_group(group, ended, alone=len(groups) == 1)
         except Stop:
             pass
         finally:
@@ -210,7 +165,8 @@ class Batch:
         if not entries:
             return
         try:
-            pipeline = self.load(entries[0].job)
+            with self.interrupts.allow():
+                pipeline = self.load(entries[0].job)
         except ModelError as error:
             if alone:
                 raise
@@ -228,34 +184,38 @@ class Batch:
         """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
         for index, entry in enumerate(entries):
             self.check_limits()
-            error = self._load_first(entry)
+            error = self._open_first(entry)
             if error is None:
                 return entries[index:]
             ended.add(id(entry))
             self.fail(entry.job, error, entry.spent_s, entry.provenance)
         return []
 
-    def _load_first(self, entry: Entry) -> Exception | None:
+    def _open_first(self, entry: Entry) -> Exception | None:
         """Decode in a thread of its own, which may hang; return why it failed."""
+        wanted = True
 
-        def load() -> None:
-            with timed(entry):
-                entry.load()
+        def check() -> None:
+            if not wanted:
+                raise Stop
 
-        limit = self.limits.item_timeout_s
         pool = ThreadPoolExecutor(1, thread_name_prefix="img2img-first")
+        opening = pool.submit(self.opener.open, entry, check)
         try:
-            loading = pool.submit(load)
-            while not wait([loading], timeout=0.25).done:
+            while not wait([opening], timeout=0.25).done:
+                self.interrupts.check()
                 self.check_limits()
-                if limit is not None and entry.elapsed_s() > limit:
-                    self.abandoned = True
-                    return entry.too_slow(limit)
+        except BaseException:
+            wanted = False
+            if entry.stages is not None:
+                entry.stages.kill()
+            raise
         finally:
             pool.shutdown(wait=False)
         try:
-            loading.result()
+            opening.result()
         except (Img2ImgError, MemoryError) as error:
+            entry.close()
             return error
         return None
 
@@ -285,6 +245,9 @@ class Batch:
         """
         if isinstance(error, MemoryError):
             error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")
+        if isinstance(error, TimeLimitError) and not str(error):
+            limit = f"{self.limits.item_timeout_s:g} s"
+            error = TimeLimitError(f"{job.input}: took longer than {limit}; raise --item-timeout or leave it out")
         if isinstance(error, Img2ImgError):
             code, reason = int(error.exit_code), str(error)
         else:

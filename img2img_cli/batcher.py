@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,12 @@ class Picked:
     def keys(self) -> list[Hashable]:
         """The works that the pieces belong to."""
         return list(dict.fromkeys(waiting.key for waiting, _ in self.entries))
+
+    @property
+    def shares(self) -> dict[Hashable, float]:
+        """What part of the batch is each work's; the parts sum up to 1."""
+        counts = Counter(waiting.key for waiting, _ in self.entries)
+        return {key: count / len(self.entries) for key, count in counts.items()}
 
 
 class Batcher:

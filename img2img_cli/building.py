@@ -13,7 +13,7 @@ from img2img_cli.device import Placement, explain_memory_errors, prepare_device
 from img2img_cli.errors import ModelError
 from img2img_cli.feedforward import load_net
 from img2img_cli.hub import check_download
-from img2img_cli.kernels import remember_texts, replace_kernels
+from img2img_cli.kernels import mend_convolutions, remember_texts, replace_kernels
 from img2img_cli.loading import Told, load_controlnet, load_pipeline
 from img2img_cli.modelref import NO_MODEL
 from img2img_cli.offload import apply_offload, choose_offload, measure_parts
@@ -54,6 +54,9 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
             if module is not None and all(p.ndim < 5 for p in module.parameters()):
                 module.to(memory_format=torch.channels_last)
                 replace_kernels(module, placement.device)
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                mend_convolutions(part, placement.device)
         offload = _settle_offload(pipe, placement, parameters.image_size**2 * BYTES_PER_PIXEL)
         apply_offload(pipe, offload, placement.device)
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):

@@ -10,8 +10,8 @@ from PIL import Image
 
 Deep: TypeAlias = NDArray[np.uint16]
 TOP = 65535
-OVERSHOOT = 2.0
-SAMPLED = 1_000_000
+OVERSHOOT = 2.0  # how far over a range's end its highlights may reach
+SAMPLED = 1_000_000  # pixels that floats are judged by
 STEP = TOP // 255  # from one 8-bit value to the next
 
 
@@ -37,12 +37,9 @@ def scale_floats(values: NDArray[Any]) -> Deep:
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are not numbers")
     sample = values.reshape(-1)[:: max(1, values.size // SAMPLED)]
-    most = float(np.quantile(sample, 0.99))
-    if values.max() > 1 and (sample == sample.round()).all():
-        most = float(values.max())
-        top = 255.0 if most <= 255 * OVERSHOOT else float(TOP)
-    else:
-        top = 1.0 if most <= OVERSHOOT else 255.0 if most <= 255 * OVERSHOOT else float(TOP)
+    is_whole = values.max() > 1 and (sample == sample.round()).all()
+    most = float(values.max()) if is_whole else float(np.quantile(sample, 0.99))
+    top = 1.0 if most <= OVERSHOOT and not is_whole else 255.0 if most <= 255 * OVERSHOOT else float(TOP)
     scaled = np.empty(values.shape, np.uint16)
     for row in range(len(values)):
         scaled[row] = (values[row].astype(np.float64) / top * TOP).round().clip(0, TOP)

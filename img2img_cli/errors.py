@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     LOCKED = 7
     MEMORY = 8
     TIMEOUT = 124
+    HUNG_UP = 129
     INTERRUPTED = 130
     TERMINATED = 143
 
@@ -51,12 +52,16 @@ class InputError(Img2ImgError):
     exit_code = ExitCode.SOME_FAILED
 
 
-class DamagedError(InputError):
-    """A picture of which not all can be decoded."""
+class DamageError(InputError):
+    """A picture that its decoder cannot make sense of."""
 
 
 class ReadError(InputError):
     """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
+
+
+class ChangedError(ReadError):
+    """A file that another process was writing to; it may be whole the next time."""
 
 
 class NothingMatchedError(Img2ImgError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Sequence
@@ -12,11 +13,13 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 
 from img2img_cli.device import Placement
 from img2img_cli.errors import ModelError
 from img2img_cli.explain import explain_model_errors
 from img2img_cli.hub import fetch_file
+from img2img_cli.kernels import mend_convolutions
 from img2img_cli.modelref import parse_file
 from img2img_cli.weights import check_sequences
 
@@ -32,15 +35,62 @@ class UpscalingNet:
         can = {torch.float16: descriptor.supports_half, torch.bfloat16: descriptor.supports_bfloat16}
         dtype = placement.dtype if can.get(placement.dtype, True) else torch.float32
         self._descriptor = descriptor.eval().to(placement.device, dtype)
-        self._descriptor.model.to(memory_format=torch.channels_last)
+        self._descriptor.model.to(memory_format=torch.channels_last).requires_grad_(False)
+        mend_convolutions(self._descriptor.model, placement.device)
         self._device, self._dtype = placement.device, dtype
         self.scale: int = descriptor.scale
 
-    def enlarge(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """RGB pictures of one size to float32 `(B, 3, H * scale, W * scale)` in 0..1."""
-        pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
-        made: torch.Tensor = self._descriptor(pixels.to(self._device, self._dtype) / 255)
+    def share(self) -> UpscalingNet:
+        """The same net for another thread: one copy of the weights, and all else that a call may change its own.
+
+        Some nets, such as SPAN, set their parameters and attributes anew in each call.
+        """
+        shared = copy.copy(self)
+        own = {id(weight): _view(weight) for weight in self._descriptor.model.parameters()}
+        shared._descriptor = copy.deepcopy(self._descriptor, own)
+        return shared
+
+    def enlarge(self, images: Sequence[Image.Image], seeds: Sequence[int]) -> torch.Tensor:
+        """RGB pictures of one size to float32 `(B, 3, H * scale, W * scale)` in 0..1.
+
+        One picture a call, as spandrel asks: some nets fail with more, or mix them.
+
+        Args:
+            seeds: one a picture, for nets that draw noise.
+        """
+        return torch.cat([self._enlarge(image, seed) for image, seed in zip(images, seeds, strict=True)])
+
+    def _enlarge(self, image: Image.Image, seed: int) -> torch.Tensor:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        with SeededNoise(seed):
+            made: torch.Tensor = self._descriptor(pixels.to(self._device, self._dtype) / 255)
         return made.float().cpu()
+
+
+def _view(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    """A parameter of its own that shares the memory."""
+    return torch.nn.Parameter(weight.detach(), requires_grad=False)
+
+
+class SeededNoise(TorchFunctionMode):
+    """While it lasts, this thread draws normal and uniform noise on the CPU by a seed, whatever others draw."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._generator = torch.Generator("cpu").manual_seed(seed)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of torch's, or its seeded counterpart."""
+        options = dict(kwargs or {})
+        if func in (torch.randn_like, torch.rand_like):
+            draw = torch.randn if func is torch.randn_like else torch.rand
+            options = {"dtype": args[0].dtype, "device": args[0].device, **options}
+            options.pop("memory_format", None)
+            func, args = draw, (args[0].shape,)
+        if func in (torch.randn, torch.rand) and options.get("generator") is None:
+            device = options.pop("device", None)
+            return func(*args, **{**options, "generator": self._generator}).to(device or "cpu")
+        return func(*args, **options)
 
 
 def load_net(reference: str, placement: Placement) -> UpscalingNet:

@@ -172,7 +172,7 @@ def colour_luminance(result: Image.Image, luminance: Deep) -> Deep:
 
 
 def enlarge_luminance(result: Image.Image, luminance: Deep) -> Deep:
-    """An enlarged 8-bit result in 16 bits, `(H, W)`: scaled down again it gives the luminance."""
+    """A faithful, enlarged 8-bit result in 16 bits, `(H, W)`: scaled down again it gives the luminance."""
     estimate = np.asarray(result.convert("L"), np.float32) * STEP
     return np.asarray(project_channel(estimate, luminance.astype(np.float32), TOP).round(), np.uint16)
 

@@ -19,17 +19,18 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, 
 from img2img_cli.colour import check_wrapped, find_transparent, mend_transparency, split_alpha, to_srgb
 from img2img_cli.decoders import FORMATS, JPEG_END, JPEG_HEAD, load_pixels, open_file, silence_libtiff
 from img2img_cli.deep import Deep, narrow, read_luminance
-from img2img_cli.errors import DamagedError, InputError, OutOfMemoryError, ReadError, is_shortage
+from img2img_cli.errors import DamageError, InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.job import STDIO, Truncated
 from img2img_cli.kinds import explain_refusal
 from img2img_cli.legacy_formats import mend_alpha
 from img2img_cli.parameters import MAX_PIXELS
+from img2img_cli.source import MAX_BYTES, check_length, read_source
 from img2img_cli.structure import DAMAGE, MAX_FRAMES, UnreadableError, check_structure, check_work, find_jp2_depth
 from img2img_cli.tiff import Tiff
 
 MIN_SIDE, MAX_SIDE = 8, 65_500
-MAX_BYTES = 1 << 30
 MAX_ASPECT = 40
+PROBE_BYTES = 16 << 20
 MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>)\s*)[0-9]+")
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
@@ -106,19 +107,14 @@ def read_bytes(name: str) -> bytes:
     Raises:
         InputError: it cannot be read, is empty, or is over a gibibyte.
     """
+    if name != STDIO:
+        return read_source(name)[0]
     try:
-        if name == STDIO:
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        else:
-            with Path(name).open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise ReadError(f"{label(name)}: cannot be read ({reason}); check the file") from None
-    if not data:
-        raise InputError(f"{label(name)}: is empty; check what was meant to be there")
-    if len(data) > MAX_BYTES:
-        raise InputError(f"{label(name)}: larger than {MAX_BYTES >> 20} MiB; make it smaller first")
+        reason = getattr(error, "strerror", None) or "closed"
+        raise ReadError(f"stdin: cannot be read ({reason}); check what is piped into it") from None
+    check_length(label(name), data)
     return data
 
 
@@ -159,21 +155,29 @@ def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | N
     """
     data = read_bytes(name) if data is None else data
     try:
-        return _decode(name, data, keep=False)
-    except DamagedError as error:
+        return _decode(name, data)
+    except DamageError:
+        # Some decoders fail in the same way for damage and for want of memory, so try for some memory, then again.
+        try:
+            bytearray(PROBE_BYTES)
+        except MemoryError:
+            raise _short_of_memory(name) from None
+    try:
+        return _decode(name, data)
+    except DamageError as error:
         if truncated is None:
             raise
         refusal = str(error)
     try:
         picture = _decode(name, data + JPEG_END if data.startswith(JPEG_HEAD) else data, keep=True)
     except InputError:
-        raise DamagedError(refusal) from None
+        raise DamageError(refusal) from None
     if truncated == "refuse":
-        raise DamagedError(f"{refusal}, or use --truncated keep to take what is there")
+        raise DamageError(f"{refusal}, or use --truncated keep to take what is there")
     return picture
 
 
-def _decode(name: str, data: bytes, *, keep: bool) -> Picture:
+def _decode(name: str, data: bytes, *, keep: bool = False) -> Picture:
     with open_picture(name, data) as (file, frames):
         _check_limits(label(name), file.size)
         bits = find_jp2_depth(data) if file.format == "JPEG2000" else 8
@@ -210,7 +214,7 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
                 limit = f"a text or profile of more than {MAX_PROFILE >> 20} MiB"
                 raise InputError(f"{label(name)}: {limit} stands in it; take it out first") from None
             reason = " ".join(str(error).split())[:120] or type(error).__name__
-            raise DamagedError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
+            raise DamageError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:
             raise _short_of_memory(name) from None
 

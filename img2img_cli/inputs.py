@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from img2img_cli.errors import Img2ImgError, InputError, NothingMatchedError, Us
 from img2img_cli.job import EXTENSIONS, STDIO
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset_files import suggest
+from img2img_cli.source import find_special
 from img2img_cli.values import read_value
 from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
+NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end so
 MANIFESTS = (".csv", ".jsonl")
 ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
 PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
@@ -41,6 +43,7 @@ class Item:
         overrides: parameters of its own, from a manifest.
         origin: manifest and line, for messages.
         error: why nothing can be made of it; it fails alone.
+        scanned: whether it was found in a folder, by a glob or in a list on stdin, and not named itself.
     """
 
     path: str
@@ -54,10 +57,16 @@ class Item:
     overrides: Mapping[str, Any] = field(default_factory=dict)
     origin: str | None = None
     error: Img2ImgError | None = field(default=None, compare=False)
+    scanned: bool = False
 
 
 def find_items(
-    inputs: Sequence[str], *, include: Sequence[str] = (), exclude: Sequence[str] = (), skip_folder: Path | None = None
+    inputs: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    skip_folder: Path | None = None,
+    notes: list[str] | None = None,
 ) -> list[Item]:
     """Find every input, in a stable order; a file that is found twice counts once.
 
@@ -66,17 +75,21 @@ def find_items(
     Args:
         include, exclude: globs that a name or a path below its folder must, or must not, match.
         skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
+        notes: takes a sentence for each FIFO, socket or device that was found and not named, and is left aside.
 
     Raises:
         InputError, NothingMatchedError, UsageError: nothing there, or a manifest that cannot be read.
     """
     found = [item for name in inputs for item in _expand(name, skip_folder)]
     kept = [item for item in found if item.origin or item.error or _is_wanted(item.relative, include, exclude)]
+    special = {item.path: kind for item in kept if item.scanned and (kind := find_special(item.path))}
+    aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()]
+    if notes is not None:
+        notes += aside
+    kept = [item for item in kept if not (item.scanned and item.path in special)]
     if not kept:
-        raise NothingMatchedError(
-            f"{', '.join(inputs)}: no picture found{' that --include and --exclude leave' if found else ''}; "
-            "check the names and the working folder"
-        )
+        why = f" ({aside[0]})" if aside else " that --include and --exclude leave" if found else ""
+        raise NothingMatchedError(f"{', '.join(inputs)}: no picture found{why}; check the names and the working folder")
     seen: set[tuple[object, ...]] = set()
     unique = []
     for item in kept:
@@ -99,15 +112,17 @@ def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) ->
 def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
     if name == STDIO:
         for line in read_names(sys.stdin.buffer.read()):
-            yield from _expand_path(line, skip_folder)
+            for item in _expand_path(line, skip_folder):
+                yield replace(item, scanned=True)
     elif Path(name).suffix.lower() in MANIFESTS:
         yield from read_manifest(Path(name))
     elif not os.path.lexists(name) and GLOB_CHARACTERS & set(name):
         matches = sorted(glob.glob(name, recursive=True))
         root = glob_root(name)
+        suffixes = (*PICTURES, *({Path(name).suffix.lower()} & set(NAMED_PICTURES)))
         for match in matches:
-            if os.path.isfile(match) and Path(match).suffix.lower() in PICTURES and not _is_below(match, skip_folder):
-                yield Item(path=match, relative=_mirror(os.path.relpath(match, root)))
+            if Path(match).suffix.lower() in suffixes and not (os.path.isdir(match) or _is_below(match, skip_folder)):
+                yield Item(path=match, relative=_mirror(os.path.relpath(match, root)), scanned=True)
     else:
         yield from _expand_path(name, skip_folder)
 
@@ -152,7 +167,7 @@ def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
         for name in sorted(files):
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
                 path = os.path.join(parent, name)
-                yield Item(path=path, relative=os.path.relpath(path, folder))
+                yield Item(path=path, relative=os.path.relpath(path, folder), scanned=True)
     for failed in unreadable:
         reason = f"{failed.filename}: the folder cannot be read ({failed.strerror}); check its permissions"
         yield Item(path=str(failed.filename), relative="", error=InputError(reason))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img_cli.errors import InputError, OutputError, UsageError
 from img2img_cli.parameters import MAP_KINDS, Parameters
+from img2img_cli.source import find_special
 
 STDIO = "-"
 MAX_SEED = 2**32 - 1
@@ -146,6 +147,8 @@ def check_input(name: str) -> None:
         raise InputError(f"{name}: cannot be read ({error.strerror}); check the name and the folder") from None
     if stat.S_ISDIR(mode):
         raise InputError(f"{name}: is a folder; give one picture")
+    if (kind := find_special(name)) in ("a socket", "a device"):
+        raise InputError(f"{name}: is {kind}; give a picture file")
     if not os.access(path, os.R_OK):
         raise InputError(f"{name}: cannot be read; check its permissions")
     if path.is_file() and path.stat().st_size == 0:

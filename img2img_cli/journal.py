@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ import PIL
 from filelock import FileLock, Timeout
 
 from img2img_cli import __version__
-from img2img_cli.errors import InputError, LockedError, OutputError, ReadError, advise
+from img2img_cli.errors import InputError, LockedError, OutputError, advise
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
-from img2img_cli.modelref import identify_file, identify_model
+from img2img_cli.provenance import Provenance, hash_file, make_fingerprint, match_source, stamp_beside
 from img2img_cli.record import read_record
+from img2img_cli.source import NO_STAMP, find_special, stamp_file
 from img2img_cli.state_file import StateFile, read_value
 from img2img_cli.writer import BATCH_TAG, is_temporary
 
@@ -41,59 +42,11 @@ CREATE TABLE IF NOT EXISTS holder (name TEXT);
 
 
 @dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What a result is made from: the input's bytes, and everything else that decides the pixels.
-
-    Attributes:
-        source_sha256: None until the input is read.
-    """
-
-    fingerprint: str
-    source_sha256: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Failure:
     """How a job failed before, and would again."""
 
     code: int
     reason: str
-
-
-def hash_file(path: str) -> str:
-    """The SHA-256 of a file's content.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "no such name"
-        raise ReadError(f"{path}: cannot be read ({reason}); check the name and its permissions") from None
-
-
-def make_fingerprint(job: Job, hash_beside: Callable[[str], str] = hash_file) -> str:
-    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output.
-
-    Args:
-        hash_beside: hashes the pictures beside the input, which many jobs may share.
-    """
-    content = {
-        "parameters": job.parameters.to_record(),
-        "seed": job.seed,
-        "model": identify_model(job.parameters.model),
-        "controlnet": identify_model(job.parameters.controlnet) if job.parameters.controlnet else None,
-        "files": [identify_file(role, text) for role, text in job.parameters.list_files()],
-        **({"vae": identify_model(job.parameters.vae)} if job.parameters.vae else {}),
-        **({"refiner": identify_model(job.parameters.refiner)} if job.parameters.refiner else {}),
-        "mask": hash_beside(job.mask) if job.mask else None,
-        "style": hash_beside(job.style) if job.style else None,
-        "control_image": hash_beside(job.control_image) if job.control_image else None,
-        "output": [job.format, job.quality, job.metadata],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class Journal:
@@ -126,11 +79,16 @@ class Journal:
         Raises:
             InputError: the mask, style or control picture cannot be read.
         """
-        row = self._find(job)
-        size, mtime = _stamp(job.input)
-        known = row and (row["source_size"], row["source_mtime"], row["input"]) == (size, mtime, _storable(job.input))
-        sha256 = row["source_sha256"] if row and known and row["source_sha256"] else None
-        return Provenance(fingerprint=make_fingerprint(job, self._hash_beside), source_sha256=sha256)
+        beside = stamp_beside(job)
+        row, stamp = self._find(job) or {}, stamp_file(job.input)
+        sha256 = row.get("source_sha256")
+        if stamp == NO_STAMP or (row.get("source_size"), row.get("source_mtime"), row.get("input")) != (
+            *stamp,
+            _storable(job.input),
+        ):
+            sha256, stamp = None, NO_STAMP
+        fingerprint = make_fingerprint(job, self._hash_beside)
+        return Provenance(fingerprint=fingerprint, source_sha256=sha256, source_stamp=stamp, beside=beside)
 
     def _hash_beside(self, path: str) -> str:
         """A file's hash; the file is read once while it stays as it is."""
@@ -156,6 +114,8 @@ class Journal:
         size, mtime = _stamp(job.output)
         if size is None:
             return False
+        if not os.path.isfile(job.output):
+            raise OutputError(f"{job.output}: is no regular file, and is left alone; remove it, or use --name")
         row = self._find(job)
         if row and row["output_sha256"]:
             same = (row["output_size"], row["output_mtime"]) == (size, mtime)
@@ -165,20 +125,23 @@ class Journal:
                 self._update(job, output_sha256=sha256, fingerprint=None)
                 return False
             if sha256 == row["output_sha256"]:
-                current = _is_made_of(job, provenance, row["fingerprint"], row["source_sha256"])
-                if current and (row["status"] != "done" or not same):
-                    self.finish(job, provenance, seconds=None)
-                return current
+                made_of = match_source(job, provenance, row["fingerprint"], row["source_sha256"])
+                if made_of is not None and made_of is not provenance:
+                    size, mtime = made_of.source_stamp
+                    self._update(job, input=_storable(job.input), source_size=size, source_mtime=mtime)
+                if made_of is not None and (row["status"] != "done" or not same):
+                    self.finish(job, made_of, seconds=None)
+                return made_of is not None
         found = _read_provenance(job.output)
         if found is None and not job.force:
             raise OutputError(
                 f"{job.output}: exists already and was not made by this tool; use --force to replace it, or --name"
             )
-        if found is not None and _is_made_of(job, provenance, *found):
-            self._note(job, Provenance(fingerprint=found[0], source_sha256=found[1]), hash_file(job.output), "writing")
-            self.finish(job, provenance, seconds=None)
-            return True
-        return False
+        made_of = match_source(job, provenance, *found) if found is not None else None
+        if made_of is not None:
+            self._note(job, made_of, hash_file(job.output), "writing")
+            self.finish(job, made_of, seconds=None)
+        return made_of is not None
 
     def recall_failure(self, job: Job, provenance: Provenance) -> Failure | None:
         """How the job failed before, if that was its pictures' fault and they are the same.
@@ -192,8 +155,13 @@ class Journal:
             return None
         made_of, code, reason = rows[0]
         if provenance.source_sha256 is None:
+            if find_special(job.input):  # which can be read but once
+                return None
             provenance = Provenance(fingerprint=provenance.fingerprint, source_sha256=hash_file(job.input))
-        return Failure(code=code, reason=reason) if made_of == _describe(job, provenance) else None
+        if not (isinstance(code, int) and isinstance(reason, str)):  # as a flipped bit can leave them
+            return None
+        failure = Failure(code=code, reason=reason)
+        return failure if made_of == _describe(job, provenance, failure) else None
 
     def begin(self, job: Job, provenance: Provenance, data: bytes) -> None:
         """Note what is about to be written, so that a run that is killed now knows its own file again."""
@@ -218,7 +186,8 @@ class Journal:
         if lasting is None or lasting.source_sha256 is None:
             self._forget_failure(job)
         else:
-            row = [self._key(job), _describe(job, lasting), failure.code, reason]
+            kept = Failure(code=failure.code, reason=reason)
+            row = [self._key(job), _describe(job, lasting, kept), kept.code, kept.reason]
             self._file.execute("INSERT OR REPLACE INTO failure VALUES (?, ?, ?, ?)", row)
 
     def _forget_failure(self, job: Job) -> None:
@@ -238,7 +207,7 @@ class Journal:
         return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
     def _note(self, job: Job, provenance: Provenance, sha256: str, status: str) -> None:
-        size, mtime = _stamp(job.input)
+        size, mtime = provenance.source_stamp
         previous = (self._find(job) or {}).get("output_sha256")
         self._insert(
             {
@@ -282,16 +251,14 @@ def _storable(name: str) -> str | bytes:
     return name
 
 
-def _is_made_of(job: Job, provenance: Provenance, fingerprint: str, source_sha256: str) -> bool:
-    if fingerprint != provenance.fingerprint:
-        return False
-    return source_sha256 == (provenance.source_sha256 or hash_file(job.input))
+def _describe(job: Job, provenance: Provenance, failure: Failure) -> str:
+    """A hash of a failure to read a job's pictures and of all that it follows from, the code that reads them included.
 
-
-def _describe(job: Job, provenance: Provenance) -> str:
-    """A hash of all that a failure to read a job's pictures follows from, the code that reads them included."""
+    It covers the failure itself, as SQLite does not notice a bit that is flipped.
+    """
     known = job.model_dump(mode="json", exclude={"input", "output", "force", "mask", "style", "control_image"})
-    content = [known, provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
+    made_of = [provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
+    content = [known, *made_of, failure.code, failure.reason]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

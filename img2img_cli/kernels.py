@@ -1,4 +1,4 @@
-"""Faster ways to compute the same, where a library's own way is slow on the device at hand."""
+"""Other ways to compute the same, where a library's own way is slow or wrong on the device at hand."""
 
 from __future__ import annotations
 
@@ -31,6 +31,39 @@ class GroupNorm(torch.nn.GroupNorm):
             return super().forward(input)
         made = functional.group_norm(input.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
         return made.contiguous(memory_format=torch.channels_last)
+
+
+class Conv2d(torch.nn.Conv2d):
+    """`torch.nn.Conv2d` that computes in float32 what oneDNN gets wrong in 16 bits: maps of a single column.
+
+    Where a stride makes the output one column wide, oneDNN's kernels for AMX (`brg_conv_fwd`, found in 3.12) take the
+    rows of their input to lie farther apart than they do. They read wrong rows, then memory past their buffer: the
+    output differs from call to call, and some of it is NaN. Such maps are small, and the float32 kernels are right.
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`(B, C, H, W)` to `(B, C', H', W')` in the same dtype and memory format."""
+        made: torch.Tensor
+        if input.dtype not in (torch.bfloat16, torch.float16) or self._count_columns(input) != 1:
+            made = super()._conv_forward(input, weight, bias)
+        else:
+            made = super()._conv_forward(input.float(), weight.float(), None if bias is None else bias.float())
+        return made.to(input.dtype)
+
+    def _count_columns(self, input: torch.Tensor) -> int:
+        """The output's width."""
+        padding = 0 if isinstance(self.padding, str) else self.padding[1]  # "same" is not for strides
+        kernel = self.dilation[1] * (self.kernel_size[1] - 1) + 1
+        return (input.shape[-1] + 2 * padding - kernel) // self.stride[1] + 1
+
+
+def mend_convolutions(module: torch.nn.Module, device: torch.device) -> None:
+    """Keep a module's strided convolutions from the kernels that are wrong, in place. Weights and their names stay."""
+    if device.type != "cpu":
+        return
+    for layer in module.modules():
+        if type(layer) is torch.nn.Conv2d and layer.stride[1] > 1:
+            layer.__class__ = Conv2d
 
 
 def remember_texts(encoder: torch.nn.Module) -> None:

@@ -196,6 +196,11 @@ class Parameters(BaseModel):
     saturation: float = Field(default=1.0, ge=0, le=4, description="colorize: factor on the model's chroma.")
     num_samples: int = Field(default=1, ge=1, le=16, description="colorize: samples whose colours are averaged.")
     scale: float = Field(default=2.0, ge=1, le=8, description="upscale: factor on both sides.")
+    faithful: bool = Field(
+        default=True,
+        description="upscale: correct the result until, scaled down, it gives the input back. Set it to false for nets "
+        "that take out noise and JPEG blocks, which would come back.",
+    )
     keep_detail: Unit = Field(
         default=0.0,
         description="restore: share of the finest detail that is kept past the autoencoder, where noise is low.",

@@ -236,7 +236,9 @@ class ImagePipeline:
         """Pieces of one size `enlargement` times larger, by the net or else by the model."""
         with explain_memory_errors(self.placement.device):
             if self._net is not None:
-                return _to_images(self._net.enlarge([piece.image for piece in pieces]))
+                return _to_images(
+                    self._net.enlarge([piece.image for piece in pieces], [piece.seed for piece in pieces])
+                )
             self._tile_vae((pieces[0].image.width * self.factor, pieces[0].image.height * self.factor))
             generators = make_generators([piece.seed for piece in pieces])
             arguments = self._make_arguments([piece.parameters for piece in pieces], generators, progress)
@@ -351,7 +353,7 @@ class ImagePipeline:
             if getattr(self.pipe, name, None) is not None:
                 setattr(lane.pipe, name, copy.deepcopy(getattr(self.pipe, name)))
         lane.pipe.vae = copy.copy(self.pipe.vae)
-        lane.prompts = self.prompts.share(lane.pipe)
+        lane.prompts, lane._net = self.prompts.share(lane.pipe), self._net and self._net.share()
         lane.refiner = self.refiner and self.refiner._share()
         return lane
 

@@ -19,6 +19,7 @@ from img2img_cli.errors import Img2ImgError
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
 from img2img_cli.plan import Planned
+from img2img_cli.source import find_special
 from img2img_cli.writer import write_output_bytes
 
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
@@ -88,6 +89,8 @@ def _text(value: Any) -> Any:
 
 def make_thumbnail(path: str) -> str | None:
     """A small upright sRGB version as a data URL; None when the file cannot be read."""
+    if find_special(path):  # which was read already, and can be read but once
+        return None
     try:
         picture = load_image(path, truncated="keep")
     except Img2ImgError:

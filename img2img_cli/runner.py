@@ -159,6 +159,8 @@ def _deepen(result: Image.Image, picture: Picture, job: Job, soft: Image.Image |
         return None
     if soft is not None:
         return paste_on_luminance(result, picture.luminance, soft)
+    if job.parameters.task == "upscale" and not job.parameters.faithful:
+        return None  # the net's own 8 bits; those of the input would bring its noise back
     keep = {"colorize": colour_luminance, "upscale": enlarge_luminance}.get(job.parameters.task)
     return keep(result, picture.luminance) if keep else None
 

@@ -36,7 +36,10 @@ def make_control(image: Image.Image, parameters: Parameters, pipeline: Pipeline)
 
 
 def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
-    """The picture `scale` times larger, in passes of at most x4, each faithful to the one before."""
+    """The picture `scale` times larger, in passes of at most x4.
+
+    A faithful result is corrected after each pass until, scaled down, it gives back what the pass began with.
+    """
     width, height = image.size
     final = round(width * parameters.scale), round(height * parameters.scale)
     if parameters.size not in ("original", "model"):
@@ -70,7 +73,7 @@ def _upscale(
             result = image.resize(size, Image.Resampling.BICUBIC)
         if pipeline.refines:
             result = yield from _transform_tiles(result, parameters, seed + number, pipeline)
-        image = back_project(result, image)
+        image = back_project(result, image) if parameters.faithful else result
     return image
 
 

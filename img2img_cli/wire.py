@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import struct
@@ -164,6 +165,12 @@ def restore_error(told: dict[str, str]) -> Img2ImgError:
     """What `describe_error` has told of."""
     kind = getattr(errors, told["kind"], Img2ImgError)
     return (kind if isinstance(kind, type) and issubclass(kind, Img2ImgError) else Img2ImgError)(told["message"])
+
+
+def describe_traits(pipeline: Any, lanes: int) -> Traits:
+    """A pipeline's traits."""
+    names = [field.name for field in dataclasses.fields(Traits) if field.name != "lanes"]
+    return Traits(lanes=lanes, **{name: getattr(pipeline, name) for name in names})
 
 
 def parse_duration(text: str) -> float:

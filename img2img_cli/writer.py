@@ -20,6 +20,7 @@ from img2img_cli.deep_files import deepen_png, deepen_tiff
 from img2img_cli.errors import DISK_ERRORS, OutputError, is_shortage
 from img2img_cli.images import Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
+from img2img_cli.streams import explain_stdout
 from img2img_cli.structure import DAMAGE
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
@@ -245,11 +246,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_stdout(data: bytes) -> None:
-    """All of the bytes, or an error when the reader has left."""
+    """All of the bytes.
+
+    Raises:
+        OutputError: the reader has left, or there is no room.
+    """
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except OSError as error:
-        # Python would try to flush again at exit and print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise OutputError(f"stdout: cannot be written ({error.strerror}); is the reader still there?") from None
+        raise explain_stdout(error) from None

@@ -25,9 +25,10 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # No server of whoever runs the tests; tests that want one start it. Sockets' names must be short.
 _meeting = tempfile.TemporaryDirectory(prefix="i2i")
 os.environ["XDG_RUNTIME_DIR"] = _meeting.name
-# A shell ignores SIGINT in what it starts in the background, and children of the tests would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell ignores SIGINT in what it starts in the background, nohup SIGHUP; children of the tests would inherit that.
+for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, _handler)
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ from img2img_cli.wire import Spec
 from img2img_cli.work import Piece
 
 LONGEST_S = 120.0
-# What belongs to a stage, as module and name; `runner` is for single commands and `assembly` for batches.
+# What belongs to a stage, as module and name; `runner` is for single commands, `stages` and `assembly` for batches.
 PARTS = {
-    "read": ("runner.load_image", "assembly.load_image", "assembly.read_bytes"),
+    "read": ("runner.load_image", "stages.load_image", "stages.read_source"),
     "encode": ("pipeline.ImagePipeline.encode",),
     "denoise": ("pipeline.ImagePipeline.denoise",),
     "decode": ("pipeline.ImagePipeline.decode",),
-    "finish": ("runner.finish_picture", "assembly.finish_picture"),
-    "write": ("runner.encode_result", "runner.write_output", "assembly.encode_result", "assembly.write_output"),
+    "finish": ("runner.finish_picture", "stages.finish_picture"),
+    "write": ("runner.encode_result", "runner.write_output", "stages.encode_result", "assembly.write_output"),
 }
 
 Made = dict[tuple[object, ...], list[Image.Image]]

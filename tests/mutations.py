@@ -79,7 +79,11 @@ MUTATIONS = (
     ),
     Mutation(
         name="a command that fails ends with 0",
-        changes=change("cli/app.py", "        return _fail(str(error), error.exit_code)\n", "        return 0\n"),
+        changes=change(
+            "cli/app.py",
+            "    except Img2ImgError as error:\n        return _fail(str(error), error.exit_code)\n",
+            "    except Img2ImgError:\n        return 0\n",
+        ),
         tests=("tests/test_cli.py", "-k", "bad_inputs"),
     ),
     Mutation(
@@ -129,7 +133,7 @@ MUTATIONS = (
         name="a mask's black is repainted",
         changes=change(
             "runner.py",
-            "        result = paste_masked(result, picture.native, _load_soft_mask(job, picture))\n",
+            "        result = paste_masked(result, picture.native, soft)\n",
             "        pass\n",
         ),
         tests=("tests/test_cli.py", "-k", "mask_keeps"),
@@ -160,6 +164,102 @@ MUTATIONS = (
             "server/guard.py", 'if not self._is_ours(_host_of(headers.get("host", ""))):', "if False:"
         ),
         tests=("tests/test_server.py", "-k", "guard"),
+    ),
+    Mutation(
+        name="a spoilt picture fails all of its batch",
+        changes=change("assembly.py", "            if len(run.entries) > 1:\n", "            if False:\n"),
+        tests=("tests/test_batch.py", "-k", "one_spoilt"),
+    ),
+    Mutation(
+        name="a signal comes between a result and its count",
+        changes=change("interrupts.py", "        self._held, self._stop = True, None\n", "        self._stop = None\n"),
+        tests=("tests/test_interrupts.py", "-k", "nowhere_between or wait_where"),
+    ),
+    Mutation(
+        name="what was told as late is written",
+        changes=change(
+            "assembly.py",
+            "        if self._batch.opener.is_late(entry):\n            raise TimeLimitError\n",
+        ),
+        tests=("tests/test_sources.py", "-k", "told_as_late"),
+    ),
+    Mutation(
+        name="an input is known by its stamp from after the run",
+        changes=change(
+            "journal.py", "        size, mtime = provenance.source_stamp\n", "        size, mtime = _stamp(job.input)\n"
+        ),
+        tests=("tests/test_sources.py", "-k", "replaced_meanwhile"),
+    ),
+    Mutation(
+        name="a folder's FIFOs and devices are read",
+        changes=change("inputs.py", "if item.scanned and (kind := find_special(item.path))", "if False"),
+        tests=("tests/test_sources.py", "-k", "left_aside"),
+    ),
+    Mutation(
+        name="a changed failure in the journal is believed",
+        changes=change("journal.py", ", failure.code, failure.reason]", "]"),
+        tests=("tests/test_journal.py", "-k", "not_believed"),
+    ),
+    Mutation(
+        name="lanes keep features for each other",
+        changes=change("caching.py", "_active = threading.local()", "_active = contextlib.nullcontext()"),
+        tests=("tests/test_speed.py", "-k", "features_of_their_own"),
+    ),
+    Mutation(
+        name="kept features are not halved when guidance ends",
+        changes=change(
+            "caching.py",
+            "        self._kept = pytree.tree_map_only(torch.Tensor, lambda kept: kept.chunk(2)[-1], self._kept)\n",
+            "        pass\n",
+        ),
+        tests=("tests/test_together.py", "-k", "beyond_the_end or guided_step"),
+    ),
+    Mutation(
+        name="a copied VAE carries what moves the other parts",
+        changes=change("offload.py", "        copied.__dict__.pop(name, None)\n", "        pass\n"),
+        tests=("tests/test_together.py", "-k", "second_try"),
+    ),
+    Mutation(
+        name="parts are taken for fitting that do not",
+        changes=change("offload.py", "    if sum(parts) + work <= free:\n", "    if sum(parts) <= free:\n"),
+        tests=("tests/test_offload.py", "-k", "what_is_chosen"),
+    ),
+    Mutation(
+        name="an owner's requests all come before another's",
+        changes=change(
+            "server/dispatcher.py",
+            "                    self._queues[request.owner] = queue  # at the end: the others come first\n",
+            "                    self._queues = {request.owner: queue, **self._queues}\n",
+        ),
+        tests=("tests/test_server.py", "-k", "owners_take_turns"),
+    ),
+    Mutation(
+        name="one request spoils those of others in its batch",
+        changes=change(
+            "server/dispatcher.py",
+            "            if len(requests) > 1 and not isinstance(error, CancelledError):\n",
+            "            if False:\n",
+        ),
+        tests=("tests/test_server.py", "-k", "spoils_a_batch"),
+    ),
+    Mutation(
+        name="floats of 0 to 255 are read as 0 to 1",
+        changes=change("deep.py", "255.0 if values.max() <= 255 else float(TOP)", "1.0"),
+        tests=("tests/test_images.py", "-k", "floats_are_scaled"),
+    ),
+    Mutation(
+        name="16 bits are clipped to 8",
+        changes=change(
+            "deep.py",
+            "    return Image.fromarray(((luminance.astype(np.uint32) + STEP // 2) // STEP).astype(np.uint8))\n",
+            "    return Image.fromarray(luminance.clip(0, 255).astype(np.uint8))\n",
+        ),
+        tests=("tests/test_images.py", "-k", "scaled_not_clipped"),
+    ),
+    Mutation(
+        name="a mask of 0 and 1 is nearly black",
+        changes=change("masks.py", "    if (white | (levels == low)).all():\n", "    if False:\n"),
+        tests=("tests/test_masks.py", "-k", "two_values"),
     ),
 )  # fmt: skip
 

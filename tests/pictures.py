@@ -95,6 +95,7 @@ def camera_exif(orientation: int | None = None) -> Image.Exif:
     return exif
 
 
+@functools.cache
 def wide_profile() -> bytes:
     """An ICC profile with Adobe RGB's primaries: sRGB's, with the three colorant tags rewritten."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

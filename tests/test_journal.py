@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import errno
 import os
 import random
@@ -14,8 +14,10 @@ import pytest
 from PIL import Image
 
 from img2img_cli import state_file
-from img2img_cli.batch import Batch, Entry, Limits, Tally
+from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.entries import Entry, Opener
 from img2img_cli.errors import OutputError
+from img2img_cli.images import load_image
 from img2img_cli.inputs import find_items
 from img2img_cli.job import Job
 from img2img_cli.journal import STATE, Failure, hold_folder
@@ -46,10 +48,10 @@ def finish(folder: Path, jobs: list[Job]) -> None:
     with hold_folder(folder / "out") as journal:
         for job in jobs:
             entry = Entry(job=job, provenance=journal.trace(job), replace=False)
-            entry.load()
-            assert entry.picture is not None
-            result = Finished(image=entry.picture.rgb, format=entry.picture.format)
-            data, _ = encode_result(result, entry.picture, job, **dataclasses.asdict(entry.provenance))
+            Opener(None).open(entry, lambda: None)
+            picture = load_image(job.input)
+            made_from = {"fingerprint": entry.provenance.fingerprint, "source_sha256": entry.provenance.source_sha256}
+            data, _ = encode_result(Finished(image=picture.rgb, format=picture.format), picture, job, **made_from)
             journal.begin(job, entry.provenance, data)
             write_output(data, job.output, replace=False)
             journal.finish(job, entry.provenance, 0.1)
@@ -135,6 +137,18 @@ def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None
         damaged.unlink(missing_ok=True)
     assert aside > 20
     assert results == {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("made_of", "0"), ("code", 67), ("reason", "another"), ("reason", b"bytes")]
+)
+def test_a_failure_that_was_changed_in_the_journal_is_not_believed(folder: Path, column: str, value: object) -> None:
+    jobs = plan(folder)
+    assert sort_out(folder, jobs)[0] == []
+    with contextlib.closing(sqlite3.connect(folder / "out" / STATE)) as connection, connection:
+        connection.execute(f"UPDATE failure SET {column} = ?", [value])
+    left, _, _ = sort_out(folder, jobs)
+    assert [Path(entry.job.input).name for entry in left] == ["broken.png"]
 
 
 def test_damage_that_comes_during_a_run_is_set_aside_too(folder: Path) -> None:
@@ -239,7 +253,7 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     opened: list[str] = []
     import builtins
 
-    plain, of_path = builtins.open, Path.open
+    plain, of_path, of_system = builtins.open, Path.open, os.open
 
     def note(name, *more, **options):
         opened.append(Path(name).name)
@@ -249,6 +263,11 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         opened.append(path.name)
         return of_path(path, *more, **options)
 
+    def note_system(name, *more, **options):
+        opened.append(Path(name).name)
+        return of_system(name, *more, **options)
+
+    monkeypatch.setattr(os, "open", note_system)
     monkeypatch.setattr(builtins, "open", note)
     monkeypatch.setattr(Path, "open", note_path)
     return opened
@@ -269,6 +288,6 @@ def test_new_inputs_are_read_once_and_pictures_beside_them_once_for_all(
         assert not [name for name in opened if name in ("10.png", "11.png", "12.png", "13.png")]
         for entry in left:
             if entry.job.input.endswith("10.png"):
-                entry.load()
+                Opener(None).open(entry, lambda: None)
                 assert entry.provenance.source_sha256
     assert opened.count("10.png") == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pictures import make_picture
 
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
-from img2img_cli.kernels import GroupNorm, replace_kernels
+from img2img_cli.kernels import Conv2d, GroupNorm, mend_convolutions, replace_kernels
 from img2img_cli.preset import resolve
 from img2img_cli.preset_files import load_preset
+from img2img_cli.work import Piece
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 8, 6), (1, 64, 1, 1), (2, 64, 5)])
@@ -36,6 +38,41 @@ def test_groups_of_many_channels_and_other_devices_keep_theirs() -> None:
         assert type(layer[0]) is torch.nn.GroupNorm
 
 
-def test_the_bundled_model_uses_it() -> None:
+def test_the_bundled_model_uses_them() -> None:
     pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "auto"))
     assert any(type(layer) is GroupNorm for layer in pipeline.pipe.unet.modules())
+    for part in (pipeline.pipe.unet, pipeline.pipe.controlnet, pipeline.pipe.vae):
+        strided = [layer for layer in part.modules() if isinstance(layer, torch.nn.Conv2d) and layer.stride[1] > 1]
+        assert {type(layer) for layer in strided} == {Conv2d}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("kernel", "stride", "padding", "width"), [(3, 2, 1, 2), (3, 2, 0, 4), (2, 2, "valid", 3)])
+def test_a_convolution_to_one_column_is_right(
+    dtype: torch.dtype, kernel: int, stride: int, padding, width: int
+) -> None:
+    """With AMX, oneDNN reads wrong rows and memory that is not the picture's."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Conv2d(64, 64, kernel, stride=stride, padding=padding))
+    values = torch.randn(2, 64, 52, width).to(dtype).contiguous(memory_format=torch.channels_last)
+    layer.to(dtype=dtype, memory_format=torch.channels_last)
+    mend_convolutions(layer, torch.device("cpu"))
+    assert type(layer[0]) is Conv2d
+    with torch.inference_mode():
+        made = layer(values)
+        expected = layer.double()(values.double())
+    assert made.dtype == dtype
+    assert made.shape == expected.shape
+    assert made.shape[-1] == 1
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(made.double(), expected, atol=0.02)
+
+
+def test_a_narrow_picture_has_one_result() -> None:
+    """At 16 pixels, the bundled model's innermost maps have one column."""
+    parameters = resolve(load_preset("colorize"), {"num_inference_steps": 1}).parameters
+    pipeline = build_pipeline(parameters, choose_placement("cpu", "bfloat16"))
+    working = make_picture("gradient", (16, 416)).convert("L").convert("RGB")
+    pieces = [Piece(image=working, control=working, seed=0, parameters=parameters)]
+    made = {pipeline.transform(pieces)[0].tobytes() for _ in range(8)}
+    assert len(made) == 1

@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from serving import serve_own
 
-from img2img_cli import assembly, meeting
+from img2img_cli import meeting, stages
 from img2img_cli.errors import InputError, OutputError, UsageError
 from img2img_cli.inputs import find_items
 from img2img_cli.job import printable
@@ -105,7 +105,7 @@ def test_a_link_that_comes_while_the_batch_runs_is_refused(
 ) -> None:
     (folder / "in" / "sub").mkdir()
     (folder / "in" / "photo.png").rename(folder / "in" / "sub" / "photo.png")
-    encode = assembly.encode_result
+    encode = stages.encode_result
 
     def swap(*arguments: Any, **more: Any) -> Any:
         if what == "folder":
@@ -115,7 +115,7 @@ def test_a_link_that_comes_while_the_batch_runs_is_refused(
             (folder / "out" / "sub" / "photo.png").symlink_to(folder / "else" / "photo.png")
         return encode(*arguments, **more)
 
-    monkeypatch.setattr(assembly, "encode_result", swap)
+    monkeypatch.setattr(stages, "encode_result", swap)
     done = batch(here, "--force")
     assert done.code == 3
     assert "leads out" in done.err

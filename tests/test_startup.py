@@ -11,7 +11,8 @@ LIGHT = [
     "batch", "cli.app", "cli.batch_run", "cli.picture", "control", "errors", "finish", "images", "inputs", "job",
     "journal", "lab", "modelref", "parameters", "plan", "report", "work",
     "preset", "record", "structure", "tiling", "writer", "yamlio",
-    "assembly", "batcher", "runner", "upscaler", "remote", "wire", "meeting", "processors", "silence",
+    "apart", "assembly", "batcher", "entries", "interrupts", "provenance", "source", "stages", "state_file", "streams",
+    "runner", "upscaler", "remote", "wire", "meeting", "processors", "silence",
     "cli.engine", "cli.serve_run", "weights",
 ]  # fmt: skip
 PROBE = """

@@ -12,7 +12,7 @@ import tifffile
 from pictures import ORIENTATION, bomb, encode, make_picture
 from PIL import Image
 
-from img2img_cli.errors import DamagedError, InputError
+from img2img_cli.errors import DamageError, InputError
 from img2img_cli.images import load_image
 
 SIZE = (96, 72)
@@ -77,10 +77,10 @@ def whole_of(name: str) -> np.ndarray:
 def test_what_is_there_of_a_damaged_picture_can_be_kept(name: str) -> None:
     make, least = DAMAGED[name]
     content, whole = make(), whole_of(name)
-    with pytest.raises(DamagedError) as error:
+    with pytest.raises(DamageError) as error:
         load_image("photo.x", content)
     assert "--truncated" not in str(error.value), "masks and the like have no such option"
-    with pytest.raises(DamagedError, match="or use --truncated keep to take what is there"):
+    with pytest.raises(DamageError, match="or use --truncated keep to take what is there"):
         load_image("photo.x", content, truncated="refuse")
     picture = load_image("photo.x", content, truncated="keep")
     assert picture.damaged

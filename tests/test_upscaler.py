@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from twins import make_twin
 from img2img_cli import feedforward
 from img2img_cli.building import build_pipeline
 from img2img_cli.device import choose_placement
+from img2img_cli.errors import ModelError
 from img2img_cli.parameters import Parameters
 from img2img_cli.runner import transform_image
 
@@ -86,8 +90,8 @@ def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> N
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 38), ("float32", 60)])
 def test_a_net_in_sixteen_bits_is_close(sharp_net: Path, photograph: Image.Image, dtype: str, least: float) -> None:
     image = photograph.resize((64, 48))
-    expected = feedforward.load_net(str(sharp_net), choose_placement("cpu", "float32")).enlarge([image])
-    made = feedforward.load_net(str(sharp_net), choose_placement("cpu", dtype)).enlarge([image])
+    expected = feedforward.load_net(str(sharp_net), choose_placement("cpu", "float32")).enlarge([image], [0])
+    made = feedforward.load_net(str(sharp_net), choose_placement("cpu", dtype)).enlarge([image], [0])
     assert made.shape == (1, 3, 192, 256)
     assert made.dtype == torch.float32
     small = torch.nn.functional.avg_pool2d(made, 4)[0].permute(1, 2, 0).numpy() * 255
@@ -154,3 +158,82 @@ def test_models_that_enlarge_work_in_tiles_and_keep_the_picture(
     assert (np.asarray(first) != np.asarray(other)).any()
     # Random weights make noise; back-projection makes it a picture again that scales down to the input.
     assert psnr(np.asarray(first.resize(image.size, Image.Resampling.BICUBIC)), np.asarray(image)) > 22
+
+
+def test_a_net_that_cleans_keeps_its_word(here, picture: Path, sharp_net: Path) -> None:
+    """Real-ESRGAN's result is its own; projected back onto a noisy input it would be noisy again."""
+    noisy = np.random.default_rng(0).normal(128, 20, (48, 64, 3)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(noisy).save(picture)
+    made = []
+    for options in ([], ["--set", "faithful=true"], ["--set", "faithful=false"]):
+        out = picture.with_name(f"{len(made)}.png")
+        done = here(*ALONE, "--upscaler", sharp_net, "--set", "tile_size=64", *options, picture, out)
+        assert done.code == 0, done.err
+        made.append(Image.open(out).convert("RGB"))
+    own, unfaithful = np.asarray(made[0]), np.asarray(made[2])
+    assert (own == unfaithful).all()
+    back = [np.asarray(image.resize((64, 48), Image.Resampling.BICUBIC)) for image in made]
+    assert psnr(back[1], noisy) > 40 > psnr(back[0], noisy)
+    assert (own == np.asarray(make_expected(noisy, sharp_net))).all()
+
+
+def make_expected(pixels: np.ndarray, net: Path) -> Image.Image:
+    """What the net alone makes of a picture."""
+    loaded = feedforward.load_net(str(net), choose_placement("cpu", "auto"))
+    made = loaded.enlarge([Image.fromarray(pixels)], [0])[0]
+    return Image.fromarray((made.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def find_architectures() -> list[tuple[str, Any]]:
+    """Every net that spandrel can build by itself, at its default size or smaller."""
+    try:
+        feedforward.import_spandrel("test")
+    except ModelError:
+        return []
+    from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
+    from spandrel.architectures.DAT.__arch.DAT import DAT
+    from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
+    from spandrel.architectures.OmniSR.__arch.OmniSR import OmniSR
+    from spandrel.architectures.PLKSR.__arch.PLKSR import PLKSR
+    from spandrel.architectures.RealCUGAN.__arch.upcunet_v3 import UpCunet2x
+    from spandrel.architectures.SPAN.__arch.span import SPAN
+    from spandrel.architectures.SwinIR.__arch.SwinIR import SwinIR
+
+    return [
+        ("Compact", lambda: SRVGGNetCompact(num_feat=8, num_conv=2)),
+        ("DAT", lambda: DAT(embed_dim=32, depth=[2], num_heads=[2], split_size=[2, 4], upscale=2, img_size=16)),
+        ("ESRGAN", lambda: RRDBNet(num_filters=8, num_blocks=1)),
+        ("OmniSR", lambda: OmniSR(num_feat=8, res_num=1, block_num=1, window_size=4)),
+        ("PLKSR", lambda: PLKSR(dim=8, n_blocks=2, upscaling_factor=2)),
+        ("RealCUGAN", lambda: UpCunet2x(pro=False)),
+        ("SPAN", lambda: SPAN(num_in_ch=3, num_out_ch=3, feature_channels=8)),
+        (
+            "SwinIR",
+            lambda: SwinIR(
+                embed_dim=12, depths=(2,), num_heads=(2,), window_size=8, upscale=2, upsampler="pixelshuffledirect"
+            ),
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("name", "build"), find_architectures())
+def test_lanes_do_not_disturb_each_others_net(tmp_path: Path, photograph: Image.Image, name: str, build: Any) -> None:
+    """Two threads with one net make, again and again, what one of them makes alone."""
+    torch.manual_seed(0)
+    save_file({key: value.contiguous() for key, value in build().state_dict().items()}, tmp_path / "net.safetensors")
+    net = feedforward.load_net(str(tmp_path / "net.safetensors"), choose_placement("cpu", "float32"))
+    images = [photograph.rotate(90 * turn).resize((32, 32)) for turn in range(2)]
+    lanes = [net.share(), net.share()]
+    memory = {weight.data_ptr() for weight in net._descriptor.model.parameters()}
+    assert all({weight.data_ptr() for weight in lane._descriptor.model.parameters()} == memory for lane in lanes)
+    with torch.inference_mode():
+        expected = [net.enlarge([image], [7]) for image in images]
+        start = threading.Barrier(2)
+
+        def work(index: int) -> bool:
+            start.wait(60)
+            with torch.inference_mode():
+                return all((lanes[index].enlarge([images[index]], [7]) == expected[index]).all() for _ in range(15))
+
+        with ThreadPoolExecutor(2) as pool:
+            assert all(pool.map(work, range(2)))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
-import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from types import FrameType
 from typing import Annotated, NoReturn
 
 import typer
@@ -28,6 +25,8 @@ from img2img_cli.cli.serve import serve
 from img2img_cli.cli.train import train
 from img2img_cli.cli.upscale import upscale
 from img2img_cli.errors import DISK_ERRORS, ExitCode, Img2ImgError
+from img2img_cli.interrupts import INTERRUPTS, Interrupted
+from img2img_cli.streams import protect_streams
 
 THREAD_PREFIX = "img2img-"  # of a batch's own threads
 
@@ -63,14 +62,6 @@ def _options(
         typer.echo(context.get_help())
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised where the program stands so that temporary files are removed."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
 @functools.cache
 def build_command() -> Callable[..., object]:
     """What parses the command line; it takes a while to make of all signatures."""
@@ -79,12 +70,17 @@ def build_command() -> Callable[..., object]:
 
 def main() -> NoReturn:
     """Run the command and leave with its documented exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    protect_streams()
+    INTERRUPTS.install()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    code = _run()
+    try:
+        code = _run()
+        INTERRUPTS.close()
+    except Interrupted as error:  # while another error was told of
+        code = _fail(str(error), error.exit_code)
     if any(thread.name.startswith(THREAD_PREFIX) for thread in threading.enumerate()):
-        # A decoder that hangs past its time limit cannot be stopped, and Python would wait for it for ever.
+        # A decoder that hangs cannot be stopped, and Python would wait for it for ever.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -100,35 +96,25 @@ def _run() -> int:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
         return _fail(error.format_message(), ExitCode.USAGE)
+    except Interrupted as error:
+        return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", ExitCode.INTERRUPTED)
-    except _Terminated:
-        return _fail("terminated", ExitCode.TERMINATED)
     except MemoryError:
         return _fail("out of memory; use a smaller picture or --set image_size", ExitCode.MEMORY)
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
         return _fail("no more threads can be started; stop other programs or raise `ulimit -u`", ExitCode.MEMORY)
-    except BrokenPipeError:
-        _give_up_stdout()
-        return _fail("stdout: the reader has left", ExitCode.OUTPUT)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        _give_up_stdout()
-        place = error.filename or "stdout or stderr"
+        place = error.filename or "a file"
         return _fail(f"{place}: cannot be written ({error.strerror}); free space on its disk", ExitCode.OUTPUT)
 
 
-def _give_up_stdout() -> None:
-    """What is still to be written goes nowhere: Python would try again at exit and print a traceback."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _fail(message: str, code: ExitCode) -> int:
+def _fail(message: str, code: int) -> int:
     from img2img_cli.job import printable
 
-    with contextlib.suppress(OSError):  # a log on a full disk must not change the exit code
-        print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
     return int(code)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from img2img_cli.batch import Batch, Limits, Tally
-from img2img_cli.errors import ExitCode, NothingMatchedError, UsageError
+from img2img_cli.errors import ExitCode, NothingMatchedError, OutputError, UsageError
 from img2img_cli.inputs import find_items
+from img2img_cli.interrupts import INTERRUPTS
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
 from img2img_cli.output_folder import estimate_bytes
@@ -72,35 +72,46 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     options.engine.check()
     if options.watch and "-" in options.inputs:
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
+    notes: list[str] = []
     if options.dry_run:
-        return print_plan(make_plan(choices, options))
+        return print_plan(make_plan(choices, options, notes), notes)
     try:
-        jobs = make_plan(choices, options)
+        jobs = make_plan(choices, options, notes)
     except NothingMatchedError:
         if not options.watch:
             raise
         jobs = []
     pipelines = Pipelines(options)
-    code = run_once(jobs, choices, limits, options, pipelines)
+    code = run_once(jobs, choices, limits, options, pipelines, notes)
     if options.watch:
         from img2img_cli.watch import watch_inputs
 
-        for _ in watch_inputs(options.inputs, choices.folder):
-            try:
-                jobs = make_plan(choices, options)
-            except NothingMatchedError:
-                continue
-            code = run_once(jobs, choices, limits, options, pipelines)
+        try:
+            for _ in watch_inputs(options.inputs, choices.folder):
+                try:
+                    jobs = make_plan(choices, options)
+                except NothingMatchedError:
+                    continue
+                code = run_once(jobs, choices, limits, options, pipelines)
+        except KeyboardInterrupt:  # which watchfiles makes of every signal
+            INTERRUPTS.check()
+            raise
     return code
 
 
-def make_plan(choices: Choices, options: BatchOptions) -> list[Planned]:
-    """Every job, with all that can be refused beforehand refused."""
-    items = find_items(options.inputs, include=options.include, exclude=options.exclude, skip_folder=choices.folder)
+def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None = None) -> list[Planned]:
+    """Every job, with all that can be refused beforehand refused; `notes` takes what is left aside."""
+    items = find_items(
+        options.inputs,
+        include=options.include,
+        exclude=options.exclude,
+        skip_folder=choices.folder,
+        notes=notes,
+    )
     return plan_batch(items, choices)
 
 
-def print_plan(planned: Sequence[Planned]) -> int:
+def print_plan(planned: Sequence[Planned], notes: Sequence[str]) -> int:
     """Print the plan as YAML: each preset's parameters once, then a line a job; return the exit code."""
     from img2img_cli.yamlio import dump_yaml
 
@@ -108,6 +119,8 @@ def print_plan(planned: Sequence[Planned]) -> int:
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
     rows = [{"input": job.input, "output": job.output, "preset": job.preset, "seed": job.seed} for job in jobs]
     print(dump_yaml({"presets": parameters, "jobs": rows}), end="")
+    for note in notes:
+        print(f"img2img: {printable(note)}", file=sys.stderr)
     for refused in (job for job in planned if isinstance(job, Refused)):
         print(f"img2img: {printable(tell_failure(refused.input, str(refused.error)))}", file=sys.stderr)
     print(f"{len(jobs)} pictures, about {estimate_bytes(jobs) / 1e6:.0f} MB", file=sys.stderr)
@@ -162,11 +175,18 @@ class Recorder:
         if self.keep and event["event"] not in ("note", "plan"):
             self.events.append(event)
         if self.options.json:
-            print(json.dumps(event, ensure_ascii=True), flush=True)
+            self._tell(event)
         if self.advance is not None:
             self.advance(event)
         elif not self.options.json:
             self._print(event)
+
+    def _tell(self, event: Event) -> None:
+        """Write a line of JSON. A reader that has left ends the run at its next step: what is made is counted."""
+        try:
+            print(json.dumps(event, ensure_ascii=True), flush=True)
+        except OutputError as error:
+            INTERRUPTS.stop(error)
 
     def _print(self, event: Event) -> None:
         kind = event["event"]
@@ -183,47 +203,59 @@ class Recorder:
             return
         print(f"img2img: {printable(text)}" if kind != "done" else printable(text), file=sys.stderr)
 
+    def summarise(self, tally: Tally, seconds: float) -> None:
+        """Write the last event, or the last line."""
+        counts = {
+            "inputs": tally.inputs,
+            "done": tally.done,
+            "up_to_date": tally.up_to_date,
+            "failed": tally.failed,
+            "skipped": tally.skipped + tally.open,
+        }
+        if self.options.json:
+            self._tell({"event": "summary", **counts, "seconds": round(seconds, 3)})
+        elif not self.options.quiet:
+            parts = [
+                f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "inputs"
+            ]
+            noun = "picture" if tally.inputs == 1 else "pictures"
+            told = f"{tally.inputs} {noun}: {', '.join(parts) or 'nothing to do'}, {seconds:.1f} s"
+            print(told, file=sys.stderr)
+
 
 def run_once(
-    jobs: Sequence[Planned], choices: Choices, limits: Limits, options: BatchOptions, pipelines: Pipelines
+    jobs: Sequence[Planned],
+    choices: Choices,
+    limits: Limits,
+    options: BatchOptions,
+    pipelines: Pipelines,
+    notes: Sequence[str] = (),
 ) -> int:
     """One pass over a plan, with its summary and report; return the exit code."""
     began = time.monotonic()
     tally = Tally(inputs=len(jobs))
     recorder = Recorder(options, len(jobs), keep=options.report is not None)
-    with hold_folder(choices.folder) as journal, leave_at_second_signal():
-        batch = Batch(journal=journal, limits=limits, emit=recorder, tally=tally, load=pipelines.load)
+    with hold_folder(choices.folder) as journal, INTERRUPTS.hold():
+        batch = Batch(
+            journal=journal, limits=limits, emit=recorder, tally=tally, load=pipelines.load, interrupts=INTERRUPTS
+        )
         recorder({"event": "plan", "inputs": len(jobs)})
+        for note in notes:
+            recorder({"event": "note", "text": note})
         try:
             with show_bar(recorder, options):
                 entries = batch.sort_out(jobs)
                 if entries:
                     batch.run(entries)
         finally:
-            summarise(recorder, tally, time.monotonic() - began, options)
+            recorder.summarise(tally, time.monotonic() - began)
         if options.report is not None:
             from img2img_cli.report import write_report
 
-            write_report(options.report, recorder.events, jobs, tally, time.monotonic() - began)
+            with INTERRUPTS.allow():
+                write_report(options.report, recorder.events, jobs, tally, time.monotonic() - began)
     code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
     return int(code)
-
-
-def summarise(recorder: Recorder, tally: Tally, seconds: float, options: BatchOptions) -> None:
-    """The last event, or the last line."""
-    counts = {
-        "inputs": tally.inputs,
-        "done": tally.done,
-        "up_to_date": tally.up_to_date,
-        "failed": tally.failed,
-        "skipped": tally.skipped + tally.open,
-    }
-    if options.json:
-        print(json.dumps({"event": "summary", **counts, "seconds": round(seconds, 3)}), flush=True)
-    elif not options.quiet:
-        parts = [f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count and name != "inputs"]
-        noun = "picture" if tally.inputs == 1 else "pictures"
-        print(f"{tally.inputs} {noun}: {', '.join(parts) or 'nothing to do'}, {seconds:.1f} s", file=sys.stderr)
 
 
 @contextmanager
@@ -263,24 +295,3 @@ def show_bar(recorder: Recorder, options: BatchOptions) -> Iterator[None]:
             yield
         finally:
             recorder.advance = None
-
-
-@contextmanager
-def leave_at_second_signal() -> Iterator[None]:
-    """The first SIGINT or SIGTERM ends the run in order; while it does, another one ends the process."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def first(number: int, frame: Any) -> None:
-        for other in previous:
-            signal.signal(other, signal.SIG_DFL)
-        handler = previous[signal.Signals(number)]
-        if callable(handler):
-            handler(number, frame)
-
-    try:
-        for number in previous:
-            signal.signal(number, first)
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
+from img2img_cli.interrupts import INTERRUPTS
 from img2img_cli.job import STDIO, Format, Job, Truncated, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
@@ -205,17 +206,25 @@ def print_jobs(jobs: Sequence[Job]) -> None:
 
 
 @contextmanager
-def show_progress(task: str, *, enabled: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr, or nothing."""
+def show_progress(task: str, *, enabled: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, or nothing; each step also ends the command if a signal was lost.
+
+    Python drops what a signal raises in a destructor or in a library's callback.
+    """
     if not enabled:
-        yield None
+        yield lambda done, total: INTERRUPTS.check()
         return
     from rich.console import Console
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task(task, total=None)
-        yield lambda done, total: bar.update(row, completed=done, total=total)
+
+        def advance(done: int, total: int) -> None:
+            INTERRUPTS.check()
+            bar.update(row, completed=done, total=total)
+
+        yield advance
 
 
 def report(result: Result, shared: SharedOptions) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from img2img_cli.device import count_threads
 from img2img_cli.errors import Img2ImgError, OutOfMemoryError
 from img2img_cli.pipeline import CPU_LANES, ImagePipeline
-from img2img_cli.server.pool import Pool, Warm, describe_traits, key_of
+from img2img_cli.server.pool import Pool, Warm, describe_warm, key_of
 from img2img_cli.wire import Elsewhere, Spec, Traits
 from img2img_cli.work import Piece, Progress
 
@@ -135,7 +135,7 @@ class Dispatcher:
         while not wait([future], timeout=0.25).done:
             if cancelled is not None and cancelled.is_set():
                 raise CancelledError
-        return describe_traits(future.result())
+        return describe_warm(future.result())
 
     def close(self) -> None:
         """Stop after the present steps."""

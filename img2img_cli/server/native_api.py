@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from img2img_cli.errors import UsageError
 from img2img_cli.server.dispatcher import CancelledError, Request
-from img2img_cli.server.pool import describe_traits
+from img2img_cli.server.pool import describe_warm
 from img2img_cli.server.state import State
 from img2img_cli.wire import (
     CONTENT_TYPE,
@@ -62,7 +62,7 @@ def make_router(state: State) -> APIRouter:
 
         def finish() -> bytes:
             error = future.exception()
-            return pack(describe_error(error) if error else vars(describe_traits(future.result())))
+            return pack(describe_error(error) if error else vars(describe_warm(future.result())))
 
         return StreamingResponse(_follow(events, finish), media_type=CONTENT_TYPE)
 

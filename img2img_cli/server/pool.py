@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import json
 import threading
@@ -18,7 +17,7 @@ from img2img_cli.device import choose_placement, count_threads, measure_memory_g
 from img2img_cli.errors import OutOfMemoryError
 from img2img_cli.modelref import read_file_identity, read_identity
 from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.wire import Spec, Traits
+from img2img_cli.wire import Spec, Traits, describe_traits
 
 PROMISE_S = 10.0
 Build = Callable[[Spec], ImagePipeline]
@@ -59,10 +58,9 @@ class Warm:
         self.count = len(self.lanes)
 
 
-def describe_traits(warm: Warm) -> Traits:
-    """What works ask of a pipeline."""
-    names = [field.name for field in dataclasses.fields(Traits) if field.name != "lanes"]
-    return Traits(lanes=warm.count, **{name: getattr(warm.pipeline, name) for name in names})
+def describe_warm(warm: Warm) -> Traits:
+    """What works ask of a warm pipeline."""
+    return describe_traits(warm.pipeline, warm.count)
 
 
 class Pool:
