@@ -42,7 +42,7 @@ def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
     """Why a file is refused that none of the formats takes, and what to do next."""
     for name in formats:
         if reason := _try_open(data, name):
-            return f"begins as {name} does but cannot be opened ({reason}); get a good copy or convert it"
+            return f"the picture begins as {name} does but cannot be opened ({reason}); get a good copy or convert it"
     for pattern, kind in OTHERS:
         if re.match(pattern, data[:HEAD_BYTES], re.DOTALL | re.IGNORECASE):
             return f"not a picture in a format that can be read, but {kind}; convert it first, to PNG for example"
