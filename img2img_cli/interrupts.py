@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,6 +19,12 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(SIGNALS[signal.Signals(number)])
         self.exit_code = CODE_BASE + number
+
+
+def _tell_all_but_signals(dropped: sys.UnraisableHookArgs) -> None:
+    """Print no traceback of a signal that Python drops in a destructor; the next `check` raises it again."""
+    if not isinstance(dropped.exc_value, Interrupted):
+        sys.__unraisablehook__(dropped)
 
 
 class Interrupts:
@@ -37,6 +44,7 @@ class Interrupts:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
+        sys.unraisablehook = _tell_all_but_signals
 
     def close(self) -> None:
         """Ignore signals: the exit code is decided, and the interpreter only cleans up."""

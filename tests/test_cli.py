@@ -242,10 +242,13 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
     arguments = ["colorize", str(picture), "--set", "num_inference_steps=1000", "--set", "image_size=512"]
-    process = subprocess.Popen([sys.executable, "-m", "img2img_cli", *arguments], stderr=subprocess.PIPE)
-    time.sleep(6)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-m", "img2img_cli", *arguments], stderr=subprocess.PIPE) as process:
+        try:
+            time.sleep(6)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == code
     assert b"Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
