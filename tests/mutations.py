@@ -186,7 +186,9 @@ MUTATIONS = (
     Mutation(
         name="an input is known by its stamp from after the run",
         changes=change(
-            "journal.py", "        size, mtime = provenance.source_stamp\n", "        size, mtime = _stamp(job.input)\n"
+            "journal.py",
+            "        size, mtime = provenance.source_stamp\n",
+            "        size, mtime = stamp_file(job.input)\n"
         ),
         tests=("tests/test_sources.py", "-k", "replaced_meanwhile"),
     ),
