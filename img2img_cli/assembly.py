@@ -279,7 +279,7 @@ class Line:
         """Add to what entries have taken; return those that are late."""
         for entry, more in seconds.items():
             entry.spent_s += more
-        return [entry for entry in seconds if self._limit is not None and entry.spent_s > self._limit]
+        return [entry for entry in seconds if self._batch.opener.is_late(entry)]
 
     def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
         """Out of memory: first one picture at a time, then whatever else there is."""

@@ -170,6 +170,7 @@ class Batch:
         except ModelError as error:
             if alone:
                 raise
+            entries[0].close()  # which was decoded for nothing
             for entry in entries:
                 ended.add(id(entry))
                 self.fail(entry.job, error, 0.0)

@@ -111,14 +111,14 @@ class Journal:
             InputError: the input cannot be read.
             OutputError: a file lies there that this tool has not made.
         """
-        size, mtime = _stamp(job.output)
-        if size is None:
+        stamp = stamp_file(job.output)
+        if stamp == NO_STAMP:
+            if os.path.exists(job.output):
+                raise OutputError(f"{job.output}: is no regular file, and is left alone; remove it, or use --name")
             return False
-        if not os.path.isfile(job.output):
-            raise OutputError(f"{job.output}: is no regular file, and is left alone; remove it, or use --name")
         row = self._find(job)
         if row and row["output_sha256"]:
-            same = (row["output_size"], row["output_mtime"]) == (size, mtime)
+            same = (row["output_size"], row["output_mtime"]) == stamp
             sha256 = row["output_sha256"] if same else hash_file(job.output)
             if sha256 == row["previous_sha256"] != row["output_sha256"]:
                 # A run was killed before it could replace its own older result; the next one could be killed there too.
@@ -169,7 +169,7 @@ class Journal:
 
     def finish(self, job: Job, provenance: Provenance, seconds: float | None) -> None:
         """Note a result that lies in its place."""
-        size, mtime = _stamp(job.output)
+        size, mtime = stamp_file(job.output)
         self._update(job, status="done", code=0, reason=None, output_size=size, output_mtime=mtime, seconds=seconds)
         self._forget_failure(job)
 
@@ -260,14 +260,6 @@ def _describe(job: Job, provenance: Provenance, failure: Failure) -> str:
     made_of = [provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
     content = [known, *made_of, failure.code, failure.reason]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _stamp(path: str) -> tuple[int | None, int | None]:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None, None
-    return status.st_size, status.st_mtime_ns
 
 
 def _read_provenance(path: str) -> tuple[str, str] | None:

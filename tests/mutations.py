@@ -88,7 +88,10 @@ MUTATIONS = (
     ),
     Mutation(
         name="a full disk behind stdout is a bug",
-        changes=change("cli/app.py", "        if error.errno not in DISK_ERRORS:\n", "        if True:\n"),
+        changes=(
+            *change("streams.py", "            raise explain_stdout(error) from None\n", "            raise\n"),
+            *change("cli/app.py", "        if error.errno not in DISK_ERRORS:\n", "        if True:\n"),
+        ),
         tests=("tests/test_faults.py", "-k", "behind_a_stream and stdout"),
     ),
     Mutation(
@@ -186,7 +189,9 @@ MUTATIONS = (
     Mutation(
         name="an input is known by its stamp from after the run",
         changes=change(
-            "journal.py", "        size, mtime = provenance.source_stamp\n", "        size, mtime = _stamp(job.input)\n"
+            "journal.py",
+            "        size, mtime = provenance.source_stamp\n",
+            "        size, mtime = stamp_file(job.input)\n"
         ),
         tests=("tests/test_sources.py", "-k", "replaced_meanwhile"),
     ),

@@ -618,6 +618,18 @@ def test_owners_take_turns_and_share_batches(queue) -> None:
     assert order.index(7) < order.index(3), "whoever has many does not keep the others waiting"
 
 
+def test_owners_take_turns_where_nobody_shares(queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    dispatcher, lane, leave, spec = queue
+    monkeypatch.setattr(lane, "gains_from_batches", False)
+    first = ask_for(dispatcher, "a", 0, spec)
+    wait_until(lambda: lane.batches == [[0]])
+    asked = [ask_for(dispatcher, owner, seed, spec) for seed, owner in enumerate("aaabbcd", 1)]
+    leave.release(100)
+    for request in (first, *asked):
+        request.future.result(120)
+    assert lane.batches == [[0], [1], [4], [6], [7], [2], [5], [3]]
+
+
 @pytest.fixture
 def slow_to_load(queue, bundled: object) -> Iterator[tuple[object, object, list[object], threading.Event]]:
     """A dispatcher with one warm pipeline, its spec, two specs that load until the event is set, and the event."""

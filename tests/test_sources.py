@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from img2img_cli import assembly
 from img2img_cli.entries import Opener
 from img2img_cli.errors import ChangedError
 from img2img_cli.pipeline import ImagePipeline
@@ -104,7 +105,9 @@ def test_a_fifo_that_nobody_writes_to_ends_with_its_time(here, folder: Path) -> 
 
 
 def test_what_is_told_as_late_is_not_there(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Opener, "is_late", lambda self, entry: True)
+    looked = []
+    monkeypatch.setattr(assembly, "check_place", lambda *place: looked.append(place))  # the last look before writing
+    monkeypatch.setattr(Opener, "is_late", lambda self, entry: bool(looked))
     code, events = run(here, "--item-timeout", "600")
     assert code == 3
     assert find_ends(events) == {"a.png": "failed", "b.png": "failed"}

@@ -80,6 +80,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "size": st.sampled_from(["original", "model", "640x480"]),
     "mask_feather": st.floats(0, 200),
     "saturation": st.floats(0, 4),
+    "faithful": st.booleans(),
     "num_samples": st.integers(1, 16),
     "scale": st.floats(1, 8),
     "keep_detail": fractions,
