@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,25 +10,40 @@ from PIL import Image
 
 Deep: TypeAlias = NDArray[np.uint16]
 TOP = 65535
+OVERSHOOT = 2.0  # how far over a range's end its highlights may reach
+SAMPLED = 1_000_000  # pixels that floats are judged by
 STEP = TOP // 255  # from one 8-bit value to the next
 
 
 def read_luminance(image: Image.Image) -> Deep:
     """16-bit, 32-bit and float luminance as 16-bit `(H, W)`.
 
-    Floats in 0..1, 0..255 and beyond are told apart by the largest.
-
     Raises:
         ValueError: not finite.
     """
     values = np.asarray(image)
-    if image.mode != "F":
-        return np.asarray(values.clip(0, TOP), np.uint16)
-    values = values.astype(np.float64)
+    return scale_floats(values) if image.mode == "F" else np.asarray(values.clip(0, TOP), np.uint16)
+
+
+def scale_floats(values: NDArray[Any]) -> Deep:
+    """Floats in 0..1, in 0..255 or in 0..65535 as 0..65535; what is under or over is clipped.
+
+    The range is the smallest that almost all pixels are in: a few highlights or an overshoot do not count. Whole
+    numbers over 1 are in 0..255 at least.
+
+    Raises:
+        ValueError: not finite.
+    """
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are not numbers")
-    top = 1.0 if values.max() <= 1 else 255.0 if values.max() <= 255 else float(TOP)
-    return np.asarray((values / top * TOP).round().clip(0, TOP), np.uint16)
+    sample = values.reshape(-1)[:: max(1, values.size // SAMPLED)]
+    is_whole = values.max() > 1 and (sample == sample.round()).all()
+    most = float(values.max()) if is_whole else float(np.quantile(sample, 0.99))
+    top = 1.0 if most <= OVERSHOOT and not is_whole else 255.0 if most <= 255 * OVERSHOOT else float(TOP)
+    scaled = np.empty(values.shape, np.uint16)
+    for row in range(len(values)):
+        scaled[row] = (values[row].astype(np.float64) / top * TOP).round().clip(0, TOP)
+    return scaled
 
 
 def narrow(luminance: Deep) -> Image.Image:

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import io
 import logging
 import math
-import struct
+import re
 import sys
 import warnings
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
+from img2img_cli.colour import check_wrapped, find_transparent, mend_transparency, split_alpha, to_srgb
+from img2img_cli.decoders import FORMATS, JPEG_END, JPEG_HEAD, load_pixels, open_file, silence_libtiff
 from img2img_cli.deep import Deep, narrow, read_luminance
 from img2img_cli.errors import DamageError, InputError, OutOfMemoryError, ReadError, is_shortage
-from img2img_cli.job import STDIO
+from img2img_cli.job import STDIO, Truncated
+from img2img_cli.kinds import explain_refusal
+from img2img_cli.legacy_formats import mend_alpha
 from img2img_cli.parameters import MAX_PIXELS
 from img2img_cli.source import MAX_BYTES, check_length, read_source
-from img2img_cli.structure import MAX_FRAMES, check_structure, check_work
+from img2img_cli.structure import DAMAGE, MAX_FRAMES, UnreadableError, check_structure, check_work, find_jp2_depth
+from img2img_cli.tiff import Tiff
 
-# MPO has no name of its own here: Pillow opens it as JPEG.
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_ASPECT = 40
 PROBE_BYTES = 16 << 20
 MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
+XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>)\s*)[0-9]+")
 OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
 # Pillow keeps a PNG's texts among what it knows of the file, and takes one of these names for its own.
 INFO_TYPES: dict[str, type | tuple[type, ...]] = {
@@ -44,22 +45,8 @@ INFO_TYPES: dict[str, type | tuple[type, ...]] = {
     "interlace": int,
     "default_image": bool,
 }
-# What Pillow's parsers raise on damaged files, besides their own errors.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    AssertionError,
-    zlib.error,
-    struct.error,
-)
 ImageFile.LOAD_TRUNCATED_IMAGES = False
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_PROFILE  # a mebibyte otherwise: less than some profiles and workflows have
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs to stderr
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # from twice as many, Pillow raises an error rather than a warning
 
@@ -77,6 +64,7 @@ class Picture:
         format: Pillow's name of the file's format.
         grey: whether the file has luminance alone.
         narrowed: whether its channels have more than 8 bits, of which the upper 8 were read.
+        damaged: whether some of its pixels could not be decoded, and are blank.
         luminance: what a file with more than 8 bits of it holds, 16-bit `(H, W)` in sRGB's encoding; else None.
     """
 
@@ -93,6 +81,7 @@ class Picture:
     frames: int = 1
     grey: bool = False
     narrowed: bool = False
+    damaged: bool = False
     luminance: Deep | None = None
 
     @property
@@ -136,7 +125,7 @@ def peek_size(name: str) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Path(name).open("rb") as content:
                 check_structure(content)
-                with Image.open(content, formats=FORMATS) as file:
+                with open_file(content) as file:
                     width, height = file.size
                     # Without EXIF, getexif would decode a PNG; a TIFF's size is upright already.
                     small = 0 < len(file.info.get("exif", b"")) <= MAX_EXIF
@@ -151,10 +140,14 @@ def label(name: str) -> str:
     return "stdin" if name == STDIO else name
 
 
-def load_image(name: str, data: bytes | None = None) -> Picture:
+def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | None = None) -> Picture:
     """Decode a file, or `data` read before.
 
     What it may cost is bounded before anything is decoded: bytes here, all else by `structure`.
+
+    Args:
+        truncated: what to do with a damaged file: with "keep", return what can be decoded of it; with "refuse", tell
+            of that choice in the error. None is for files that nobody was given the choice for.
 
     Raises:
         InputError: not a picture, damaged, or outside the limits. The text names the file and the remedy.
@@ -169,13 +162,26 @@ def load_image(name: str, data: bytes | None = None) -> Picture:
             bytearray(PROBE_BYTES)
         except MemoryError:
             raise _short_of_memory(name) from None
+    try:
         return _decode(name, data)
+    except DamageError as error:
+        if truncated is None:
+            raise
+        refusal = str(error)
+    try:
+        picture = _decode(name, data + JPEG_END if data.startswith(JPEG_HEAD) else data, keep=True)
+    except InputError:
+        raise DamageError(refusal) from None
+    if truncated == "refuse":
+        raise DamageError(f"{refusal}, or use --truncated keep to take what is there")
+    return picture
 
 
-def _decode(name: str, data: bytes) -> Picture:
+def _decode(name: str, data: bytes, *, keep: bool = False) -> Picture:
     with open_picture(name, data) as (file, frames):
         _check_limits(label(name), file.size)
-        return _normalise(name, file, frames)
+        bits = find_jp2_depth(data) if file.format == "JPEG2000" else 8
+        return _normalise(name, file, frames, bits, keep=keep)
 
 
 @contextlib.contextmanager
@@ -190,35 +196,27 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
         warnings.simplefilter("ignore")
         try:
             counted = check_structure(stream)
-            with Image.open(stream, formats=FORMATS) as file:
+            with open_file(stream) as file:
                 check_work(file, data)
                 if file.format == "TIFF":
-                    _silence_libtiff()
+                    silence_libtiff()
                 yield file, counted or min(getattr(file, "n_frames", 1), MAX_FRAMES)
+        except UnreadableError as error:
+            raise InputError(f"{label(name)}: {error} cannot be read; convert it first") from None
         except UnidentifiedImageError:
-            raise InputError(
-                f"{label(name)}: not a picture in a format that can be read ({', '.join(FORMATS)}); convert it first"
-            ) from None
+            raise InputError(f"{label(name)}: {explain_refusal(data, FORMATS)}") from None
         except Image.DecompressionBombError:
             raise InputError(_too_large(label(name))) from None
         except (*DAMAGE, ImageCms.PyCMSError) as error:
             if is_shortage(error):
                 raise _short_of_memory(name) from None
+            if "MAX_TEXT" in str(error):
+                limit = f"a text or profile of more than {MAX_PROFILE >> 20} MiB"
+                raise InputError(f"{label(name)}: {limit} stands in it; take it out first") from None
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise DamageError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:
             raise _short_of_memory(name) from None
-
-
-@functools.cache
-def _silence_libtiff() -> None:
-    """libtiff writes to stderr itself what it dislikes, without the file's name; Pillow's error says enough."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it may be inside of Pillow
-        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
-        for path in loaded:
-            library = ctypes.CDLL(path)
-            library.TIFFSetErrorHandler(None)
-            library.TIFFSetWarningHandler(None)
 
 
 def _short_of_memory(name: str) -> OutOfMemoryError:
@@ -243,19 +241,27 @@ def _check_limits(name: str, size: tuple[int, int]) -> None:
         )
 
 
-def _normalise(name: str, file: ImageFile.ImageFile, frames: int) -> Picture:
+def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int, *, keep: bool) -> Picture:
     if isinstance(file.info.get("bbox"), str):
         file.tile = [tile._replace(extents=(0, 0, *file.size)) for tile in file.tile]
-    narrowed = file.mode not in ("1", "L", "P") and any(";16" in str(tile.args) for tile in file.tile)
+    narrowed = bits > 8 or (file.mode not in ("1", "L", "P") and any(";16" in str(tile.args) for tile in file.tile))
     _drop_impostors(file)
-    file.load()
+    mend_transparency(file)
+    load_pixels(file, keep=keep)
     _drop_impostors(file)  # of what stood behind the pixels
     format_, dpi, text = file.format or "PNG", _read_dpi(file), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
-    luminance = read_luminance(image) if image.mode.startswith(("I", "F")) else None
-    alpha, flat = (None, narrow(luminance)) if luminance is not None else _split_alpha(image)
+    if isinstance(file, Tiff) and file.layout:
+        alpha, flat, luminance, narrowed = file.alpha, image, file.luminance, file.narrowed
+    elif image.mode.startswith(("I", "F")):
+        luminance = read_luminance(image)
+        alpha, flat = find_transparent(luminance, image.info.get("transparency")), narrow(luminance)
+        narrowed, luminance = alpha is not None, luminance if alpha is None else None
+    else:
+        check_wrapped(image, bits)
+        luminance, (alpha, flat) = None, mend_alpha(file, *split_alpha(image))
     profile = _read_blob(image, "icc_profile")
-    native, rgb, kept_profile = _to_srgb(flat, profile)
+    native, rgb, kept_profile = to_srgb(flat, profile)
     return Picture(
         name=name,
         rgb=rgb,
@@ -263,13 +269,14 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int) -> Picture:
         alpha=alpha,
         icc_profile=kept_profile,
         exif=exif,
-        xmp=_read_blob(image, "xmp"),
+        xmp=_set_upright(_read_blob(image, "xmp")),
         text={key: str(value) for key, value in text.items() if _is_carried(key)},
         dpi=dpi,
         format=format_,
         frames=frames,
-        grey=flat.mode == "L" or image.mode in ("LA", "La"),
+        grey=flat.mode == "L" or image.mode in ("1", "L", "LA", "La"),
         narrowed=narrowed and luminance is None,
+        damaged=keep,
         # Profiles are applied to 8 bits; one that changes nothing does no harm.
         luminance=luminance if not profile or flat.convert("RGB").tobytes() == rgb.tobytes() else None,
     )
@@ -301,6 +308,11 @@ def _read_blob(image: Image.Image, key: str) -> bytes | None:
     return value if isinstance(value, bytes) and len(value) <= MAX_PROFILE else None
 
 
+def _set_upright(xmp: bytes | None) -> bytes | None:
+    """XMP that says upright, whatever it said: the pixels are, and EXIF's word counted before this one."""
+    return xmp and XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
+
+
 def _upright(file: ImageFile.ImageFile) -> tuple[Image.Image, Image.Exif]:
     """An upright copy. EXIF that cannot be read says nothing about the pixels, and is dropped."""
     if len(file.info.get("exif", b"")) > MAX_EXIF:
@@ -328,45 +340,6 @@ def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
                 part[ExifTags.IFD.Interop] = dict(interop)  # itself, where it stands as a place in the old file
             exif.get_ifd(ifd).update(part)
     return exif
-
-
-def _split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
-    """Alpha apart from colour, and colour in one of the modes L, RGB, CMYK, LAB."""
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return rgba.getchannel("A"), rgba.convert("RGB")
-    if image.mode in ("L", "RGB", "CMYK", "LAB"):
-        return None, image
-    return None, image.convert("L" if image.mode == "1" else "RGB")
-
-
-def _to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Image.Image, bytes | None]:
-    """Return the picture in its own RGB space, in sRGB, and the profile worth keeping."""
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if source.profile.xcolor_space.strip() == {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}[image.mode]:
-                rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert rgb is not None
-                # Scanners' profiles lead only out of their space; results stay in sRGB then.
-                kept = image.mode == "RGB" and source.profile.is_intent_supported(
-                    ImageCms.Intent.PERCEPTUAL, ImageCms.Direction.OUTPUT
-                )
-                return (image, rgb, profile) if kept else (rgb, rgb, None)
-        except (*DAMAGE, ImageCms.PyCMSError):
-            pass  # A broken profile says nothing about the pixels; other viewers ignore it too.
-    rgb = image if image.mode == "RGB" else image.convert("RGB")
-    return rgb, rgb, None
-
-
-def from_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Bring an sRGB result into the colour space of the input's profile."""
-    if profile is None:
-        return image
-    target = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    result = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), target, outputMode="RGB")
-    assert result is not None
-    return result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from img2img_cli.yamlio import parse_scalar
 
 # What is picked up from folders; more formats can be read when they are named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
+NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end so
 MANIFESTS = (".csv", ".jsonl")
 ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
 PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
@@ -118,8 +119,9 @@ def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
     elif not os.path.lexists(name) and GLOB_CHARACTERS & set(name):
         matches = sorted(glob.glob(name, recursive=True))
         root = glob_root(name)
+        suffixes = (*PICTURES, *({Path(name).suffix.lower()} & set(NAMED_PICTURES)))
         for match in matches:
-            if Path(match).suffix.lower() in PICTURES and not (os.path.isdir(match) or _is_below(match, skip_folder)):
+            if Path(match).suffix.lower() in suffixes and not (os.path.isdir(match) or _is_below(match, skip_folder)):
                 yield Item(path=match, relative=_mirror(os.path.relpath(match, root)), scanned=True)
     else:
         yield from _expand_path(name, skip_folder)

@@ -19,6 +19,7 @@ from img2img_cli.source import find_special
 
 STDIO = "-"
 MAX_SEED = 2**32 - 1
+Truncated = Literal["refuse", "keep"]
 Format = Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "avif"]
 EXTENSIONS: dict[str, str] = {
     ".png": "png",
@@ -52,6 +53,7 @@ class Job(BaseModel):
     force: bool = False
     in_place: bool = False
     metadata: bool = True
+    truncated: Truncated = "refuse"
 
 
 def choose_seed() -> int:

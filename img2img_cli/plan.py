@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from img2img_cli.errors import Img2ImgError, OutputError, UsageError
 from img2img_cli.inputs import Item, check_inside
-from img2img_cli.job import EXTENSIONS, Format, Job, check_control, check_input, check_style
+from img2img_cli.job import EXTENSIONS, Format, Job, Truncated, check_control, check_input, check_style
 from img2img_cli.output_folder import NameLimits, NameProbe, check_folder
 from img2img_cli.parameters import Parameters
 from img2img_cli.preset import choose_controlnet, resolve, speed_up
@@ -46,6 +46,7 @@ class Choices:
     force: bool = False
     fast: bool = False
     metadata: bool = True
+    truncated: Truncated = "refuse"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,7 @@ class Planner:
             quality=self._choices.quality,
             force=self._choices.force,
             metadata=self._choices.metadata,
+            truncated=self._choices.truncated,
         )
 
     def _resolve(self, preset: str, item: Item) -> Parameters:

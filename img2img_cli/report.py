@@ -92,7 +92,7 @@ def make_thumbnail(path: str) -> str | None:
     if find_special(path):  # which was read already, and can be read but once
         return None
     try:
-        picture = load_image(path)
+        picture = load_image(path, truncated="keep")
     except Img2ImgError:
         return None
     image = picture.rgb

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from img2img_cli.batcher import run_works
+from img2img_cli.colour import from_srgb
 from img2img_cli.deep import Deep
 from img2img_cli.finish import (
     colour_luminance,
@@ -21,7 +22,7 @@ from img2img_cli.finish import (
     unpad,
 )
 from img2img_cli.guides import Guides, load_guides
-from img2img_cli.images import Picture, fit_image, from_srgb, load_image, plan_fit
+from img2img_cli.images import Picture, fit_image, load_image, plan_fit
 from img2img_cli.job import Job
 from img2img_cli.parameters import Parameters
 from img2img_cli.record import format_parameters, make_record
@@ -37,6 +38,7 @@ class Result:
     Attributes:
         frames: how many the input has, of which the first was taken.
         narrowed: whether the input has more than the 8 bits a channel that were taken.
+        damaged: whether only a part of the input could be decoded.
     """
 
     job: Job
@@ -45,6 +47,7 @@ class Result:
     seconds: float
     frames: int
     narrowed: bool = False
+    damaged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ def load_pictures(job: Job) -> Loaded:
     Raises:
         InputError: naming the file.
     """
-    picture = load_image(job.input)
+    picture = load_image(job.input, truncated=job.truncated)
     return Loaded(picture=picture, guides=load_guides(job, picture.size))
 
 
@@ -91,6 +94,7 @@ def run_jobs(
             seconds=time.monotonic() - began,
             frames=picture.frames,
             narrowed=picture.narrowed,
+            damaged=picture.damaged,
         )
 
 

@@ -59,11 +59,14 @@ class Stages:
             data, stamp = read_source(job.input)
         self._sha256 = hashlib.sha256(data).hexdigest()
         try:
-            self._picture = load_image(job.input, data)
+            self._picture = load_image(job.input, data, truncated=job.truncated)
             self._guides = load_guides(job, self._picture.size)
         except Img2ImgError as error:
             return Read(sha256=self._sha256, stamp=stamp, error=error)
-        return Read(sha256=self._sha256, stamp=stamp, notes=tuple(self._guides.notes))
+        notes = tuple(self._guides.notes)
+        if self._picture.damaged:
+            notes += (f"{job.input}: cut short or damaged; what could be decoded is used",)
+        return Read(sha256=self._sha256, stamp=stamp, notes=notes)
 
     def prepare(self, pipeline: Pipeline) -> list[Piece]:
         """What the model is to work on first."""

@@ -4,7 +4,8 @@ Decoders in C cannot be interrupted, and Pillow's parsers take a step in Python 
 bounded beforehand:
 
 - parts (chunks, segments, boxes, blocks, tags): `MAX_PARTS`, walked here as Pillow walks them, but not kept;
-- text and profiles that PNG unpacks: `MAX_TEXTS` chunks of a mebibyte, 64 MiB in all, the latter by Pillow itself;
+- text and profiles that PNG unpacks: `MAX_TEXTS` chunks of 8 MiB, 64 MiB of text in all, the latter by Pillow itself,
+  and `MAX_PROFILES`;
 - numbers in TIFF tags, which become Python objects: `MAX_VALUES` a directory;
 - pixels: `MAX_PIXELS`, and no more than a file of that length can hold; fewer in codecs that are written in Python;
 - passes over the pixels: `MAX_SCANS` of a JPEG, `MAX_BLOCKS` and `MAX_TILES` of a JPEG 2000;
@@ -18,6 +19,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -26,19 +28,20 @@ from PIL import Image, ImageFile
 from img2img_cli.parameters import MAX_PIXELS
 
 MAX_PARTS = 250_000
-MAX_TEXTS = 256
+MAX_TEXTS, MAX_PROFILES = 256, 8
 MAX_EXIF_SEGMENTS = 64
-MAX_VALUES = 150_000
+MAX_VALUES = 250_000  # a palette of 16 bits has 196,608
 MAX_SCANS = 100
 MAX_TILES, MAX_BLOCKS = 16_384, 4_000_000
 MAX_FRAMES = 10_000
 MAX_HEADER = 1 << 16  # bytes of a PPM's header, comments included
 MAX_JP2_HEADER = 4 << 20
 # Codecs that are written in Python take a few seconds for so many; run lengths make them of nothing.
-MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000}
+MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000, "dds_rgb": 1_000_000}
 # What cannot be coded in less: deflate grows 1032-fold, and a pixel has a bit; a JPEG's block of 64 has one too (a
 # fraction of one by arithmetic coding); a GIF's code of 12 bits tells of 4096 pixels at most; a lossy WebP's block of
-# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that.
+# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that. Two
+# bytes of run lengths tell of 128 bytes in a TGA and a PSD, and of 63 in a PCX; a DDS's block of 16 has 8 bytes.
 PIXELS_A_BYTE = {
     "PNG": 8 * 1032,
     "JPEG": 4096,
@@ -47,14 +50,37 @@ PIXELS_A_BYTE = {
     "WEBP": 1 << 16,
     "JPEG2000": 1 << 16,
     "PPM": 8,
+    "TGA": 64,
+    "PCX": 252,
+    "PSD": 512,
+    "DDS": 2,
 }
+# What Pillow's parsers raise on damaged files, besides their own errors.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    AssertionError,
+    zlib.error,
+    struct.error,
+)
 _TEXT_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
 _BYTES_TYPES = (1, 2, 7)  # TIFF's bytes, text and undefined stay bytes in Pillow
-_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SUB_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
 _MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
 _COMMENT = re.compile(rb"#[^\r\n]*")
+
+
+class UnreadableError(ValueError):
+    """A good file of a kind that nothing here reads; its text says what it is."""
 
 
 def check_structure(file: IO[bytes]) -> int | None:
@@ -85,7 +111,7 @@ def check_structure(file: IO[bytes]) -> int | None:
         _check_ppm(file)
     elif head[:4] == b"RIFF" and head[12:16] == b"VP8X" and len(head) == 30:
         width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
-        _check_pixels(width, height)  # the decoder allocates two canvases before it tells their size
+        check_pixels(width, height)  # the decoder allocates two canvases before it tells their size
     file.seek(0)
     return frames
 
@@ -114,7 +140,8 @@ def _pixels_a_byte(format_: str, data: bytes) -> int:
     return PIXELS_A_BYTE.get(format_, MAX_PIXELS)
 
 
-def _check_pixels(width: int, height: int) -> None:
+def check_pixels(width: int, height: int) -> None:
+    """Raise DecompressionBombError for more pixels than are allowed."""
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
 
@@ -124,14 +151,15 @@ def _too_many(what: str) -> ValueError:
 
 
 def _walk_png(file: IO[bytes]) -> None:
-    texts = 0
+    texts = profiles = 0
     file.seek(8)
     for _ in range(MAX_PARTS):
         head = file.read(8)
         if len(head) < 8 or head[4:] == b"IEND":
             return
         texts += head[4:] in _TEXT_CHUNKS
-        if texts > MAX_TEXTS:
+        profiles += head[4:] == b"iCCP"
+        if texts > MAX_TEXTS or profiles > MAX_PROFILES:
             raise _too_many("texts")
         file.seek(int.from_bytes(head[:4]) + 4, 1)
     raise _too_many("chunks")
@@ -221,7 +249,7 @@ def _check_ppm(file: IO[bytes]) -> None:
 def _walk_tiff(file: IO[bytes], head: bytes) -> int:
     if len(head) < 16:
         return 1
-    endian, big = "<" if head[:2] == b"II" else ">", head[2:3] == b"\x2b"
+    endian, big = "<" if head[:2] == b"II" else ">", b"\x2b" in head[2:4]
     form = f"{endian}Q" if big else f"{endian}L"
     (offset,) = struct.unpack_from(form, head, 8 if big else 4)
     _check_directory(file, offset, endian, big, depth=0)
@@ -263,7 +291,7 @@ def _check_directory(file: IO[bytes], offset: int, endian: str, big: bool, *, de
                 below.append(number)
             elif tag in (_TILE_WIDTH, _TILE_LENGTH):
                 tile[tag - _TILE_WIDTH] = number
-    _check_pixels(*tile)
+    check_pixels(*tile)
     for other in below if depth < 3 else ():
         _check_directory(file, other, endian, big, depth=depth + 1)
 
@@ -326,12 +354,19 @@ def _walk_codestream(file: IO[bytes], start: int) -> None:
     raise _too_many("markers")
 
 
+def find_jp2_depth(data: bytes) -> int:
+    """The most bits that a channel of a JPEG 2000 has; 0 where its codestream is not found."""
+    at = data.find(b"\xff\x4f\xff\x51")
+    channels = int.from_bytes(data[at + 40 : at + 42]) if at >= 0 else 0
+    return max(((part & 127) + 1 for part in data[at + 42 : at + 42 + 3 * channels : 3]), default=0)
+
+
 def _check_size(content: bytes) -> tuple[int, int]:
     """How many samples and tiles there are, over all components."""
     x1, y1, x0, y0, width, height, left, top, components = struct.unpack_from(">8IH", content, 2)
     if not (width and height and x0 < x1 and y0 < y1 and 1 <= components <= 4):
         raise ValueError("its size makes no sense")
-    _check_pixels(x1 - x0, y1 - y0)
+    check_pixels(x1 - x0, y1 - y0)
     tiles = -(-(x1 - left) // width) * -(-(y1 - top) // height)
     if tiles > MAX_TILES:
         raise _too_many("tiles")

@@ -12,15 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin
 
 from img2img_cli.carried import fit_exif, fit_xmp
 from img2img_cli.deep import Deep
 from img2img_cli.deep_files import deepen_png, deepen_tiff
 from img2img_cli.errors import DISK_ERRORS, OutputError, is_shortage
-from img2img_cli.images import DAMAGE, Picture
+from img2img_cli.images import Picture
 from img2img_cli.job import EXTENSIONS, STDIO, Job
 from img2img_cli.streams import explain_stdout
+from img2img_cli.structure import DAMAGE
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
 BATCH_TAG = "batch-"
@@ -108,7 +109,8 @@ def _codec_options(format_: str, quality: int | None) -> dict[str, Any]:
     if format_ == "webp":
         return {"lossless": True} if quality == 100 else {"quality": quality or QUALITY["webp"], "method": 5}
     if format_ == "avif":
-        return {"quality": quality or QUALITY["avif"]}
+        exact = {"advanced": {"alpha:cq-level": "0"}} if AvifImagePlugin.get_codec_version("aom") else {}
+        return {"quality": quality or QUALITY["avif"], **exact}
     return {"compression": "tiff_deflate"} if format_ == "tiff" else {}
 
 

@@ -249,7 +249,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="floats of 0 to 255 are read as 0 to 1",
-        changes=change("deep.py", "255.0 if values.max() <= 255 else float(TOP)", "1.0"),
+        changes=change("deep.py", "255.0 if most <= 255 * OVERSHOOT else float(TOP)", "1.0"),
         tests=("tests/test_images.py", "-k", "floats_are_scaled"),
     ),
     Mutation(

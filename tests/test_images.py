@@ -24,9 +24,10 @@ from pictures import (
 )
 from PIL import Image, ImageCms, PngImagePlugin
 
+from img2img_cli.colour import from_srgb
 from img2img_cli.errors import InputError
 from img2img_cli.guides import load_mask
-from img2img_cli.images import fit_image, from_srgb, load_image, pad_image, plan_fit
+from img2img_cli.images import fit_image, load_image, pad_image, plan_fit
 from img2img_cli.writer import encode_image
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")

@@ -55,6 +55,13 @@ def test_globs_files_and_folders_mix_and_count_once(tree: Path) -> None:
     assert found("in/sub/**/*.webp", "in/a.jpg", "in/a.jpg", "./in/a.jpg") == ["deep/c.webp", "a.jpg"]
 
 
+def test_formats_that_lie_beside_exported_pictures_are_picked_up_by_their_own_globs_alone(tree: Path) -> None:
+    (tree / "in" / "a.psd").write_bytes(b"x")
+    (tree / "in" / "b.TGA").write_bytes(b"x")
+    assert found("in") == found("in/**/*") == ["a.jpg", "sub/b.PNG", "sub/deep/c.webp"]
+    assert found("in/*.psd", "in/*.TGA") == ["a.psd", "b.TGA"]
+
+
 def test_include_and_exclude_look_at_names_and_paths(tree: Path) -> None:
     assert found("in", include=["*.jpg", "*.webp"]) == ["a.jpg", "sub/deep/c.webp"]
     assert found("in", exclude=["sub/*"]) == ["a.jpg"]

@@ -189,3 +189,20 @@ def test_grey_is_written_in_every_format(here, tmp_path: Path, suffix: str, name
         done = here(task, tmp_path / "in.png", output, *QUICK[2 if task == "restore" else 0 :])
         assert done.code == 0, done.err
         assert load_image("out", output.read_bytes()).size == SIZE
+
+
+def test_a_damaged_picture_is_used_as_far_as_it_goes_and_that_is_told(here, tmp_path: Path) -> None:
+    (tmp_path / "cut.jpg").write_bytes(encode(make_picture("coffee", SIZE), "JPEG")[:-20])
+    refused = here("restore", tmp_path / "cut.jpg", tmp_path / "out.png", *QUICK[2:])
+    assert (refused.code, (tmp_path / "out.png").exists()) == (3, False)
+    assert "or use --truncated keep" in refused.err
+    kept = here("restore", tmp_path / "cut.jpg", tmp_path / "out.png", "--truncated", "keep", *QUICK[2:])
+    assert kept.code == 0, kept.err
+    assert ", of an input that is cut short or damaged" in kept.err
+    batch = ["batch", tmp_path / "cut.jpg", "--preset", "restore", "-o", tmp_path / "results", *QUICK[2:]]
+    failed = here(*batch)
+    assert (failed.code, "--truncated keep" in failed.err) == (3, True)
+    done = here(*batch, "--truncated", "keep")
+    assert done.code == 0, done.err
+    assert "cut short or damaged; what could be decoded is used" in done.err
+    assert (tmp_path / "results" / "cut.jpg").exists()

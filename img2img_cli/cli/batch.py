@@ -25,6 +25,7 @@ from img2img_cli.cli.shared import (
     QuietOption,
     SchedulerOption,
     SetOption,
+    TruncatedOption,
     VaeOption,
 )
 
@@ -120,6 +121,7 @@ def batch(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Only what failed before.", rich_help_panel=_RUN)
     ] = False,
+    truncated: TruncatedOption = "refuse",
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
     fast: FastOption = False,
@@ -136,7 +138,7 @@ def batch(
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.cli.picture import check_format, check_offload, parse_assignment
+    from img2img_cli.cli.picture import check_format, check_offload, check_truncated, parse_assignment
     from img2img_cli.plan import Choices
 
     overrides = {"prompt": prompt, "model": model, "dtype": dtype, "compile": compile}
@@ -156,6 +158,7 @@ def batch(
         force=force,
         fast=fast,
         metadata=not no_metadata,
+        truncated=check_truncated(truncated),
     )
     limits = read_limits(
         batch_size=batch_size,

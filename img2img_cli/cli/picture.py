@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 from img2img_cli.cli.shared import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.interrupts import INTERRUPTS
-from img2img_cli.job import STDIO, Format, Job, check_collisions, choose_seed, plan_jobs, printable
+from img2img_cli.job import STDIO, Format, Job, Truncated, check_collisions, choose_seed, plan_jobs, printable
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import Offload, Parameters, Task
 from img2img_cli.preset import Resolved, choose_controlnet, resolve, speed_up
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from img2img_cli.work import Pipeline
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+TRUNCATED: tuple[Truncated, ...] = get_args(Truncated)
 OFFLOADS: tuple[Offload, ...] = get_args(Offload)
 Choice = TypeVar("Choice", bound=str)
 
@@ -150,6 +151,7 @@ def make_jobs(
         force=shared.force,
         in_place=shared.in_place,
         metadata=not shared.no_metadata,
+        truncated=check_truncated(shared.truncated),
     )
     jobs = plan_jobs(template, output, variations=variations)
     check_collisions(jobs)
@@ -172,6 +174,15 @@ def check_offload(name: str) -> Offload:
         UsageError: no such way.
     """
     return _check_choice("--offload", name, OFFLOADS)
+
+
+def check_truncated(name: str) -> Truncated:
+    """The value of --truncated.
+
+    Raises:
+        UsageError: no such choice.
+    """
+    return _check_choice("--truncated", name, TRUNCATED)
 
 
 def _check_choice(option: str, name: str, known: Sequence[Choice]) -> Choice:
@@ -229,6 +240,7 @@ def report(result: Result, shared: SharedOptions) -> None:
             "seed": job.seed,
             "preset": job.preset,
             "seconds": round(result.seconds, 3),
+            **({"damaged": True} if result.damaged else {}),
             "parameters": job.parameters.to_record(),
         }
         print(json.dumps(row))
@@ -237,7 +249,8 @@ def report(result: Result, shared: SharedOptions) -> None:
         width, height = result.size
         frames = f", first of {result.frames} frames" if result.frames > 1 else ""
         bits = ", upper 8 of its 16 bits" if result.narrowed else ""
+        damaged = ", of an input that is cut short or damaged" if result.damaged else ""
         print(
-            f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s{frames}{bits}",
+            f"{printable(name)}: {width} x {height}, seed {job.seed}, {result.seconds:.1f} s{frames}{bits}{damaged}",
             file=sys.stderr,
         )

@@ -57,6 +57,13 @@ SchedulerOption = Annotated[
         help="A diffusers class, such as EulerDiscreteScheduler.", rich_help_panel=_PRESET, show_default=False
     ),
 ]
+TruncatedOption = Annotated[
+    str,
+    typer.Option(
+        help="What to do with an INPUT that is cut short or damaged: refuse it, or keep what can be decoded of it.",
+        rich_help_panel=_RUN,
+    ),
+]
 SetOption = Annotated[
     list[str],
     typer.Option("--set", metavar="KEY=VALUE", help="Any preset parameter; repeatable.", rich_help_panel=_PRESET),
@@ -138,6 +145,7 @@ class SharedOptions:
         bool, typer.Option("--in-place", help="Replace INPUT by the result.", rich_help_panel=_OUTPUT)
     ] = False
     no_metadata: MetadataOption = False
+    truncated: TruncatedOption = "refuse"
     seed: Annotated[
         Optional[int],
         typer.Option(

@@ -11,10 +11,11 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from img2img_cli import masks
+from img2img_cli.colour import from_srgb
 from img2img_cli.errors import UsageError
 from img2img_cli.finish import feather_mask, paste_masked, restore_alpha
 from img2img_cli.hub import read_index
-from img2img_cli.images import from_srgb, load_image
+from img2img_cli.images import load_image
 from img2img_cli.job import MAX_SEED, choose_seed
 from img2img_cli.modelref import BUNDLED
 from img2img_cli.parameters import MAX_PIXELS, Parameters, fewest_steps
