@@ -72,7 +72,11 @@ class Stop(Exception):  # noqa: N818 - not an error
 
 @dataclass
 class Batch:
-    """One run over jobs that share an output folder. `sort_out` first, which needs no model, then `run`."""
+    """One run over jobs that share an output folder. `sort_out` first, which needs no model, then `run`.
+
+    Attributes:
+        open_ended: what was skipped, or failed for a reason that may pass while its files stay as they are.
+    """
 
     journal: Journal
     limits: Limits
@@ -84,6 +88,7 @@ class Batch:
     opener: Opener = field(init=False)
     timed_out: bool = field(default=False, init=False)
     recalled: int = field(default=0, init=False)
+    open_ended: list[Planned] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.opener = Opener(self.limits.item_timeout_s)
@@ -234,6 +239,8 @@ class Batch:
     def end(self, job: Planned, event: str, **facts: Any) -> None:
         """Count an input's end and tell of it."""
         counter = event.replace("-", "_")
+        if event == "skipped":
+            self.open_ended.append(job)
         setattr(self.tally, counter, getattr(self.tally, counter) + 1)
         self._tell_notes()
         self.emit({"event": event, "input": job.input, "output": job.output, **facts})
@@ -254,6 +261,8 @@ class Batch:
         else:
             code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
         lasting = provenance if isinstance(error, InputError) and not isinstance(error, ReadError) else None
+        if lasting is None:
+            self.open_ended.append(job)
         try:
             self.journal.fail(job, Failure(code=code, reason=reason), seconds, lasting)
         finally:

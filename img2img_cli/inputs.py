@@ -59,6 +59,11 @@ class Item:
     error: Img2ImgError | None = field(default=None, compare=False)
     scanned: bool = False
 
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What tells it from others: rows of a manifest may use one picture several times, with other parameters."""
+        return os.path.abspath(self.path), self.origin
+
 
 def find_items(
     inputs: Sequence[str],
@@ -90,13 +95,11 @@ def find_items(
     if not kept:
         why = f" ({aside[0]})" if aside else " that --include and --exclude leave" if found else ""
         raise NothingMatchedError(f"{', '.join(inputs)}: no picture found{why}; check the names and the working folder")
-    seen: set[tuple[object, ...]] = set()
+    seen: set[tuple[str, str | None]] = set()
     unique = []
     for item in kept:
-        # Rows of a manifest may use one picture several times, with other parameters.
-        key = (os.path.abspath(item.path), item.origin)
-        if key not in seen:
-            seen.add(key)
+        if item.key not in seen:
+            seen.add(item.key)
             unique.append(item)
     return unique
 

@@ -269,10 +269,11 @@ def check_outputs(jobs: Sequence[Job], folder: Path) -> None:
     claims = Claims(folder, jobs)
     if pairs := [pair for job in jobs if (pair := claims.add(job))]:
         more = f" and {len(pairs) - MAX_PAIRS} more" if len(pairs) > MAX_PAIRS else ""
-        raise _collide("; ".join(pairs[:MAX_PAIRS]) + more)
+        raise collide("; ".join(pairs[:MAX_PAIRS]) + more)
 
 
-def _collide(pairs: str) -> OutputError:
+def collide(pairs: str) -> OutputError:
+    """The error that results have one name or an input's place."""
     return OutputError(
         f"results would get in each other's way: {pairs}; "
         "use --name, such as '{name}{ext}' or '{stem}-{index}{ext}', or another output folder"
@@ -286,7 +287,14 @@ class Claims:
         self._folder = folder
         self._probe = NameProbe(folder)
         self._jobs: dict[str, dict[str, Job]] = {}
-        self._inputs = {identity: job.input for job in jobs if (identity := _identify(job.input)) is not None}
+        self._inputs: dict[tuple[int, int], str] = {}
+        for job in jobs:
+            self.add_input(job)
+
+    def add_input(self, job: Job) -> None:
+        """Let no result take the place of a job's input."""
+        if (identity := _identify(job.input)) is not None:
+            self._inputs[identity] = job.input
 
     def add(self, job: Job) -> str | None:
         """Give a job its result's name; what is in its way, as text, if it cannot have it."""
@@ -296,9 +304,17 @@ class Claims:
             if held == name or not self._probe.tell_apart(held, name):
                 return f"{holder.input} and {job.input} -> {job.output}"
         if (identity := _identify(job.output)) is not None and identity in self._inputs:
-            return f"{job.input} -> {job.output}, which is the input {self._inputs[identity]}"
+            source = self._inputs[identity]
+            if _identify(source) == identity:  # rather than a number that has been given to another file since
+                return f"{job.input} -> {job.output}, which is the input {source}"
         holders[name] = job
         return None
+
+    def drop(self, job: Job) -> None:
+        """Take a job's name back, if it is its own."""
+        name, form = self._name(job)
+        if self._jobs.get(form, {}).get(name) is job:
+            del self._jobs[form][name]
 
     def _name(self, job: Job) -> tuple[str, str]:
         """A result's name, and the form that it shares with others on file systems that tell less apart."""

@@ -7,38 +7,43 @@ import html
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from img2img_cli.batch import Tally
 from img2img_cli.errors import Img2ImgError
 from img2img_cli.images import load_image
 from img2img_cli.job import Job
 from img2img_cli.plan import Planned
-from img2img_cli.source import find_special
+from img2img_cli.source import Stamp, find_special, stamp_file
 from img2img_cli.writer import write_output_bytes
 
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
 # Pictures are embedded; beyond this many the page would be too heavy to open.
 MAX_PAIRS = 2_000
+Name = tuple[str, str | None]
 _TEMPLATE = Path(__file__).with_name("report.html")
 
 
 def write_report(
-    path: Path, events: Sequence[dict[str, Any]], planned: Sequence[Planned], tally: Tally, seconds: float
+    path: Path, ends: Mapping[Name, Sequence[dict[str, Any]]], planned: Sequence[Planned], seconds: float
 ) -> None:
     """Write the page for one run; an existing file is replaced, because a report belongs to the last run.
+
+    Args:
+        ends: how each input ended, by its own name and its result's; those of `planned` are shown.
 
     Raises:
         OutputError: it cannot be written.
     """
     by_name = {(job.input, job.output): job for job in planned}
-    order = {name: index for index, name in enumerate(by_name)}
-    events = sorted(events, key=lambda event: order[_name(event)])
+    events = [event for name in by_name for event in ends.get(name, ())]
+    counts = Counter(str(event["event"]) for event in events)
     shown = [event for event in events if event["event"] in ("done", "up-to-date")][:MAX_PAIRS]
     with ThreadPoolExecutor(os.cpu_count() or 2) as pool:
         befores = list(pool.map(make_thumbnail, [str(event["input"]) for event in shown]))
@@ -51,21 +56,16 @@ def write_report(
         "rows": rows,
         "presets": presets,
         "seconds": round(seconds, 1),
-        "counts": {
-            "done": tally.done,
-            "up-to-date": tally.up_to_date,
-            "failed": tally.failed,
-            "skipped": tally.skipped,
-        },
+        "counts": {status: counts[status] for status in ("done", "up-to-date", "failed", "skipped")},
     }
     page = _TEMPLATE.read_text(encoding="utf-8")
     # "</script>" inside a string would end the script; escaped like this it is the same JSON.
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
-    page = page.replace("/*DATA*/null", text).replace("<!--TITLE-->", html.escape(f"img2img: {tally.inputs} pictures"))
+    page = page.replace("/*DATA*/null", text).replace("<!--TITLE-->", html.escape(f"img2img: {len(planned)} pictures"))
     write_output_bytes(page.encode(), str(path))
 
 
-def _name(event: dict[str, Any]) -> tuple[str, str | None]:
+def _name(event: dict[str, Any]) -> Name:
     return event["input"], event["output"]
 
 
@@ -91,6 +91,11 @@ def make_thumbnail(path: str) -> str | None:
     """A small upright sRGB version as a data URL; None when the file cannot be read."""
     if find_special(path):  # which was read already, and can be read but once
         return None
+    return _make_thumbnail(path, stamp_file(path))
+
+
+@lru_cache(maxsize=2 * MAX_PAIRS)  # for the reports of a watch, which differ in a few pictures
+def _make_thumbnail(path: str, _: Stamp) -> str | None:
     try:
         picture = load_image(path, truncated="keep")
     except Img2ImgError:

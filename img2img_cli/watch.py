@@ -1,25 +1,23 @@
-"""Wake up when pictures arrive, and only when they have arrived whole."""
+"""Wake up when something changes below the inputs of a batch."""
 
 from __future__ import annotations
 
+import errno
 import os
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from img2img_cli.errors import InputError, UsageError
 from img2img_cli.inputs import GLOB_CHARACTERS, MANIFESTS, glob_root
 
-SETTLE_S = 0.5
-
 
 def watch_inputs(inputs: Sequence[str], output: Path) -> Iterator[set[str]]:
-    """Yield the paths that changed below the inputs, once their sizes have stood still for half a second.
+    """Yield the paths that changed below the inputs, and an empty set after each five seconds without a change.
 
     Changes inside the output folder are this tool's own and wake nobody. Ends at SIGINT.
 
     Raises:
-        InputError: there is nothing to look at.
+        InputError: there is nothing to look at, or the system does not watch so much.
         UsageError: `watchfiles` is not installed.
     """
     try:
@@ -35,10 +33,17 @@ def watch_inputs(inputs: Sequence[str], output: Path) -> Iterator[set[str]]:
     def is_foreign(_: object, path: str) -> bool:
         return not Path(os.path.realpath(path)).is_relative_to(results)
 
-    for changes in watch(*roots, watch_filter=is_foreign, raise_interrupt=True):
-        changed = {path for _, path in changes}
-        _wait_until_settled(changed)
-        yield changed
+    changes = watch(*roots, watch_filter=is_foreign, yield_on_timeout=True, ignore_permission_denied=True)
+    while True:
+        try:
+            changed = next(changes)
+        except OSError as error:
+            names = ", ".join(roots)
+            advice = "others"
+            if error.errno == errno.ENOSPC:
+                advice = "fewer folders, or raise fs.inotify.max_user_watches"
+            raise InputError(f"{names}: cannot be watched ({error.strerror or error}); name {advice}") from None
+        yield {path for _, path in changed}
 
 
 def _root(name: str) -> str:
@@ -47,21 +52,3 @@ def _root(name: str) -> str:
     if os.path.isdir(name) and not name.endswith(MANIFESTS):
         return name
     return os.path.dirname(name) or "."
-
-
-def _wait_until_settled(paths: set[str]) -> None:
-    before: dict[str, tuple[int, int]] | None = None
-    while before != (now := _stamps(paths)):
-        before = now
-        time.sleep(SETTLE_S)
-
-
-def _stamps(paths: set[str]) -> dict[str, tuple[int, int]]:
-    stamps = {}
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError:
-            continue
-        stamps[path] = (status.st_size, status.st_mtime_ns)
-    return stamps

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from img2img_cli.batch import Batch, Limits, Tally
-from img2img_cli.errors import ExitCode, NothingMatchedError, OutputError, UsageError
-from img2img_cli.inputs import find_items
+from img2img_cli.errors import ExitCode, Img2ImgError, NothingMatchedError, OutputError, UsageError
+from img2img_cli.inputs import Item, find_items
 from img2img_cli.interrupts import INTERRUPTS
 from img2img_cli.job import Job, printable
 from img2img_cli.journal import hold_folder
+from img2img_cli.live_plan import LivePlan
 from img2img_cli.output_folder import estimate_bytes
 from img2img_cli.parameters import Offload, Parameters
 from img2img_cli.plan import Choices, Planned, Refused, plan_batch
@@ -73,42 +74,54 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     if options.watch and "-" in options.inputs:
         raise UsageError("--watch needs files or folders to look at, not names on stdin")
     notes: list[str] = []
-    if options.dry_run:
-        return print_plan(make_plan(choices, options, notes), notes)
+    passes = Passes(choices, limits, options)
+    if options.watch and not options.dry_run:
+        return keep_up(passes, notes)
+    planned = plan_batch(find(choices, options, notes), choices)
+    return print_plan(planned, notes) if options.dry_run else passes.run(planned, planned, notes)
+
+
+def find(choices: Choices, options: BatchOptions, notes: list[str]) -> list[Item]:
+    """Every input; `notes` takes what is left aside."""
+    inputs, folder = options.inputs, choices.folder
+    return find_items(inputs, include=options.include, exclude=options.exclude, skip_folder=folder, notes=notes)
+
+
+def keep_up(passes: Passes, notes: list[str]) -> int:
+    """Run, and run again for what comes and changes, until a signal; return the exit code of the last pass."""
+    from img2img_cli.watch import watch_inputs
+
+    choices, options = passes.choices, passes.options
+    plan = LivePlan(lambda: find(choices, options, notes), choices)
     try:
-        jobs = make_plan(choices, options, notes)
+        jobs = plan.start()
     except NothingMatchedError:
-        if not options.watch:
-            raise
         jobs = []
-    pipelines = Pipelines(options)
-    code = run_once(jobs, choices, limits, options, pipelines, notes)
-    if options.watch:
-        from img2img_cli.watch import watch_inputs
-
-        try:
-            for _ in watch_inputs(options.inputs, choices.folder):
-                try:
-                    jobs = make_plan(choices, options)
-                except NothingMatchedError:
-                    continue
-                code = run_once(jobs, choices, limits, options, pipelines)
-        except KeyboardInterrupt:  # which watchfiles makes of every signal
-            INTERRUPTS.check()
-            raise
+    code = passes.run(jobs, jobs, notes)
+    told: Img2ImgError | None = None
+    looks = 0
+    try:
+        for changed in watch_inputs(options.inputs, choices.folder):
+            looks += 1
+            # What came between the plan and the first look has woken nobody.
+            if not (changed or looks == 1 or plan.is_unsettled):
+                continue
+            plan.try_again(passes.open_ended)
+            notes.clear()
+            try:
+                jobs = plan.update()
+            except Img2ImgError as error:  # such as a manifest that is being edited
+                if str(error) != str(told):
+                    print(f"img2img: {printable(str(error))}", file=sys.stderr)
+                told = error
+                continue
+            told = None
+            if jobs:
+                code = passes.run(jobs, plan.planned, notes)
+    except KeyboardInterrupt:  # which watchfiles makes of every signal
+        INTERRUPTS.check()
+        raise
     return code
-
-
-def make_plan(choices: Choices, options: BatchOptions, notes: list[str] | None = None) -> list[Planned]:
-    """Every job, with all that can be refused beforehand refused; `notes` takes what is left aside."""
-    items = find_items(
-        options.inputs,
-        include=options.include,
-        exclude=options.exclude,
-        skip_folder=choices.folder,
-        notes=notes,
-    )
-    return plan_batch(items, choices)
 
 
 def print_plan(planned: Sequence[Planned], notes: Sequence[str]) -> int:
@@ -162,23 +175,35 @@ class Pipelines:
 
 @dataclass
 class Recorder:
-    """Shows events as they come and keeps them for the report."""
+    """Shows events as they come, and keeps how each input ended.
+
+    Attributes:
+        ends: how each input ended, by its own name and its result's: one event, or more of rows that share these.
+    """
 
     options: BatchOptions
-    total: int
-    keep: bool
-    events: list[Event] = field(default_factory=list)
+    total: int = 0
+    ends: dict[tuple[str, str | None], list[Event]] = field(default_factory=dict)
     advance: Callable[[Event], None] | None = None
+    _before: dict[tuple[str, str | None], list[Event]] = field(default_factory=dict)
+
+    def begin(self, total: int) -> None:
+        """Make ready for a pass over so many inputs."""
+        self.total, self._before, self.ends = total, self.ends, dict(self.ends)
 
     def __call__(self, event: Event) -> None:
-        """Take one event."""
-        if self.keep and event["event"] not in ("note", "plan"):
-            self.events.append(event)
+        """Take one event. A failure that is the same as in the pass before is told in JSON alone."""
+        is_known = False
+        if event["event"] not in ("note", "plan"):
+            name = (event["input"], event["output"])
+            before = self._before.get(name, [])
+            is_known = event["event"] == "failed" and any(event["reason"] == old.get("reason") for old in before)
+            self.ends[name] = [event] if self.ends.get(name) is before else [*self.ends.get(name, []), event]
         if self.options.json:
             self._tell(event)
         if self.advance is not None:
             self.advance(event)
-        elif not self.options.json:
+        elif not (self.options.json or is_known):
             self._print(event)
 
     def _tell(self, event: Event) -> None:
@@ -223,39 +248,56 @@ class Recorder:
             print(told, file=sys.stderr)
 
 
-def run_once(
-    jobs: Sequence[Planned],
-    choices: Choices,
-    limits: Limits,
-    options: BatchOptions,
-    pipelines: Pipelines,
-    notes: Sequence[str] = (),
-) -> int:
-    """One pass over a plan, with its summary and report; return the exit code."""
-    began = time.monotonic()
-    tally = Tally(inputs=len(jobs))
-    recorder = Recorder(options, len(jobs), keep=options.report is not None)
-    with hold_folder(choices.folder) as journal, INTERRUPTS.hold():
-        batch = Batch(
-            journal=journal, limits=limits, emit=recorder, tally=tally, load=pipelines.load, interrupts=INTERRUPTS
-        )
-        recorder({"event": "plan", "inputs": len(jobs)})
-        for note in notes:
-            recorder({"event": "note", "text": note})
-        try:
-            with show_bar(recorder, options):
-                entries = batch.sort_out(jobs)
-                if entries:
-                    batch.run(entries)
-        finally:
-            recorder.summarise(tally, time.monotonic() - began)
-        if options.report is not None:
-            from img2img_cli.report import write_report
+class Passes:
+    """Runs over a folder: one, or with `--watch` many, which share the model and what is known of each input.
 
-            with INTERRUPTS.allow():
-                write_report(options.report, recorder.events, jobs, tally, time.monotonic() - began)
-    code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
-    return int(code)
+    Attributes:
+        open_ended: what the last pass skipped, or could not make for a reason that may pass.
+    """
+
+    def __init__(self, choices: Choices, limits: Limits, options: BatchOptions) -> None:
+        self.choices, self.limits, self.options = choices, limits, options
+        self.open_ended: list[Planned] = []
+        self._pipelines, self._recorder = Pipelines(options), Recorder(options)
+        self._is_first = True
+
+    def run(self, jobs: Sequence[Planned], planned: Sequence[Planned], notes: Sequence[str]) -> int:
+        """One pass over jobs, with its summary and report; return the exit code.
+
+        Args:
+            planned: all that the report is of: these and those of earlier passes.
+        """
+        began, options, recorder = time.monotonic(), self.options, self._recorder
+        tally = Tally(inputs=len(jobs))
+        recorder.begin(len(jobs))
+        with hold_folder(self.choices.folder, check=self._is_first) as journal, INTERRUPTS.hold():
+            self._is_first = False
+            batch = Batch(
+                journal=journal,
+                limits=self.limits,
+                emit=recorder,
+                tally=tally,
+                load=self._pipelines.load,
+                interrupts=INTERRUPTS,
+            )
+            recorder({"event": "plan", "inputs": len(jobs)})
+            for note in notes:
+                recorder({"event": "note", "text": note})
+            try:
+                with show_bar(recorder, options):
+                    entries = batch.sort_out(jobs)
+                    if entries:
+                        batch.run(entries)
+            finally:
+                recorder.summarise(tally, time.monotonic() - began)
+            if options.report is not None:
+                from img2img_cli.report import write_report
+
+                with INTERRUPTS.allow():
+                    write_report(options.report, recorder.ends, planned, time.monotonic() - began)
+        self.open_ended = batch.open_ended
+        code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
+        return int(code)
 
 
 @contextmanager
