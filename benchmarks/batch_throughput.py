@@ -12,17 +12,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from img2img_cli.batch import Batch, Limits, Tally
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.images import load_image
-from img2img_cli.inputs import find_items
-from img2img_cli.job import Job
-from img2img_cli.journal import hold_folder
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.runner import run_jobs
-from img2img_cli.yamlio import parse_scalar
+from img2img_cli.batch.journal import hold_folder
+from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.pictures.read import load_image
+from img2img_cli.presets.strict_yaml import parse_scalar
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.run import run_jobs
 
 # Photographs as people have them, from a thumbnail to twelve million pixels.
 SIZES = ((320, 240), (640, 480), (768, 1024), (1600, 1200), (1200, 1600), (2048, 1536), (3000, 2000), (4000, 3000))

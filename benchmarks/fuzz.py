@@ -23,15 +23,15 @@ except ImportError:
 
 with atheris.instrument_imports(include=["img2img_cli", "PIL"]):
     from img2img_cli.errors import Img2ImgError
-    from img2img_cli.foreign.fields import Foreign
-    from img2img_cli.foreign.read import read_origin
-    from img2img_cli.foreign.replay import plan_replay
-    from img2img_cli.images import load_image, peek_size
-    from img2img_cli.inputs import read_manifest
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.record import replay_command
-    from img2img_cli.writer import encode_image
+    from img2img_cli.pictures.read import load_image, peek_size
+    from img2img_cli.pictures.write import encode_image
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
+    from img2img_cli.tasks.foreign.fields import Foreign
+    from img2img_cli.tasks.foreign.read import read_origin
+    from img2img_cli.tasks.foreign.replay import plan_replay
+    from img2img_cli.tasks.inputs import read_manifest
+    from img2img_cli.tasks.record import replay_command
 
 from hostile import make_hostile, make_manifest, make_metadata, make_preset
 

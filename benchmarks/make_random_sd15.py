@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import img2img_cli
-from img2img_cli.single_file import load_clip_tokenizer
+from img2img_cli.engines.checkpoints.single_file import load_clip_tokenizer
 
 ARCHITECTURE = Path(img2img_cli.__file__).parent / "architectures" / "sd15"
 UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."

@@ -169,7 +169,7 @@ class Server:
 
     def read_model_seconds(self) -> float:
         """How long models have worked."""
-        from img2img_cli.remote import ask_server
+        from img2img_cli.server.client import ask_server
 
         return float(ask_server("GET", "/img2img/status")["model_seconds"])
 
@@ -206,7 +206,7 @@ def load_unet(folder: Path, device: str, dtype: Any) -> Any:
     import torch
     from diffusers import UNet2DConditionModel
 
-    from img2img_cli.kernels import replace_kernels
+    from img2img_cli.engines.cpu_kernels import replace_kernels
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtype).to(device)
     unet = unet.to(memory_format=torch.channels_last).eval()
@@ -290,13 +290,13 @@ def measure_overhead_of_tool(folder: Path) -> None:
     """What the command adds to its own pipeline: the whole of a loaded run beside its three stages."""
     import torch
 
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
-    from img2img_cli.job import Job
-    from img2img_cli.pipeline import ImagePipeline
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.runner import run_jobs
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
+    from img2img_cli.tasks.job import Job
+    from img2img_cli.tasks.run import run_jobs
 
     overrides = {"model": str(folder), "prompt": PROMPT, "num_inference_steps": 8, "strength": 0.5}
     parameters = resolve(load_preset("sd15-edit"), overrides).parameters
@@ -335,11 +335,11 @@ def measure_overhead_of_tool(folder: Path) -> None:
 
 def measure_scaling() -> None:
     """How cost grows with pictures, steps and pixels: the exponent of a fit, and peak memory."""
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.runner import transform_image
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
+    from img2img_cli.tasks.run import transform_image
 
     picture = Image.fromarray(data.astronaut())
     base = {"prompt": "fog", "guidance_scale": 2.0, "image_size": 256, "num_inference_steps": 8}
@@ -366,11 +366,11 @@ def measure_scaling() -> None:
 
 def measure_losses() -> None:
     """What the switches that trade quality for speed cost, with the bundled model on photographs."""
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.runner import transform_image
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
+    from img2img_cli.tasks.run import transform_image
 
     base = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 24, "image_size": 256}
     pipeline = build_pipeline(resolve(load_preset("edit"), base).parameters, choose_placement("auto", "auto"))
@@ -405,11 +405,11 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
     import torch
     from diffusers import AutoPipelineForImage2Image, DPMSolverMultistepScheduler
 
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.work import Piece
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
+    from img2img_cli.tasks.pieces import Piece
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rate = measure_product(8192 if device == "cuda" else 1024)

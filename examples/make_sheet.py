@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from img2img_cli.preset_files import list_presets
+from img2img_cli.presets.files import list_presets
 
 HERE = Path(__file__).parent
 HEIGHT, GAP, LABEL = 240, 4, 16

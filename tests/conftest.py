@@ -102,7 +102,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from img2img_cli.single_file import load_clip_tokenizer
+    from img2img_cli.engines.checkpoints.single_file import load_clip_tokenizer
 
     torch.manual_seed(0)
     pipe = StableDiffusionPipeline(

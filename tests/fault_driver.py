@@ -23,9 +23,9 @@ from faults import Fault, Orders
 from PIL import Image
 
 from img2img_cli.cli import app, engine
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.wire import Spec
-from img2img_cli.work import Piece
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.tasks.pieces import Piece
+from img2img_cli.tasks.protocol import Spec
 
 LONGEST_S = 120.0
 # What belongs to a stage, as module and name; `runner` is for single commands, `stages` and `assembly` for batches.

@@ -61,7 +61,7 @@ def make_grid() -> Iterator[Case]:
 def judge(case: Case) -> Outcome:
     """Read a case as the tool does, and some with an independent reader, too."""
     from img2img_cli.errors import InputError
-    from img2img_cli.images import load_image
+    from img2img_cli.pictures.read import load_image
 
     try:
         picture = load_image(case.name, case.data)

@@ -40,7 +40,7 @@ MUTATIONS = (
     Mutation(
         name="results are saved over what is there",
         changes=change(
-            "writer.py",
+            "pictures/write.py",
             "    target = Path(os.path.realpath(output)) if replace else Path(output)\n",
             "    target = Path(os.path.realpath(output)) if replace else Path(output)\n"
             "    if replace:\n        target.write_bytes(data)\n        return\n",
@@ -49,23 +49,26 @@ MUTATIONS = (
     ),
     Mutation(
         name="results are put in place without looking at them",
-        changes=change("writer.py", "        if verify:\n            _verify(temporary)\n"),
+        changes=change("pictures/write.py", "        if verify:\n            _verify(temporary)\n"),
         tests=("tests/test_writer.py",),
     ),
     Mutation(
         name="a file that appears meanwhile is replaced",
-        changes=change("writer.py", "        os.link(temporary, target)\n", "        os.replace(temporary, target)\n"),
+        changes=change(
+            "pictures/write.py",
+            "        os.link(temporary, target)\n", "        os.replace(temporary, target)\n",
+        ),
         tests=("tests/test_writer.py",),
     ),
     Mutation(
         name="a link that fails on a full disk is a rename",
-        changes=change("writer.py", "        if error.errno in DISK_ERRORS:\n            raise\n"),
+        changes=change("pictures/write.py", "        if error.errno in DISK_ERRORS:\n            raise\n"),
         tests=("tests/test_faults.py", "-k", "hard_links"),
     ),
     Mutation(
         name="a write that fails is a success",
         changes=change(
-            "writer.py",
+            "pictures/write.py",
             '        raise OutputError(\n            f"{output}: cannot be written ({error.strerror or error}); '
             'free space or choose another place"\n        ) from None\n',
             "        return\n",
@@ -74,7 +77,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="temporary files stay after a failure",
-        changes=change("writer.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n"),
+        changes=change("pictures/write.py", "            temporary.unlink(missing_ok=True)\n", "            pass\n"),
         tests=("tests/test_writer.py",),
     ),
     Mutation(
@@ -89,53 +92,56 @@ MUTATIONS = (
     Mutation(
         name="a full disk behind stdout is a bug",
         changes=(
-            *change("streams.py", "            raise explain_stdout(error) from None\n", "            raise\n"),
+            *change("system/streams.py", "            raise explain_stdout(error) from None\n", "            raise\n"),
             *change("cli/app.py", "        if error.errno not in DISK_ERRORS:\n", "        if True:\n"),
         ),
         tests=("tests/test_faults.py", "-k", "behind_a_stream and stdout"),
     ),
     Mutation(
         name="single results may collide",
-        changes=change("job.py", "        if job.output != STDIO and key in seen:\n", "        if False:\n"),
+        changes=change("tasks/job.py", "        if job.output != STDIO and key in seen:\n", "        if False:\n"),
         tests=("tests/test_job.py",),
     ),
     Mutation(
         name="a batch's results may collide",
-        changes=change("plan.py", "    check_outputs(jobs, choices.folder)\n"),
+        changes=change("tasks/plan.py", "    check_outputs(jobs, choices.folder)\n"),
         tests=("tests/test_inputs.py",),
     ),
     Mutation(
         name="the journal is not told what is about to be written",
-        changes=change("assembly.py", "        journal.begin(job, entry.provenance, data)\n"),
+        changes=change("batch/line.py", "        journal.begin(job, entry.provenance, data)\n"),
         tests=("tests/test_faults.py", "-k", "dies_after_writing"),
     ),
     Mutation(
         name="the journal forgets what lies there after two kills",
-        changes=change("journal.py", "                self._update(job, output_sha256=sha256, fingerprint=None)\n"),
+        changes=change(
+            "batch/journal.py",
+            "                self._update(job, output_sha256=sha256, fingerprint=None)\n",
+        ),
         tests=("tests/test_faults.py", "-k", "two_runs"),
     ),
     Mutation(
         name="a run sweeps the files of another below it",
-        changes=change("journal.py", "is_temporary(name, tag)", "is_temporary(name, BATCH_TAG)"),
+        changes=change("batch/journal.py", "is_temporary(name, tag)", "is_temporary(name, BATCH_TAG)"),
         tests=("tests/test_faults.py", "-k", "folder_below"),
     ),
     Mutation(
         name="two runs may work on one folder",
-        changes=change("journal.py", "        lock.acquire(timeout=0)\n"),
+        changes=change("batch/journal.py", "        lock.acquire(timeout=0)\n"),
         tests=("tests/test_batch.py", "-k", "second_run"),
     ),
     Mutation(
         name="there is no limit of pixels",
         changes=(
-            *change("images.py", "    if width * height > MAX_PIXELS:\n", "    if False:\n"),
-            *change("images.py", "Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2", "Image.MAX_IMAGE_PIXELS = None"),
+            *change("pictures/read.py", "    if width * height > MAX_PIXELS:\n", "    if False:\n"),
+            *change("pictures/read.py", "Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2", "Image.MAX_IMAGE_PIXELS = None"),
         ),
         tests=("tests/test_images.py", "-k", "bomb"),
     ),
     Mutation(
         name="a mask's black is repainted",
         changes=change(
-            "runner.py",
+            "tasks/run.py",
             "        result = paste_masked(result, picture.native, soft)\n",
             "        pass\n",
         ),
@@ -144,7 +150,7 @@ MUTATIONS = (
     Mutation(
         name="pixels that are not numbers become black",
         changes=change(
-            "pipeline.py",
+            "engines/diffusion/pipeline.py",
             "    if not torch.isfinite(pixels).all():\n        raise ModelError",
             "    if False:\n        raise ModelError",
         ),
@@ -152,13 +158,16 @@ MUTATIONS = (
     ),
     Mutation(
         name="pickled checkpoints are opened",
-        changes=change("modelref.py", "    if path.suffix.lower() in PICKLES:\n        raise ModelError(\n",
+        changes=change("presets/references.py", "    if path.suffix.lower() in PICKLES:\n        raise ModelError(\n",
                        "    if False:\n        raise ModelError(\n"),
         tests=("tests/test_pipeline.py", "-k", "not_there"),
     ),
     Mutation(
         name="pickled weights in a folder are opened",
-        changes=change("loading.py", '"use_safetensors": True, **given}', '"use_safetensors": None, **given}'),
+        changes=change(
+            "engines/diffusion/load.py",
+            '"use_safetensors": True, **given}', '"use_safetensors": None, **given}',
+        ),
         tests=("tests/test_pipeline.py", "-k", "damaged_folder"),
     ),
     Mutation(
@@ -170,18 +179,21 @@ MUTATIONS = (
     ),
     Mutation(
         name="a spoilt picture fails all of its batch",
-        changes=change("assembly.py", "            if len(run.entries) > 1:\n", "            if False:\n"),
+        changes=change("batch/line.py", "            if len(run.entries) > 1:\n", "            if False:\n"),
         tests=("tests/test_batch.py", "-k", "one_spoilt"),
     ),
     Mutation(
         name="a signal comes between a result and its count",
-        changes=change("interrupts.py", "        self._held, self._stop = True, None\n", "        self._stop = None\n"),
+        changes=change(
+            "system/interrupts.py",
+            "        self._held, self._stop = True, None\n", "        self._stop = None\n",
+        ),
         tests=("tests/test_interrupts.py", "-k", "nowhere_between or wait_where"),
     ),
     Mutation(
         name="what was told as late is written",
         changes=change(
-            "assembly.py",
+            "batch/line.py",
             "        if self._batch.opener.is_late(entry):\n            raise TimeLimitError\n",
         ),
         tests=("tests/test_sources.py", "-k", "told_as_late"),
@@ -189,7 +201,7 @@ MUTATIONS = (
     Mutation(
         name="an input is known by its stamp from after the run",
         changes=change(
-            "journal.py",
+            "batch/journal.py",
             "        size, mtime = provenance.source_stamp\n",
             "        size, mtime = stamp_file(job.input)\n"
         ),
@@ -197,23 +209,26 @@ MUTATIONS = (
     ),
     Mutation(
         name="a folder's FIFOs and devices are read",
-        changes=change("inputs.py", "if item.scanned and (kind := find_special(item.path))", "if False"),
+        changes=change("tasks/inputs.py", "if item.scanned and (kind := find_special(item.path))", "if False"),
         tests=("tests/test_sources.py", "-k", "left_aside"),
     ),
     Mutation(
         name="a changed failure in the journal is believed",
-        changes=change("journal.py", ", failure.code, failure.reason]", "]"),
+        changes=change("batch/journal.py", ", failure.code, failure.reason]", "]"),
         tests=("tests/test_journal.py", "-k", "not_believed"),
     ),
     Mutation(
         name="lanes keep features for each other",
-        changes=change("caching.py", "_active = threading.local()", "_active = contextlib.nullcontext()"),
+        changes=change(
+            "engines/diffusion/feature_cache.py",
+            "_active = threading.local()", "_active = contextlib.nullcontext()",
+        ),
         tests=("tests/test_speed.py", "-k", "features_of_their_own"),
     ),
     Mutation(
         name="kept features are not halved when guidance ends",
         changes=change(
-            "caching.py",
+            "engines/diffusion/feature_cache.py",
             "        self._kept = pytree.tree_map_only(torch.Tensor, lambda kept: kept.chunk(2)[-1], self._kept)\n",
             "        pass\n",
         ),
@@ -221,18 +236,21 @@ MUTATIONS = (
     ),
     Mutation(
         name="a copied VAE carries what moves the other parts",
-        changes=change("offload.py", "        copied.__dict__.pop(name, None)\n", "        pass\n"),
+        changes=change("engines/diffusion/offload.py", "        copied.__dict__.pop(name, None)\n", "        pass\n"),
         tests=("tests/test_together.py", "-k", "second_try"),
     ),
     Mutation(
         name="parts are taken for fitting that do not",
-        changes=change("offload.py", "    if sum(parts) + work <= free:\n", "    if sum(parts) <= free:\n"),
+        changes=change(
+            "engines/diffusion/offload.py",
+            "    if sum(parts) + work <= free:\n", "    if sum(parts) <= free:\n",
+        ),
         tests=("tests/test_offload.py", "-k", "what_is_chosen"),
     ),
     Mutation(
         name="an owner's requests all come before another's",
         changes=change(
-            "server/dispatcher.py",
+            "server/queue.py",
             "                    self._queues[request.owner] = queue  # at the end: the others come first\n",
             "                    self._queues = {request.owner: queue, **self._queues}\n",
         ),
@@ -241,7 +259,7 @@ MUTATIONS = (
     Mutation(
         name="one request spoils those of others in its batch",
         changes=change(
-            "server/dispatcher.py",
+            "server/queue.py",
             "            if len(requests) > 1 and not isinstance(error, CancelledError):\n",
             "            if False:\n",
         ),
@@ -249,13 +267,13 @@ MUTATIONS = (
     ),
     Mutation(
         name="floats of 0 to 255 are read as 0 to 1",
-        changes=change("deep.py", "255.0 if most <= 255 * OVERSHOOT else float(TOP)", "1.0"),
+        changes=change("pictures/files/sixteen_bit.py", "255.0 if most <= 255 * OVERSHOOT else float(TOP)", "1.0"),
         tests=("tests/test_images.py", "-k", "floats_are_scaled"),
     ),
     Mutation(
         name="16 bits are clipped to 8",
         changes=change(
-            "deep.py",
+            "pictures/files/sixteen_bit.py",
             "    return Image.fromarray(((luminance.astype(np.uint32) + STEP // 2) // STEP).astype(np.uint8))\n",
             "    return Image.fromarray(luminance.clip(0, 255).astype(np.uint8))\n",
         ),
@@ -263,7 +281,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a mask of 0 and 1 is nearly black",
-        changes=change("masks.py", "    if (white | (levels == low)).all():\n", "    if False:\n"),
+        changes=change("pictures/masks.py", "    if (white | (levels == low)).all():\n", "    if False:\n"),
         tests=("tests/test_masks.py", "-k", "two_values"),
     ),
 )  # fmt: skip

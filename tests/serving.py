@@ -7,17 +7,17 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from img2img_cli import meeting
+from img2img_cli.server import sockets
+from img2img_cli.server.app import _run, make_app
 from img2img_cli.server.guard import Guard
-from img2img_cli.server.serve import _run, make_app
 from img2img_cli.server.state import State
 
 
 @contextlib.contextmanager
 def serve_own(state: State) -> Iterator[str]:
     """Yield the socket's path."""
-    path = meeting.socket_path("api")
-    with meeting.listen(path) as listener:
+    path = sockets.socket_path("api")
+    with sockets.listen(path) as listener:
         apps = [(Guard(make_app(state, native=True)), listener)]
         thread = threading.Thread(target=lambda: asyncio.run(_run(state, apps)))
         thread.start()

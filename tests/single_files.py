@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from img2img_cli.single_file import ARCHITECTURES
+from img2img_cli.engines.checkpoints.single_file import ARCHITECTURES
 
 _TOP = {
     "time_embedding.linear_1": "time_embed.0",

@@ -17,18 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from img2img_cli.batch import Batch, Limits, Tally
-from img2img_cli.batcher import Batcher
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
+from img2img_cli.batch.journal import LOCK, STATE, hold_folder
+from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import ModelError, OutOfMemoryError
-from img2img_cli.inputs import find_items
-from img2img_cli.journal import LOCK, STATE, hold_folder
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.work import Piece
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.tasks.batching import Batcher
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.pieces import Piece
+from img2img_cli.tasks.plan import Choices, plan_batch
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 QUICK_VALUES = {"num_inference_steps": 1, "num_samples": 1, "image_size": 64}

@@ -11,9 +11,9 @@ import tifffile
 from pictures import EXIF, camera_exif, decode, encode, make_picture
 from PIL import ExifTags, Image
 
-from img2img_cli.carried import fit_xmp
-from img2img_cli.images import Picture, load_image
-from img2img_cli.writer import encode_image
+from img2img_cli.pictures.files.carried import fit_xmp
+from img2img_cli.pictures.read import Picture, load_image
+from img2img_cli.pictures.write import encode_image
 
 WIDTH, HEIGHT = ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight
 INTEROP = ExifTags.IFD.Interop

@@ -17,11 +17,11 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from twins import RECIPES, make_twin
 
-from img2img_cli.modelref import BUNDLED, NO_MODEL, parse_lora
-from img2img_cli.parameters import Parameters
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import list_presets, load_preset
-from img2img_cli.record import read_record, replay_command
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import list_presets, load_preset
+from img2img_cli.presets.references import BUNDLED, NO_MODEL, parse_lora
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.record import read_record, replay_command
 
 SIZE = (72, 56)  # neither side a multiple of anything that models like
 

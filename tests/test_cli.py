@@ -18,7 +18,7 @@ import yaml
 from conftest import psnr
 from PIL import Image
 
-from img2img_cli.lab import rgb_to_lab
+from img2img_cli.pictures.lab import rgb_to_lab
 
 FAST = ["--set", "num_inference_steps=2", "--set", "image_size=64", "--seed", "5"]
 

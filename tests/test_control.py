@@ -7,7 +7,7 @@ import pytest
 from pictures import KINDS, make_picture
 from PIL import Image
 
-from img2img_cli.control import make_control_image
+from img2img_cli.pictures.control_maps import make_control_image
 
 CONTROLS = ("grey", "softedge", "canny", "picture")
 

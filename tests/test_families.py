@@ -11,13 +11,13 @@ from conftest import psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.offload import measure_parts
-from img2img_cli.parameters import Parameters
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.runner import transform_image
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.offload import measure_parts
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.run import transform_image
 
 
 def test_the_refiner_goes_over_the_result(tmp_path: Path) -> None:

@@ -32,10 +32,10 @@ from faults import (
 )
 from PIL import Image
 
+from img2img_cli.batch.journal import STATE, hold_folder
 from img2img_cli.cli import app
 from img2img_cli.errors import OutputError
-from img2img_cli.journal import STATE, hold_folder
-from img2img_cli.writer import write_output
+from img2img_cli.pictures.write import write_output
 
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs a C compiler on Linux")
 SINGLE_KINDS = ("write", "sync", "rename", "link", "unlink", "open")
@@ -170,7 +170,7 @@ def test_a_run_that_dies_after_writing_knows_its_file_again(here, bmp: Path, mon
     def die(*_: object, **__: object) -> None:
         raise _Killed
 
-    monkeypatch.setattr("img2img_cli.journal.Journal.finish", die)
+    monkeypatch.setattr("img2img_cli.batch.journal.Journal.finish", die)
     with pytest.raises(_Killed):
         run_batch(here)
     made = (bmp / "out" / "a.bmp").read_bytes()
@@ -187,7 +187,7 @@ def test_an_older_result_is_known_after_two_runs_that_died_before_replacing_it(h
     def die(*_: object, **__: object) -> None:
         raise _Killed
 
-    monkeypatch.setattr("img2img_cli.assembly.write_output", die)
+    monkeypatch.setattr("img2img_cli.batch.line.write_output", die)
     for _ in range(2):
         with pytest.raises(_Killed):
             run_batch(here, "--set", "saturation=0.5")
@@ -282,7 +282,7 @@ def test_every_input_has_an_end_when_the_state_cannot_be_kept(here, bmp: Path, m
     def fail(*_: object) -> None:
         raise OutputError("no room")
 
-    monkeypatch.setattr("img2img_cli.journal.Journal.fail", fail)
+    monkeypatch.setattr("img2img_cli.batch.journal.Journal.fail", fail)
     done = run_batch(here)
     assert done.code == 6
     kinds = [json.loads(line)["event"] for line in done.out.splitlines()]

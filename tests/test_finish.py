@@ -10,8 +10,8 @@ from pictures import KINDS, lightness, make_picture, psnr, random_chroma
 from PIL import Image, ImageFilter
 from skimage import color
 
-from img2img_cli import finish
-from img2img_cli.finish import (
+from img2img_cli.pictures import keep
+from img2img_cli.pictures.keep import (
     back_project,
     feather_mask,
     keep_base,
@@ -95,7 +95,7 @@ def test_colour_ends_where_the_picture_has_an_edge():
 def test_bands_leave_no_trace(monkeypatch):
     picture, sample = make_picture("coffee", (120, 90)), random_chroma((37, 29), 3)
     whole = np.asarray(keep_luminance(picture, [sample], 1.0), int)
-    monkeypatch.setattr(finish, "BAND_PIXELS", 120 * 7)
+    monkeypatch.setattr(keep, "BAND_PIXELS", 120 * 7)
     banded = np.asarray(keep_luminance(picture, [sample], 1.0), int)
     assert np.abs(whole - banded).max() <= 1
 

@@ -19,13 +19,13 @@ from PIL import ExifTags, Image, PngImagePlugin
 from test_values import NASTY, parse
 
 from img2img_cli.errors import InputError
-from img2img_cli.exif_text import decode_comment
-from img2img_cli.foreign.fields import Foreign
-from img2img_cli.foreign.read import read_origin, read_texts
-from img2img_cli.foreign.replay import plan_replay
-from img2img_cli.foreign.stealth import read_stealth
-from img2img_cli.parameters import Parameters
-from img2img_cli.samplers import SAMPLERS, find_sampler
+from img2img_cli.pictures.files.exif_text import decode_comment
+from img2img_cli.presets.samplers import SAMPLERS, find_sampler
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.foreign.fields import Foreign
+from img2img_cli.tasks.foreign.read import read_origin, read_texts
+from img2img_cli.tasks.foreign.replay import plan_replay
+from img2img_cli.tasks.foreign.stealth import read_stealth
 
 COMMENT, EXIF = ExifTags.Base.UserComment, ExifTags.IFD.Exif
 SECONDS = 5
@@ -544,8 +544,8 @@ def test_what_can_be_said_is_a_command_and_what_cannot_is_told(
 
 
 def test_our_own_text_without_the_record_is_a_command_too() -> None:
-    from img2img_cli.job import Job
-    from img2img_cli.record import format_parameters
+    from img2img_cli.tasks.job import Job
+    from img2img_cli.tasks.record import format_parameters
 
     parameters = Parameters(prompt="fog", strength=0.5, num_inference_steps=8)
     job = Job(input="a.png", output="b.png", preset="edit", parameters=parameters, seed=5)

@@ -15,7 +15,7 @@ from pictures import ORIENTATION, encode, make_picture, wide_profile
 from PIL import Image, ImageCms, PngImagePlugin
 
 from img2img_cli.errors import InputError
-from img2img_cli.images import Picture, load_image
+from img2img_cli.pictures.read import Picture, load_image
 
 SIZE = (96, 72)
 PHOTO = make_picture("coffee", SIZE)
@@ -73,7 +73,7 @@ def test_alpha_of_older_avif_files_is_read(spoil) -> None:
 
 def test_alpha_of_avif_is_written_as_it_was(here, tmp_path) -> None:
     (tmp_path / "a.png").write_bytes(encode(with_alpha(), "PNG"))
-    from img2img_cli.writer import encode_image
+    from img2img_cli.pictures.write import encode_image
 
     source = load_image(str(tmp_path / "a.png"))
     data = encode_image(with_alpha(), source, "avif", quality=50, record=None, text="")

@@ -16,20 +16,20 @@ from pictures import decode, encode, make_picture
 from PIL import Image, PngImagePlugin
 
 from img2img_cli.errors import Img2ImgError, InputError, PresetError, UsageError
-from img2img_cli.foreign.fields import Foreign
-from img2img_cli.foreign.read import read_origin
-from img2img_cli.foreign.replay import plan_replay
-from img2img_cli.images import load_image, peek_size
-from img2img_cli.inputs import read_manifest
-from img2img_cli.job import Job
-from img2img_cli.parameters import Parameters
-from img2img_cli.plan import Choices, Refused, plan_batch
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.record import make_record, read_record, replay_command
-from img2img_cli.structure import MAX_FRAMES
-from img2img_cli.writer import encode_image
-from img2img_cli.yamlio import parse_scalar
+from img2img_cli.pictures.files.limits import MAX_FRAMES
+from img2img_cli.pictures.read import load_image, peek_size
+from img2img_cli.pictures.write import encode_image
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.presets.strict_yaml import parse_scalar
+from img2img_cli.tasks.foreign.fields import Foreign
+from img2img_cli.tasks.foreign.read import read_origin
+from img2img_cli.tasks.foreign.replay import plan_replay
+from img2img_cli.tasks.inputs import read_manifest
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import Choices, Refused, plan_batch
+from img2img_cli.tasks.record import make_record, read_record, replay_command
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 SECONDS, MEBIBYTES = 4, 500

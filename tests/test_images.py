@@ -24,11 +24,11 @@ from pictures import (
 )
 from PIL import Image, ImageCms, PngImagePlugin
 
-from img2img_cli.colour import from_srgb
 from img2img_cli.errors import InputError
-from img2img_cli.guides import load_mask
-from img2img_cli.images import fit_image, load_image, pad_image, plan_fit
-from img2img_cli.writer import encode_image
+from img2img_cli.pictures.colour import from_srgb
+from img2img_cli.pictures.read import fit_image, load_image, pad_image, plan_fit
+from img2img_cli.pictures.write import encode_image
+from img2img_cli.tasks.side_inputs import load_mask
 
 FILE_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000")
 # From what a camera stored to what it saw, by the EXIF standard.

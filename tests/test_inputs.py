@@ -20,10 +20,10 @@ from img2img_cli.errors import (
     PresetError,
     UsageError,
 )
-from img2img_cli.inputs import check_inside, find_items, read_manifest, read_names
-from img2img_cli.job import Job
-from img2img_cli.parameters import Parameters
-from img2img_cli.plan import Choices, Refused, check_outputs, plan_batch
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.inputs import check_inside, find_items, read_manifest, read_names
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import Choices, Refused, check_outputs, plan_batch
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img_cli.assembly import Line
-from img2img_cli.batch import Batch
+from img2img_cli.batch.journal import Journal
+from img2img_cli.batch.line import Line
+from img2img_cli.batch.run import Batch
 from img2img_cli.cli import app, batch_run, picture
 from img2img_cli.errors import OutputError
-from img2img_cli.interrupts import SIGNALS, Interrupted, Interrupts
-from img2img_cli.journal import Journal
-from img2img_cli.streams import _Stdout
+from img2img_cli.system.interrupts import SIGNALS, Interrupted, Interrupts
+from img2img_cli.system.streams import _Stdout
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 COMMAND = [sys.executable, "-m", "img2img_cli"]
@@ -131,7 +131,7 @@ def test_a_signal_ends_at_once_what_allows_it(interrupts: Interrupts) -> None:
 def test_a_second_signal_ends_the_process(number: int) -> None:
     code = f"""
 import os
-from img2img_cli.interrupts import INTERRUPTS
+from img2img_cli.system.interrupts import INTERRUPTS
 INTERRUPTS.install()
 with INTERRUPTS.hold():
     os.kill(os.getpid(), {number})
@@ -248,7 +248,7 @@ def test_a_message_that_nobody_reads_changes_nothing(folder: Path) -> None:
 def test_a_stream_that_does_not_block_gets_everything(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    code = "import sys; from img2img_cli.streams import protect_streams; protect_streams(); print('x' * 1_000_000)"
+    code = "from img2img_cli.system.streams import protect_streams; protect_streams(); print('x' * 1_000_000)"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as reader:

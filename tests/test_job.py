@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from img2img_cli.errors import Img2ImgError, InputError, OutputError, UsageError
-from img2img_cli.job import (
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.job import (
     EXTENSIONS,
     MAX_SEED,
     STDIO,
@@ -24,7 +25,6 @@ from img2img_cli.job import (
     printable,
     telling_suffix,
 )
-from img2img_cli.parameters import Parameters
 
 
 def make_job(input_, task="edit", **changes):

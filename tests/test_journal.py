@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img_cli import state_file
-from img2img_cli.batch import Batch, Limits, Tally
-from img2img_cli.entries import Entry, Opener
+from img2img_cli.batch import state_file
+from img2img_cli.batch.entries import Entry, Opener
+from img2img_cli.batch.journal import STATE, Failure, hold_folder
+from img2img_cli.batch.run import Batch, Limits, Tally
 from img2img_cli.errors import OutputError
-from img2img_cli.images import load_image
-from img2img_cli.inputs import find_items
-from img2img_cli.job import Job
-from img2img_cli.journal import STATE, Failure, hold_folder
-from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.runner import Finished, encode_result
-from img2img_cli.writer import write_output
+from img2img_cli.pictures.read import load_image
+from img2img_cli.pictures.write import write_output
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.run import Finished, encode_result
 
 FLIPS = 250
 
@@ -103,7 +103,7 @@ def test_a_failure_is_forgotten_where_anything_else_is_asked_for(folder: Path, c
 
 
 def test_a_newer_version_tries_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("img2img_cli.journal.__version__", "99")
+    monkeypatch.setattr("img2img_cli.batch.journal.__version__", "99")
     assert len(sort_out(folder, plan(folder))[0]) == 1
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from pictures import make_picture
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.kernels import Conv2d, GroupNorm, mend_convolutions, replace_kernels
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.work import Piece
+from img2img_cli.engines.cpu_kernels import Conv2d, GroupNorm, mend_convolutions, replace_kernels
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.tasks.pieces import Piece
 
 
 @pytest.mark.parametrize("shape", [(2, 64, 8, 6), (1, 64, 1, 1), (2, 64, 5)])

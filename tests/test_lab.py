@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pictures import KINDS, make_picture
 from skimage import color
 
-from img2img_cli.lab import lab_to_rgb, rgb_to_lab
+from img2img_cli.pictures.lab import lab_to_rgb, rgb_to_lab
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -12,12 +12,12 @@ import torch
 from conftest import psnr
 from PIL import Image
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import OutOfMemoryError
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
 
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]
 

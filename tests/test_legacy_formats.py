@@ -15,7 +15,7 @@ from PIL import Image
 from test_hostile import refuse
 
 from img2img_cli.errors import InputError
-from img2img_cli.images import load_image
+from img2img_cli.pictures.read import load_image
 
 # One of each, with its pixels well inside.
 GOOD = {

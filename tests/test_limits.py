@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from img2img_cli.server import connection, guard, web
-from img2img_cli.server.dispatcher import Dispatcher
+from img2img_cli.server import connection, guard, orders
+from img2img_cli.server.app import _run, keep_log_plain, make_app
 from img2img_cli.server.guard import Guard
 from img2img_cli.server.pool import Pool
-from img2img_cli.server.serve import _run, keep_log_plain, make_app
+from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
 
 TOKEN = "a token for tests"
@@ -446,7 +446,7 @@ def test_connections_have_a_number(server: Served, monkeypatch: pytest.MonkeyPat
 
 
 def test_works_have_a_number_and_questions_go_on(server: Served, monkeypatch: pytest.MonkeyPatch, data: str) -> None:
-    monkeypatch.setattr(web, "MOST_WORKS", 4)
+    monkeypatch.setattr(orders, "MOST_WORKS", 4)
     asked = {**HOUR, "init_images": [data]}
     first = [server.start(asked) for _ in range(2)]
     wait_until(lambda: server.state.dispatcher.count_waiting() == 2)

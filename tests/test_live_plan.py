@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from img2img_cli import live_plan
+from img2img_cli.batch import live_plan
+from img2img_cli.batch.live_plan import LivePlan
 from img2img_cli.errors import UsageError
-from img2img_cli.inputs import find_items
-from img2img_cli.live_plan import LivePlan
-from img2img_cli.plan import Choices, Planned, Refused
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.plan import Choices, Planned, Refused
 
 
 @pytest.fixture(autouse=True)

@@ -15,12 +15,12 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from twins import RECIPES, WIDTH, make_twin
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.contents import tell_contents
-from img2img_cli.device import choose_placement
+from img2img_cli.engines.checkpoints.contents import tell_contents
+from img2img_cli.engines.checkpoints.lora import fuse_loras
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.errors import ModelError
-from img2img_cli.lora import fuse_loras
-from img2img_cli.parameters import Parameters
+from img2img_cli.presets.schema import Parameters
 
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX, QWEN = "black-forest-labs/FLUX.1-schnell", "Qwen/Qwen-Image-Edit-2511"

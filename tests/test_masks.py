@@ -16,14 +16,14 @@ from pictures import encode, make_picture
 from PIL import Image
 
 from img2img_cli.errors import InputError, UsageError
-from img2img_cli.finish import feather_mask
-from img2img_cli.guides import Guides, load_guides, load_mask
-from img2img_cli.images import Picture, load_image
-from img2img_cli.inputs import find_items
-from img2img_cli.job import Job
-from img2img_cli.parameters import Parameters
-from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.runner import encode_result, finish_picture
+from img2img_cli.pictures.keep import feather_mask
+from img2img_cli.pictures.read import Picture, load_image
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.run import encode_result, finish_picture
+from img2img_cli.tasks.side_inputs import Guides, load_guides, load_mask
 
 SIZE = (40, 30)
 MARKED = np.zeros(SIZE[::-1], bool)

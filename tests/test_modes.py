@@ -13,8 +13,8 @@ from pictures import encode, make_picture
 from PIL import Image
 from skimage import color
 
-from img2img_cli.deep_files import deepen_png
-from img2img_cli.images import Picture, load_image
+from img2img_cli.pictures.files.sixteen_bit_colour import deepen_png
+from img2img_cli.pictures.read import Picture, load_image
 
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64", "--seed", "1"]
 SIZE = (96, 72)

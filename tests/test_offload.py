@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.offload import apply_offload, choose_offload, measure_parts
-from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.work import Piece
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.offload import apply_offload, choose_offload, measure_parts
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.pieces import Piece
 
 GIB = 2**30
 BYTES = st.integers(0, 80 * GIB)

@@ -15,11 +15,11 @@ from loopback_hub import LoopbackHub
 from PIL import Image
 from safetensors.torch import load_file
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement, make_generators
-from img2img_cli.modelref import bundled_dir
-from img2img_cli.parameters import Parameters
-from img2img_cli.work import Piece
+from img2img_cli.engines.device import choose_placement, make_generators
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.presets.references import bundled_dir
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.pieces import Piece
 
 OPTIONS = ["--seed", "4", "--steps", "4", "--strength", "0.5", "--set", "image_size=64", "--dtype", "float32"]
 

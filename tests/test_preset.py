@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from img2img_cli.errors import PresetError
-from img2img_cli.parameters import Parameters
-from img2img_cli.preset import preset_schema, resolve
-from img2img_cli.preset_files import configs_dir, list_cards, list_presets, load_preset
-from img2img_cli.repositories import list_repositories
-from img2img_cli.yamlio import dump_yaml, parse_scalar, parse_yaml
+from img2img_cli.presets.catalogue import preset_schema, resolve
+from img2img_cli.presets.files import configs_dir, list_cards, list_presets, load_preset
+from img2img_cli.presets.repositories import list_repositories
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.presets.strict_yaml import dump_yaml, parse_scalar, parse_yaml
 
 
 def write(folder: Path, text: str, name: str = "mine.yaml") -> str:
@@ -160,7 +160,7 @@ def test_the_schema_file_is_the_models_schema() -> None:
 def test_the_list_loads_no_validation() -> None:
     code = (
         "import sys; from img2img_cli.cli import app; sys.argv = ['img2img', 'presets', 'list']; app._run();"
-        "sys.exit(bool({'img2img_cli.parameters', 'img2img_cli.hub', 'numpy', 'PIL'} & set(sys.modules)))"
+        "sys.exit(bool({'img2img_cli.presets.schema', 'img2img_cli.engines.hub', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 

@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from twins import RECIPES, WIDTH, make_twin
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.modelref import identify_file, identify_model
-from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.prompts import split_weights
-from img2img_cli.work import Piece
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.prompts import split_weights
+from img2img_cli.presets.references import identify_file, identify_model
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.pieces import Piece
 
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 LONG = "a red house by the sea, " * 12

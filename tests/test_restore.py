@@ -9,7 +9,7 @@ import pytest
 from conftest import psnr
 from PIL import Image
 
-from img2img_cli.training.degrade import add_noise
+from img2img_cli.train.bundled.degrade import add_noise
 
 
 @pytest.fixture(scope="module")

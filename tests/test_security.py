@@ -25,18 +25,19 @@ from PIL import Image, PngImagePlugin
 from safetensors.torch import save_file
 from serving import serve_own
 
-from img2img_cli import meeting, stages
+from img2img_cli.batch import stages
+from img2img_cli.batch.journal import LOCK, STATE, hold_folder
 from img2img_cli.errors import InputError, OutputError, UsageError
-from img2img_cli.inputs import find_items
-from img2img_cli.job import printable
-from img2img_cli.journal import LOCK, STATE, hold_folder
-from img2img_cli.plan import Choices, plan_batch
-from img2img_cli.record import read_record, replay_command
-from img2img_cli.remote import ask_server
-from img2img_cli.server.dispatcher import Dispatcher
+from img2img_cli.presets.strict_yaml import dump_yaml, parse_scalar
+from img2img_cli.server import sockets
+from img2img_cli.server.client import ask_server
 from img2img_cli.server.pool import Pool
+from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
-from img2img_cli.yamlio import dump_yaml, parse_scalar
+from img2img_cli.tasks.inputs import find_items
+from img2img_cli.tasks.job import printable
+from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.record import read_record, replay_command
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\x7f\r\u202etxt"
@@ -632,11 +633,11 @@ def test_a_meeting_folder_that_is_a_link_is_refused(runtime: Path) -> None:
     (runtime / "real").mkdir(mode=0o700)
     (runtime / "img2img").symlink_to("real")
     with pytest.raises(UsageError, match="0700"):
-        meeting.make_meeting_folder()
+        sockets.make_meeting_folder()
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(meeting.socket_path("api"))
+        listener.bind(sockets.socket_path("api"))
         listener.listen()
-        assert meeting.connect() is None
+        assert sockets.connect() is None
 
 
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be two users")
@@ -648,8 +649,8 @@ def test_a_meeting_folder_of_another_user_is_refused(runtime: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
     with pytest.raises(UsageError, match="yours alone"):
-        meeting.make_meeting_folder()
-    assert meeting.connect() is None
+        sockets.make_meeting_folder()
+    assert sockets.connect() is None
 
 
 def _visit_as_another(path: str) -> NoReturn:
@@ -678,18 +679,18 @@ def test_commands_and_their_server_are_the_same_user(runtime: Path, monkeypatch:
     with serve_own(state) as path:
         assert ask_server("GET", "/img2img/status")["pid"] == os.getpid()
         runtime.chmod(0o755)
-        Path(meeting.meeting_folder()).chmod(0o755)
+        Path(sockets.meeting_folder()).chmod(0o755)
         Path(path).chmod(0o666)
         child = os.fork()
         if child == 0:
             _visit_as_another(path)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         # The other way round: a command gives its pictures to nobody else.
-        monkeypatch.setattr(meeting, "is_private", lambda folder: True)
-        assert meeting.connect() is not None
+        monkeypatch.setattr(sockets, "is_private", lambda folder: True)
+        assert sockets.connect() is not None
         monkeypatch.setattr(os, "getuid", lambda: 65534)
-        monkeypatch.setattr(meeting, "socket_path", lambda kind: path)
-        assert meeting.connect() is None
+        monkeypatch.setattr(sockets, "socket_path", lambda kind: path)
+        assert sockets.connect() is None
         monkeypatch.undo()
     state.dispatcher.close()
 

@@ -27,10 +27,11 @@ import pytest
 from PIL import Image
 from serving import serve_own
 
-from img2img_cli import meeting, remote, wire
 from img2img_cli.errors import ExitCode, UsageError
-from img2img_cli.remote import ServerGoneError, ask_server
-from img2img_cli.work import Piece
+from img2img_cli.server import client, sockets
+from img2img_cli.server.client import ServerGoneError, ask_server
+from img2img_cli.tasks import protocol
+from img2img_cli.tasks.pieces import Piece
 
 TOKEN = "a token for tests"
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]
@@ -265,13 +266,13 @@ def test_a_second_server_is_refused(server: Running, fresh) -> None:
 def signal_at_first_step(patch: pytest.MonkeyPatch, process: subprocess.Popen[bytes], number: int) -> None:
     """Have the server get a signal when it tells of a step for the first time."""
 
-    def unpack(read: wire.Read) -> tuple[dict[str, object], list[Image.Image]]:
-        told, images = wire.unpack(read)
+    def unpack(read: protocol.Read) -> tuple[dict[str, object], list[Image.Image]]:
+        told, images = protocol.unpack(read)
         if "step" in told:
             process.send_signal(number)
         return told, images
 
-    patch.setattr(remote, "unpack", unpack)
+    patch.setattr(client, "unpack", unpack)
 
 
 def test_when_the_server_stops_or_dies_the_command_goes_on(
@@ -284,13 +285,13 @@ def test_when_the_server_stops_or_dies_the_command_goes_on(
     stopped, silent, killed, alone = results
     # In the middle of its work, and before.
     with monkeypatch.context() as patch:
-        patch.setattr(remote, "SILENCE_S", 8.0)
+        patch.setattr(client, "SILENCE_S", 8.0)
         signal_at_first_step(patch, process, signal.SIGSTOP)
         done = here("colorize", picture, stopped, *options)
         assert done.code == 0, done.err
         remedy = f"the server (process {process.pid}) does not answer; `kill -9 {process.pid}` ends it; going on"
         assert remedy in done.err
-        patch.setattr(remote, "SILENCE_S", 0.5)
+        patch.setattr(client, "SILENCE_S", 0.5)
         done = here("colorize", picture, silent, *options, "--keep-warm", "1m")
         assert done.code == 0, done.err
         assert len(done.err.splitlines()) == 2
@@ -307,12 +308,12 @@ def test_when_the_server_stops_or_dies_the_command_goes_on(
     assert len({result.read_bytes() for result in results}) == 1
     assert process.wait(120) == -signal.SIGKILL
     # What a killed server leaves behind is in nobody's way.
-    assert Path(meeting.socket_path("api")).exists()
+    assert Path(sockets.socket_path("api")).exists()
     again = start(lonely)
     assert b"serving" in again.stderr.readline()
     assert here("serve", "--stop").code == 0
     assert again.wait(120) == 0
-    assert not Path(meeting.socket_path("api")).exists()
+    assert not Path(sockets.socket_path("api")).exists()
 
 
 def test_keep_warm_leaves_a_server(lonely: str, here, picture: Path) -> None:
@@ -325,7 +326,7 @@ def test_keep_warm_leaves_a_server(lonely: str, here, picture: Path) -> None:
     status |= ask_server("GET", "/img2img/status")
     assert (status["keep_seconds"], len(status["warm"])) == (1200, 1)
     assert here("serve", "--stop").code == 0
-    wait_until(lambda: not Path(meeting.socket_path("api")).exists())
+    wait_until(lambda: not Path(sockets.socket_path("api")).exists())
     assert here("serve", "--status").code == ExitCode.NOTHING_MATCHED
 
 
@@ -341,7 +342,7 @@ def test_a_server_that_was_left_ends_by_itself(queue, lonely: str) -> None:
         leave.release(100)
         assert request.future.result(120)
         assert state.stop.wait(120)
-        wait_until(lambda: not Path(path).exists() or meeting.connect() is None)
+        wait_until(lambda: not Path(path).exists() or sockets.connect() is None)
 
 
 @pytest.mark.parametrize(("more", "words"), [(["ten"], "15m"), (["10m", "--no-server"], "exclude each other")])
@@ -350,22 +351,22 @@ def test_keep_warm_is_checked_first(lonely: str, here, picture: Path, more: list
         done = here(*command, "--keep-warm", *more)
         assert done.code == ExitCode.USAGE
         assert words in done.err
-    assert not Path(meeting.meeting_folder()).exists()
+    assert not Path(sockets.meeting_folder()).exists()
 
 
 def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert meeting.connect() is not None
+    assert sockets.connect() is not None
     monkeypatch.setenv("HF_HOME", "/elsewhere")
-    assert meeting.connect() is None
+    assert sockets.connect() is None
     with pytest.raises(ServerGoneError):
         ask_server("GET", "/img2img/status")
 
 
 def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices, rounding, caches and the way to the hub do; our own settings, and what changes speed or text, do not."""
-    import img2img_cli.environment  # noqa: F401 - makes settings of its own
+    import img2img_cli.system.environment  # noqa: F401 - makes settings of its own
 
-    before = meeting.describe_self()
+    before = sockets.describe_self()
     decisive = (
         "CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_OVERRIDE_GFX_VERSION "
         "PYTORCH_ENABLE_MPS_FALLBACK TORCH_ALLOW_TF32_CUBLAS_OVERRIDE NVIDIA_TF32_OVERRIDE CUBLAS_WORKSPACE_CONFIG "
@@ -376,30 +377,30 @@ def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPat
     for name in decisive.split():
         with monkeypatch.context() as patch:
             patch.setenv(name, "3")
-            assert meeting.describe_self() != before, name
+            assert sockets.describe_self() != before, name
     for name in ("GOMP_SPINCOUNT", "HF_HUB_VERBOSITY", "HF_HUB_DISABLE_PROGRESS_BARS", "TERM", "LANG", "COLUMNS"):
         with monkeypatch.context() as patch:
             patch.setenv(name, "3")
-            assert meeting.describe_self() == before, name
-    monkeypatch.setattr(meeting, "count_threads", lambda: (77, "another share of the processor"))
-    assert meeting.describe_self() != before
+            assert sockets.describe_self() == before, name
+    monkeypatch.setattr(sockets, "count_threads", lambda: (77, "another share of the processor"))
+    assert sockets.describe_self() != before
 
 
 def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Running) -> None:
-    folder = Path(meeting.meeting_folder())
+    folder = Path(sockets.meeting_folder())
     mode = folder.stat().st_mode
     folder.chmod(0o755)
     try:
-        assert meeting.connect() is None
+        assert sockets.connect() is None
         with pytest.raises(UsageError, match="0700"):
-            meeting.make_meeting_folder()
+            sockets.make_meeting_folder()
     finally:
         folder.chmod(mode)
 
 
 def test_only_this_user_can_open_the_sockets(server: Running) -> None:
-    assert stat.S_IMODE(Path(meeting.meeting_folder()).stat().st_mode) == 0o700
-    assert stat.S_IMODE(Path(meeting.socket_path("api")).stat().st_mode) == 0o600
+    assert stat.S_IMODE(Path(sockets.meeting_folder()).stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(sockets.socket_path("api")).stat().st_mode) == 0o600
 
 
 def ask(server: Running, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, object]]:
@@ -466,7 +467,7 @@ def test_our_own_routes_are_not_on_tcp(server: Running) -> None:
 def test_garbage_on_our_own_socket_is_refused(server: Running, body: bytes) -> None:
     for path in ("/img2img/transform", "/img2img/pipelines", "/img2img/keep"):
         connection = http.client.HTTPConnection("localhost")
-        connection.sock = meeting.connect()
+        connection.sock = sockets.connect()
         connection.request("POST", path, body)
         assert connection.getresponse().status == 422
         connection.close()
@@ -534,7 +535,7 @@ def test_webui_client(server: Running, photograph: Image.Image) -> None:
 
 
 def test_webui_resize_modes(photograph: Image.Image) -> None:
-    from img2img_cli.server.a1111_orders import fit
+    from img2img_cli.server.a1111.orders import fit
 
     square = [Image.open(io.BytesIO(fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
     assert [image.size for image in square] == [(60, 60)] * 3
@@ -566,16 +567,16 @@ class Lane:
 
 @pytest.fixture(scope="module")
 def bundled() -> object:
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
 
     return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
 
 
 def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: object) -> object:
-    from img2img_cli.server.dispatcher import Request
+    from img2img_cli.server.queue import Request
 
     image = Image.new("RGB", keys.pop("size", (64, 64)), (seed % 256, 90, 90))
     piece = Piece(image=image, control=image, seed=seed, parameters=spec.parameters, **keys)
@@ -586,11 +587,11 @@ def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: obj
 
 @pytest.fixture
 def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, object]]:
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
-    from img2img_cli.server.dispatcher import Dispatcher
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
     from img2img_cli.server.pool import Pool
-    from img2img_cli.wire import Spec
+    from img2img_cli.server.queue import Dispatcher
+    from img2img_cli.tasks.protocol import Spec
 
     leave = threading.Semaphore(0)
     lane = Lane(bundled, leave)
@@ -668,7 +669,7 @@ def test_models_that_load_keep_nobody_waiting(slow_to_load) -> None:
 
 
 def test_who_waits_for_a_model_may_leave(slow_to_load) -> None:
-    from img2img_cli.server.dispatcher import CancelledError, QueuedPipeline
+    from img2img_cli.server.queue import CancelledError, QueuedPipeline
 
     dispatcher, _, others, may_load = slow_to_load
     cold = ask_for(dispatcher, "cold", 1, others[0])
@@ -686,7 +687,8 @@ def test_the_server_computes_with_as_many_threads_as_a_command(queue, monkeypatc
     """Also in a container with a share of the processor: how sums are rounded depends on it."""
     import torch
 
-    from img2img_cli import device, processors
+    from img2img_cli.engines import device
+    from img2img_cli.system import processors
 
     dispatcher, _, leave, spec = queue
     monkeypatch.setattr(device, "DEFAULT_THREADS", 5)
@@ -710,27 +712,27 @@ def test_the_server_computes_with_as_many_threads_as_a_command(queue, monkeypatc
 
 
 def read_messages(response: http.client.HTTPResponse, count: int) -> list[dict[str, object]]:
-    return [wire.unpack(response.read)[0] for _ in range(count)]
+    return [protocol.unpack(response.read)[0] for _ in range(count)]
 
 
 def ask_own(path: str, body: bytes) -> http.client.HTTPResponse:
     connection = http.client.HTTPConnection("localhost")
-    connection.sock = meeting.connect(60)
+    connection.sock = sockets.connect(60)
     connection.request("POST", path, body)
     return connection.getresponse()
 
 
 def test_a_server_at_work_says_so(slow_to_load, lonely: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.server import native_api
+    from img2img_cli.server import api_own
     from img2img_cli.server.state import State
 
     dispatcher, spec, others, may_load = slow_to_load
-    monkeypatch.setattr(native_api, "HEARTBEAT_S", 0.02)
+    monkeypatch.setattr(api_own, "HEARTBEAT_S", 0.02)
     image = Image.new("RGB", (64, 64))
     piece = Piece(image=image, control=image, seed=1, parameters=spec.parameters)
     with serve_own(State(dispatcher=dispatcher)):
         loads = ask_own("/img2img/pipelines", json.dumps(others[0].to_json()).encode())
-        makes = ask_own("/img2img/transform", wire.pack_pieces(others[0], [piece]))
+        makes = ask_own("/img2img/transform", protocol.pack_pieces(others[0], [piece]))
         for response in (loads, makes):
             assert read_messages(response, 3) == [{"busy": True}] * 3
         may_load.set()
@@ -740,7 +742,7 @@ def test_a_server_at_work_says_so(slow_to_load, lonely: str, monkeypatch: pytest
 
 
 def test_a_large_request_keeps_nobody_waiting(queue, lonely: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.server import native_api
+    from img2img_cli.server import api_own
     from img2img_cli.server.state import State
 
     dispatcher, _, leave, spec = queue
@@ -750,13 +752,13 @@ def test_a_large_request_keeps_nobody_waiting(queue, lonely: str, monkeypatch: p
     def read(*arguments: object) -> object:
         reads.set()
         assert may_go_on.wait(120)
-        return wire.unpack_pieces(*arguments)
+        return protocol.unpack_pieces(*arguments)
 
-    monkeypatch.setattr(native_api, "unpack_pieces", read)
+    monkeypatch.setattr(api_own, "unpack_pieces", read)
     image = Image.new("RGB", (64, 64))
     piece = Piece(image=image, control=image, seed=1, parameters=spec.parameters)
     with serve_own(State(dispatcher=dispatcher)), ThreadPoolExecutor() as pool:
-        asked = pool.submit(ask_own, "/img2img/transform", wire.pack_pieces(spec, [piece]))
+        asked = pool.submit(ask_own, "/img2img/transform", protocol.pack_pieces(spec, [piece]))
         assert reads.wait(120)
         assert ask_server("GET", "/img2img/status")["waiting"] == 0
         may_go_on.set()
@@ -776,7 +778,7 @@ def test_what_is_too_large_for_the_server_is_not_said_to_have_ended_it(
 
 
 def test_what_one_thread_keeps_out_of_stdout_others_print(capsys: pytest.CaptureFixture[str]) -> None:
-    from img2img_cli.silence import silence_stdout
+    from img2img_cli.system.silence import silence_stdout
 
     before = sys.stdout
     with silence_stdout(), ThreadPoolExecutor() as pool:
@@ -805,7 +807,7 @@ def test_pieces_that_differ_do_not_share_a_batch(queue) -> None:
 
 
 def test_cancelled_requests_never_run(queue) -> None:
-    from img2img_cli.server.dispatcher import CancelledError
+    from img2img_cli.server.queue import CancelledError
 
     dispatcher, lane, leave, spec = queue
     first = ask_for(dispatcher, "a", 0, spec)
@@ -821,7 +823,7 @@ def test_cancelled_requests_never_run(queue) -> None:
 
 
 def test_the_queue_is_bounded(queue) -> None:
-    from img2img_cli.server.dispatcher import FullError
+    from img2img_cli.server.queue import FullError
 
     dispatcher, lane, _, spec = queue
     ask_for(dispatcher, "a", 0, spec)
@@ -852,10 +854,10 @@ def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: 
 
 
 def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
     from img2img_cli.server import pool as pools
-    from img2img_cli.wire import Spec
+    from img2img_cli.tasks.protocol import Spec
 
     built = []
     pool = pools.Pool(60, build=lambda spec: built.append(spec) or copy_of(bundled))
@@ -886,10 +888,10 @@ def copy_of(pipeline: object) -> object:
 def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Path) -> None:
     import shutil
 
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
     from img2img_cli.server.pool import key_of
-    from img2img_cli.wire import Spec
+    from img2img_cli.tasks.protocol import Spec
 
     folder = shutil.copytree(tiny_sd, tmp_path / "model")
     spec = Spec(parameters=resolve(load_preset("sd15-edit"), {"model": str(folder), "prompt": "x"}).parameters)
@@ -901,8 +903,8 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
 
 
 def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
-    from img2img_cli.preset import resolve
-    from img2img_cli.preset_files import load_preset
+    from img2img_cli.presets.catalogue import resolve
+    from img2img_cli.presets.files import load_preset
 
     p = resolve(load_preset("edit"), {"prompt": "é\n(x:1.2)"}).parameters
     mask, style = photograph.convert("L"), photograph.resize((10, 20))
@@ -910,10 +912,10 @@ def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
         Piece(image=photograph, control=photograph if seed else style, seed=seed, parameters=p, mask=mask, style=style)
         for seed in (0, 2**32 - 1)
     ]
-    spec = wire.Spec(parameters=p, device="cpu", offload="none")
-    body = wire.pack_pieces(spec, pieces)
+    spec = protocol.Spec(parameters=p, device="cpu", offload="none")
+    body = protocol.pack_pieces(spec, pieces)
     assert len(body) < 2 * photograph.width * photograph.height * 3, "what they share is sent once"
-    again_spec, again = wire.unpack_pieces(io.BytesIO(body).read)
+    again_spec, again = protocol.unpack_pieces(io.BytesIO(body).read)
     assert again_spec == spec
     for before, after in zip(pieces, again, strict=True):
         assert (after.seed, after.parameters, after.group[0]) == (before.seed, before.parameters, before.group[0])
@@ -922,7 +924,7 @@ def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
     assert again[0].image is again[1].image
     for cut in (0, 3, 100, len(body) - 1):
         with pytest.raises((EOFError, ValueError)):
-            wire.unpack_pieces(io.BytesIO(body[:cut]).read)
+            protocol.unpack_pieces(io.BytesIO(body[:cut]).read)
 
 
 @pytest.mark.parametrize(
@@ -940,7 +942,7 @@ def test_pieces_survive_the_wire(photograph: Image.Image) -> None:
     ],
 )
 def test_lengths_of_time(text: str, seconds: float | None) -> None:
-    from img2img_cli.wire import parse_duration
+    from img2img_cli.tasks.protocol import parse_duration
 
     if seconds is None:
         with pytest.raises(UsageError):

@@ -16,14 +16,14 @@ from single_files import make_architectures, name_parts, name_parts_xl, name_vae
 from transformers import CLIPTextModelWithProjection
 from twins import fix_up, make_clip, make_twin, make_vae, unet_options
 
-from img2img_cli import single_file
-from img2img_cli.building import build_pipeline
-from img2img_cli.contents import tell_contents
-from img2img_cli.device import choose_placement
+from img2img_cli.engines.checkpoints import single_file
+from img2img_cli.engines.checkpoints.contents import tell_contents
+from img2img_cli.engines.checkpoints.single_file import load_clip_tokenizer
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.errors import ModelError
-from img2img_cli.parameters import Parameters
-from img2img_cli.single_file import load_clip_tokenizer
-from img2img_cli.work import Piece
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.pieces import Piece
 
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/FLUX.1-schnell"

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img_cli import assembly
-from img2img_cli.entries import Opener
+from img2img_cli.batch import line
+from img2img_cli.batch.entries import Opener
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import ChangedError
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.source import read_source
+from img2img_cli.system.source_files import read_source
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 
@@ -106,7 +106,7 @@ def test_a_fifo_that_nobody_writes_to_ends_with_its_time(here, folder: Path) -> 
 
 def test_what_is_told_as_late_is_not_there(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr(assembly, "check_place", lambda *place: looked.append(place))  # the last look before writing
+    monkeypatch.setattr(line, "check_place", lambda *place: looked.append(place))  # the last look before writing
     monkeypatch.setattr(Opener, "is_late", lambda self, entry: bool(looked))
     code, events = run(here, "--item-timeout", "600")
     assert code == 3

@@ -13,16 +13,18 @@ from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli import compiling, device, kernels, processors
-from img2img_cli.building import build_pipeline
-from img2img_cli.caching import cache_features
-from img2img_cli.compiling import Compiled, Plan
-from img2img_cli.device import choose_placement
+from img2img_cli.engines import cpu_kernels, device
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion import compiling
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.compiling import Compiled, Plan
+from img2img_cli.engines.diffusion.feature_cache import cache_features
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import PresetError, UsageError
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import resolve, speed_up
-from img2img_cli.preset_files import load_preset
-from img2img_cli.runner import transform_image
+from img2img_cli.presets.catalogue import resolve, speed_up
+from img2img_cli.presets.files import load_preset
+from img2img_cli.system import processors
+from img2img_cli.tasks.run import transform_image
 
 GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 128}
 
@@ -175,15 +177,15 @@ def test_the_memory_of_texts_is_bounded_and_exact() -> None:
     plain = copy.deepcopy(encoder)
     computed = encoder.forward
     encoder.forward = lambda ids: (calls.append(2), computed(ids))[1]
-    kernels.remember_texts(encoder)
-    for index in range(3 * kernels.MOST_TEXTS):
+    cpu_kernels.remember_texts(encoder)
+    for index in range(3 * cpu_kernels.MOST_TEXTS):
         ids = torch.tensor([[index]])
         assert torch.equal(encoder(ids), plain(ids))
-    assert calls.count(2) == 3 * kernels.MOST_TEXTS
-    encoder(torch.tensor([[3 * kernels.MOST_TEXTS - 1]]))
-    assert calls.count(2) == 3 * kernels.MOST_TEXTS
+    assert calls.count(2) == 3 * cpu_kernels.MOST_TEXTS
+    encoder(torch.tensor([[3 * cpu_kernels.MOST_TEXTS - 1]]))
+    assert calls.count(2) == 3 * cpu_kernels.MOST_TEXTS
     encoder(torch.tensor([[0]]))
-    assert calls.count(2) == 3 * kernels.MOST_TEXTS + 1
+    assert calls.count(2) == 3 * cpu_kernels.MOST_TEXTS + 1
 
 
 def test_compiling_has_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,14 +13,14 @@ from conftest import psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
-from img2img_cli.guides import load_style
-from img2img_cli.modelref import split_folder
-from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.record import read_record, replay_command
-from img2img_cli.work import Piece
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.presets.references import split_folder
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.pieces import Piece
+from img2img_cli.tasks.record import read_record, replay_command
+from img2img_cli.tasks.side_inputs import load_style
 
 RED, BLUE = (Image.new("RGB", (40, 50), colour) for colour in ("red", "blue"))
 FEW = {"num_inference_steps": 3, "strength": 1.0, "image_size": 64, "ip_adapter_scale": 2.0}

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pictures import KINDS, make_picture
 
-from img2img_cli.tiling import Canvas, plan_tiles
+from img2img_cli.pictures.tiles import Canvas, plan_tiles
 
 lengths = st.integers(1, 700)
 

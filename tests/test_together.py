@@ -14,20 +14,20 @@ from conftest import Count, psnr
 from PIL import Image
 from twins import make_twin
 
-from img2img_cli import kernels
-from img2img_cli.batcher import run_works
-from img2img_cli.building import build_pipeline
-from img2img_cli.caching import cache_features, find_cache
-from img2img_cli.calls import wrap_call, wrap_forward
-from img2img_cli.compiling import Plan, compile_parts
-from img2img_cli.device import choose_placement
-from img2img_cli.guides import Guides
-from img2img_cli.offload import apply_offload
-from img2img_cli.parameters import Parameters
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.runner import start_work, transform_image
+from img2img_cli.engines import cpu_kernels
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.compiling import Plan, compile_parts
+from img2img_cli.engines.diffusion.feature_cache import cache_features, find_cache
+from img2img_cli.engines.diffusion.offload import apply_offload
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.module_calls import wrap_call, wrap_forward
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.batching import run_works
+from img2img_cli.tasks.run import start_work, transform_image
+from img2img_cli.tasks.side_inputs import Guides
 
 CPU = torch.device("cpu")
 OFFLOADS = ("model", "sequential", "group")
@@ -191,9 +191,9 @@ def test_a_compiled_part_counts_its_calls_whatever_moves_it(tiny_sd: Path, image
 
 
 def test_texts_are_remembered_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "MOST_TEXTS", 1)
+    monkeypatch.setattr(cpu_kernels, "MOST_TEXTS", 1)
     encoder = torch.nn.Embedding(10, 2)
-    kernels.remember_texts(encoder)
+    cpu_kernels.remember_texts(encoder)
     first, second = torch.tensor([1]), torch.tensor([2])
     wanted = encoder(first)
     encoder.register_forward_hook(lambda *_: other())  # another lane's prompt, just when this one's is computed
@@ -257,7 +257,7 @@ def list_modules(found: Any) -> set[torch.nn.Module]:
 
 def test_no_second_try_where_it_cannot_help(plain: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[object] = []
-    monkeypatch.setattr("img2img_cli.pipeline.copy_alone", lambda *given: tried.append(given))
+    monkeypatch.setattr("img2img_cli.engines.diffusion.pipeline.copy_alone", lambda *given: tried.append(given))
     latents = torch.full((1, plain.pipe.vae.config.latent_channels, 8, 8), float("nan"))
     with pytest.raises(Exception, match="not numbers"):
         plain.decode(latents)

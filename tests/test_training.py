@@ -15,15 +15,15 @@ from diffusers import AutoencoderTiny, StableDiffusionControlNetImg2ImgPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from img2img_cli.modelref import bundled_dir
-from img2img_cli.training import autoencoder, diffusion
-from img2img_cli.training.captions import compose_caption, measure_colours
-from img2img_cli.training.classifier import CLASSES, classify, train_classifier
-from img2img_cli.training.data import BalancedDraw, Photograph, read_shard
-from img2img_cli.training.degrade import recolour
-from img2img_cli.training.evaluate import BEGIN, END, Evaluation, format_tables, write_evaluation
-from img2img_cli.training.metrics import correlate_structure, measure_chroma, measure_detail, measure_psnr
-from img2img_cli.training.styles import STYLES
+from img2img_cli.presets.references import bundled_dir
+from img2img_cli.train.bundled import autoencoder, diffusion
+from img2img_cli.train.bundled.captions import compose_caption, measure_colours
+from img2img_cli.train.bundled.classifier import CLASSES, classify, train_classifier
+from img2img_cli.train.bundled.degrade import recolour
+from img2img_cli.train.bundled.evaluate import BEGIN, END, Evaluation, format_tables, write_evaluation
+from img2img_cli.train.bundled.styles import STYLES
+from img2img_cli.train.data import BalancedDraw, Photograph, read_shard
+from img2img_cli.train.metrics import correlate_structure, measure_chroma, measure_detail, measure_psnr
 
 
 @pytest.fixture(scope="module")

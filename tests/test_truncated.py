@@ -13,7 +13,7 @@ from pictures import ORIENTATION, bomb, encode, make_picture
 from PIL import Image
 
 from img2img_cli.errors import DamageError, InputError
-from img2img_cli.images import load_image
+from img2img_cli.pictures.read import load_image
 
 SIZE = (96, 72)
 PHOTO = make_picture("coffee", SIZE)

@@ -17,12 +17,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from twins import make_twin
 
-from img2img_cli import feedforward
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement
+from img2img_cli.engines import feed_forward
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.errors import ModelError
-from img2img_cli.parameters import Parameters
-from img2img_cli.runner import transform_image
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.run import transform_image
 
 pytest.importorskip("einops", reason="spandrel is not installed")
 ALONE = ["upscale", "--preset", "esrgan-upscale", "--set", "tile_overlap=16"]
@@ -31,7 +31,7 @@ ALONE = ["upscale", "--preset", "esrgan-upscale", "--set", "tile_overlap=16"]
 @pytest.fixture(scope="module")
 def sharp_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Real-ESRGAN whose weights copy each pixel four by four: blocky, but of the right colours and place."""
-    feedforward.import_spandrel("test")
+    feed_forward.import_spandrel("test")
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
     weights = RRDBNet(num_filters=8, num_blocks=1, scale=4).state_dict()
@@ -90,8 +90,8 @@ def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> N
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 38), ("float32", 60)])
 def test_a_net_in_sixteen_bits_is_close(sharp_net: Path, photograph: Image.Image, dtype: str, least: float) -> None:
     image = photograph.resize((64, 48))
-    expected = feedforward.load_net(str(sharp_net), choose_placement("cpu", "float32")).enlarge([image], [0])
-    made = feedforward.load_net(str(sharp_net), choose_placement("cpu", dtype)).enlarge([image], [0])
+    expected = feed_forward.load_net(str(sharp_net), choose_placement("cpu", "float32")).enlarge([image], [0])
+    made = feed_forward.load_net(str(sharp_net), choose_placement("cpu", dtype)).enlarge([image], [0])
     assert made.shape == (1, 3, 192, 256)
     assert made.dtype == torch.float32
     small = torch.nn.functional.avg_pool2d(made, 4)[0].permute(1, 2, 0).numpy() * 255
@@ -138,7 +138,7 @@ def test_without_spandrel_it_says_what_to_install(picture: Path, sharp_net: Path
 
 
 def test_a_stand_in_for_torchvision_stays_nowhere() -> None:
-    feedforward.import_spandrel("test")
+    feed_forward.import_spandrel("test")
     stands = [name for name in sys.modules if name.startswith("torchvision")]
     assert all(hasattr(sys.modules[name], "__file__") for name in stands)
 
@@ -179,7 +179,7 @@ def test_a_net_that_cleans_keeps_its_word(here, picture: Path, sharp_net: Path) 
 
 def make_expected(pixels: np.ndarray, net: Path) -> Image.Image:
     """What the net alone makes of a picture."""
-    loaded = feedforward.load_net(str(net), choose_placement("cpu", "auto"))
+    loaded = feed_forward.load_net(str(net), choose_placement("cpu", "auto"))
     made = loaded.enlarge([Image.fromarray(pixels)], [0])[0]
     return Image.fromarray((made.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
@@ -187,7 +187,7 @@ def make_expected(pixels: np.ndarray, net: Path) -> Image.Image:
 def find_architectures() -> list[tuple[str, Any]]:
     """Every net that spandrel can build by itself, at its default size or smaller."""
     try:
-        feedforward.import_spandrel("test")
+        feed_forward.import_spandrel("test")
     except ModelError:
         return []
     from spandrel.architectures.Compact.__arch.SRVGG import SRVGGNetCompact
@@ -221,7 +221,7 @@ def test_lanes_do_not_disturb_each_others_net(tmp_path: Path, photograph: Image.
     """Two threads with one net make, again and again, what one of them makes alone."""
     torch.manual_seed(0)
     save_file({key: value.contiguous() for key, value in build().state_dict().items()}, tmp_path / "net.safetensors")
-    net = feedforward.load_net(str(tmp_path / "net.safetensors"), choose_placement("cpu", "float32"))
+    net = feed_forward.load_net(str(tmp_path / "net.safetensors"), choose_placement("cpu", "float32"))
     images = [photograph.rotate(90 * turn).resize((32, 32)) for turn in range(2)]
     lanes = [net.share(), net.share()]
     memory = {weight.data_ptr() for weight in net._descriptor.model.parameters()}

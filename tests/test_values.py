@@ -18,14 +18,14 @@ from PIL import Image, PngImagePlugin
 
 from img2img_cli.cli import app, picture
 from img2img_cli.errors import PresetError, UsageError
-from img2img_cli.inputs import read_manifest
-from img2img_cli.job import Job
-from img2img_cli.modelref import parse_lora, split_references
-from img2img_cli.parameters import CARD_KEYS, Parameters
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.record import _check_record, make_record, quote_word, replay_command, replay_words
-from img2img_cli.values import read_value, write_value
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.presets.references import parse_lora, split_references
+from img2img_cli.presets.schema import CARD_KEYS, Parameters
+from img2img_cli.presets.values import read_value, write_value
+from img2img_cli.tasks.inputs import read_manifest
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.record import _check_record, make_record, quote_word, replay_command, replay_words
 
 NASTY = [
     *("", " ", "-", "--set", "-x", "a b", " a ", "a=b", "=", "a:b", ":0.5", "a\nb", "\n", "\r\n", "\t", "'", '"', '""'),

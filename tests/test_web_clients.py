@@ -26,15 +26,16 @@ from PIL import Image
 from pydantic import ValidationError
 
 from img2img_cli.errors import PresetError, UsageError
-from img2img_cli.samplers import SCHEDULES
-from img2img_cli.server import a1111_orders, a1111_schema, openai_api
-from img2img_cli.server.a1111_schema import Img2ImgRequest
-from img2img_cli.server.dispatcher import Dispatcher
+from img2img_cli.presets.samplers import SCHEDULES
+from img2img_cli.server import api_openai
+from img2img_cli.server.a1111 import orders, schema
+from img2img_cli.server.a1111.schema import Img2ImgRequest
+from img2img_cli.server.app import _run, make_app
 from img2img_cli.server.guard import Guard
+from img2img_cli.server.orders import RefusedError, decode_base64
 from img2img_cli.server.pool import Pool
-from img2img_cli.server.serve import _run, make_app
+from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
-from img2img_cli.server.web import RefusedError, decode_base64
 
 TOKEN = "a token for tests"
 EDIT, IMG2IMG = "/v1/images/edits", "/sdapi/v1/img2img"
@@ -174,9 +175,9 @@ def test_what_is_no_base64_is_told_so(text: str, told: str) -> None:
 
 
 def read(served: Served, fields: dict[str, Any], mask: bytes | None = None, image: bytes = FILE) -> tuple[Any, Any]:
-    with openai_api.telling_openai():
-        sent = openai_api.Sent(fields={"prompt": "fog", **fields}, images=[image], mask=mask)
-        return openai_api.read_order(served.state, sent)
+    with api_openai.telling_openai():
+        sent = api_openai.Sent(fields={"prompt": "fog", **fields}, images=[image], mask=mask)
+        return api_openai.read_order(served.state, sent)
 
 
 @pytest.mark.parametrize(
@@ -267,8 +268,8 @@ def test_a_mask_goes_with_the_pictures_own_size(served: Served) -> None:
 
 def test_json_is_read_as_the_form_is(served: Served) -> None:
     image = {"image_url": f"data:image/png;base64,{WRAPPED}"}
-    sent = openai_api.read_json(json.dumps({"images": [image], "mask": None, "n": 2, "prompt": "fog"}).encode())
-    assert sent == openai_api.Sent(fields={"n": 2, "prompt": "fog"}, images=[FILE], mask=None)
+    sent = api_openai.read_json(json.dumps({"images": [image], "mask": None, "n": 2, "prompt": "fog"}).encode())
+    assert sent == api_openai.Sent(fields={"n": 2, "prompt": "fog"}, images=[FILE], mask=None)
     for wrong in (
         b"{",
         b"[]",
@@ -278,7 +279,7 @@ def test_json_is_read_as_the_form_is(served: Served) -> None:
         b"[" * 9999,
     ):
         with pytest.raises(UsageError):
-            openai_api.read_json(wrong)
+            api_openai.read_json(wrong)
 
 
 def test_openai_client_gets_what_it_reads(openai_client: Any) -> None:
@@ -374,7 +375,7 @@ def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> Non
     try:
         asked = Img2ImgRequest.model_validate({"init_images": [DATA], **fields})
         asked.check()
-        a1111_schema.choose_sampler(asked.sampler, asked.scheduler)
+        schema.choose_sampler(asked.sampler, asked.scheduler)
     except (ValidationError, UsageError):
         return
     JSONResponse(asked.model_dump(exclude={"prompt", "negative_prompt"}))  # whose text is checked with the preset
@@ -382,7 +383,7 @@ def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> Non
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(fields=st.dictionaries(st.sampled_from([*openai_api.EditRequest.model_fields, "x"]), JSON, max_size=3))
+@given(fields=st.dictionaries(st.sampled_from([*api_openai.EditRequest.model_fields, "x"]), JSON, max_size=3))
 def test_any_json_is_an_edit_or_is_told_why_not(served: Served, fields: dict[str, Any]) -> None:
     with contextlib.suppress(RefusedError):
         read(served, fields)
@@ -515,9 +516,9 @@ def test_what_is_left_aside_is_told(fields: dict[str, Any]) -> None:
 def test_samplers_and_schedules(name: str, schedule: str, kind: Any, expected: dict[str, Any] | None) -> None:
     if kind is UsageError:
         with pytest.raises(UsageError, match=r"^(sampler_name|scheduler): "):
-            a1111_schema.choose_sampler(name, schedule)
+            schema.choose_sampler(name, schedule)
         return
-    chosen = a1111_schema.choose_sampler(name, schedule)
+    chosen = schema.choose_sampler(name, schedule)
     assert chosen.get("scheduler") == kind
     assert (expected or {}).items() <= chosen.get("scheduler_config", {}).items()
 
@@ -525,11 +526,11 @@ def test_samplers_and_schedules(name: str, schedule: str, kind: Any, expected: d
 def test_diffusers_has_every_sampler_with_every_schedule() -> None:
     import diffusers
 
-    for name in a1111_schema.SAMPLERS:
+    for name in schema.SAMPLERS:
         refused = 0
         for schedule in SCHEDULES:
             try:
-                chosen = a1111_schema.choose_sampler(name, schedule)
+                chosen = schema.choose_sampler(name, schedule)
             except UsageError:
                 refused += 1
                 continue
@@ -542,7 +543,7 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
     """The client sends Euler a with every request, and no such class goes with FLUX."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from img2img_cli.loading import _make_scheduler
+    from img2img_cli.engines.diffusion.load import _make_scheduler
 
     (tmp_path / "model_index.json").write_text(
         '{"_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}'
@@ -550,7 +551,7 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
     (tmp_path / "flow.yaml").write_text(f"extends: edit\nmodel: {tmp_path}\n")
     state = State(dispatcher=served.state.dispatcher, presets={"flow": str(tmp_path / "flow.yaml")})
     asked = request(**{**QUICK, "sampler_name": "Euler a"})
-    (one,) = a1111_orders.read_orders(state, asked, {"sd_model_checkpoint": "flow"})
+    (one,) = orders.read_orders(state, asked, {"sd_model_checkpoint": "flow"})
     assert one.order.resolved.parameters.scheduler is None
     assert [note.partition(":")[0] for note in one.order.notes] == ["sampler_name"]
     (one,) = read_orders(served, sampler_name="Euler a")
@@ -575,13 +576,13 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
 def test_formats_of_results(chosen: dict[str, Any], expected: tuple[str, int | None] | None) -> None:
     if expected is None:
         with pytest.raises(UsageError):
-            a1111_schema.choose_format(chosen)
+            schema.choose_format(chosen)
     else:
-        assert a1111_schema.choose_format(chosen) == expected
+        assert schema.choose_format(chosen) == expected
 
 
-def read_orders(served: Served, **fields: Any) -> list[a1111_orders.Wanted]:
-    return a1111_orders.read_orders(served.state, request(**{**QUICK, **fields}), {"sd_model_checkpoint": "quick"})
+def read_orders(served: Served, **fields: Any) -> list[orders.Wanted]:
+    return orders.read_orders(served.state, request(**{**QUICK, **fields}), {"sd_model_checkpoint": "quick"})
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -636,7 +637,7 @@ def test_the_part_around_a_mask(
 ) -> None:
     mask = Image.new("L", (100, 60))
     mask.paste(255, white)
-    assert a1111_orders.find_part(mask, padding, shape) == box
+    assert orders.find_part(mask, padding, shape) == box
 
 
 def test_webui_client_repaints_the_masked_part_alone(webui_client: Any) -> None:

@@ -15,12 +15,12 @@ from pictures import EXIF, GPS, ORIENTATION, bomb, camera_exif, decode, encode, 
 from PIL import ExifTags, Image
 
 from img2img_cli.errors import InputError, OutputError
-from img2img_cli.finish import paste_masked
-from img2img_cli.images import Picture, load_image
-from img2img_cli.job import EXTENSIONS, STDIO, Job, plan_jobs
-from img2img_cli.parameters import Parameters
-from img2img_cli.record import format_parameters, make_record, read_record
-from img2img_cli.writer import choose_format, encode_image, write_output
+from img2img_cli.pictures.keep import paste_masked
+from img2img_cli.pictures.read import Picture, load_image
+from img2img_cli.pictures.write import choose_format, encode_image, write_output
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.job import EXTENSIONS, STDIO, Job, plan_jobs
+from img2img_cli.tasks.record import format_parameters, make_record, read_record
 
 PROMPT = 'Ein Mädchen, 漢字 \U0001f3a8 & <b>"quotes"</b>\nsecond line'
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF/></x:xmpmeta>'
@@ -380,7 +380,7 @@ def test_what_cannot_be_decoded_takes_no_place(tmp_path, content, replace):
 LIMITED = """
 import resource, sys
 from img2img_cli.errors import OutputError
-from img2img_cli.writer import write_output
+from img2img_cli.pictures.write import write_output
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     write_output(open(sys.argv[1], "rb").read(), sys.argv[2], replace=sys.argv[3] == "replace")

@@ -63,9 +63,9 @@ from transformers import (
     T5Tokenizer,
 )
 
-from img2img_cli import feedforward
-from img2img_cli.qwen import PictureProcessor
-from img2img_cli.single_file import load_clip_tokenizer
+from img2img_cli.engines import feed_forward
+from img2img_cli.engines.checkpoints.single_file import load_clip_tokenizer
+from img2img_cli.engines.diffusion.qwen import PictureProcessor
 
 Recipe = Callable[[Path, str | None], None]
 WIDTH = 32
@@ -441,7 +441,7 @@ def make_x2_upscaler(folder: Path, variant: str | None) -> None:
 
 def make_esrgan(folder: Path, variant: str | None) -> None:
     """A Real-ESRGAN of one block, which has learnt nothing."""
-    feedforward.import_spandrel("twin")
+    feed_forward.import_spandrel("twin")
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
     folder.mkdir(parents=True)

@@ -13,20 +13,20 @@ from typing import Annotated, NoReturn
 import typer
 
 from img2img_cli import __version__
-from img2img_cli.cli.batch import batch
-from img2img_cli.cli.colorize import colorize
-from img2img_cli.cli.doctor import doctor
-from img2img_cli.cli.edit import edit
-from img2img_cli.cli.info import info
-from img2img_cli.cli.models import models
-from img2img_cli.cli.presets import presets
-from img2img_cli.cli.restore import restore
-from img2img_cli.cli.serve import serve
-from img2img_cli.cli.train import train
-from img2img_cli.cli.upscale import upscale
+from img2img_cli.cli.commands.batch import batch
+from img2img_cli.cli.commands.colorize import colorize
+from img2img_cli.cli.commands.doctor import doctor
+from img2img_cli.cli.commands.edit import edit
+from img2img_cli.cli.commands.info import info
+from img2img_cli.cli.commands.models import models
+from img2img_cli.cli.commands.presets import presets
+from img2img_cli.cli.commands.restore import restore
+from img2img_cli.cli.commands.serve import serve
+from img2img_cli.cli.commands.train import train
+from img2img_cli.cli.commands.upscale import upscale
 from img2img_cli.errors import DISK_ERRORS, ExitCode, Img2ImgError
-from img2img_cli.interrupts import INTERRUPTS, Interrupted
-from img2img_cli.streams import protect_streams
+from img2img_cli.system.interrupts import INTERRUPTS, Interrupted
+from img2img_cli.system.streams import protect_streams
 
 THREAD_PREFIX = "img2img-"  # of a batch's own threads
 
@@ -114,7 +114,7 @@ def _run() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    from img2img_cli.job import printable
+    from img2img_cli.tasks.job import printable
 
     print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
     return int(code)

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from img2img_cli.batch import Batch, Limits, Tally
+from img2img_cli.batch.journal import hold_folder
+from img2img_cli.batch.live_plan import LivePlan
+from img2img_cli.batch.run import Batch, Limits, Tally
 from img2img_cli.errors import ExitCode, Img2ImgError, NothingMatchedError, OutputError, UsageError
-from img2img_cli.inputs import Item, find_items
-from img2img_cli.interrupts import INTERRUPTS
-from img2img_cli.job import Job, printable
-from img2img_cli.journal import hold_folder
-from img2img_cli.live_plan import LivePlan
-from img2img_cli.output_folder import estimate_bytes
-from img2img_cli.parameters import Offload, Parameters
-from img2img_cli.plan import Choices, Planned, Refused, plan_batch
+from img2img_cli.presets.schema import Offload, Parameters
+from img2img_cli.system.interrupts import INTERRUPTS
+from img2img_cli.tasks.inputs import Item, find_items
+from img2img_cli.tasks.job import Job, printable
+from img2img_cli.tasks.output_folder import estimate_bytes
+from img2img_cli.tasks.plan import Choices, Planned, Refused, plan_batch
 
 if TYPE_CHECKING:
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.work import Pipeline
+    from img2img_cli.tasks.pieces import Pipeline
 
 Event = dict[str, Any]
 
@@ -89,7 +89,7 @@ def find(choices: Choices, options: BatchOptions, notes: list[str]) -> list[Item
 
 def keep_up(passes: Passes, notes: list[str]) -> int:
     """Run, and run again for what comes and changes, until a signal; return the exit code of the last pass."""
-    from img2img_cli.watch import watch_inputs
+    from img2img_cli.batch.watch import watch_inputs
 
     choices, options = passes.choices, passes.options
     plan = LivePlan(lambda: find(choices, options, notes), choices)
@@ -126,7 +126,7 @@ def keep_up(passes: Passes, notes: list[str]) -> int:
 
 def print_plan(planned: Sequence[Planned], notes: Sequence[str]) -> int:
     """Print the plan as YAML: each preset's parameters once, then a line a job; return the exit code."""
-    from img2img_cli.yamlio import dump_yaml
+    from img2img_cli.presets.strict_yaml import dump_yaml
 
     jobs = [job for job in planned if isinstance(job, Job)]
     parameters = {job.preset: job.parameters.model_dump() for job in jobs}
@@ -159,7 +159,7 @@ class Pipelines:
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
         from img2img_cli.cli.picture import tell_offload
-        from img2img_cli.wire import Spec
+        from img2img_cli.tasks.protocol import Spec
 
         parameters: Parameters = job.parameters
         key = parameters.pipeline_key
@@ -291,7 +291,7 @@ class Passes:
             finally:
                 recorder.summarise(tally, time.monotonic() - began)
             if options.report is not None:
-                from img2img_cli.report import write_report
+                from img2img_cli.batch.report import write_report
 
                 with INTERRUPTS.allow():
                     write_report(options.report, recorder.ends, planned, time.monotonic() - began)

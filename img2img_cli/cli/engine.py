@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from img2img_cli.errors import ExitCode, UsageError
-from img2img_cli.job import printable
-from img2img_cli.meeting import connect, make_meeting_folder, meeting_folder, socket_path
-from img2img_cli.remote import RemotePipeline, ServerGoneError, ServerSilentError, ask_server
-from img2img_cli.wire import Spec, parse_duration
+from img2img_cli.server.client import RemotePipeline, ServerGoneError, ServerSilentError, ask_server
+from img2img_cli.server.sockets import connect, make_meeting_folder, meeting_folder, socket_path
+from img2img_cli.tasks.job import printable
+from img2img_cli.tasks.protocol import Spec, parse_duration
 
 if TYPE_CHECKING:
-    from img2img_cli.work import Pipeline
+    from img2img_cli.tasks.pieces import Pipeline
 
 START_TIMEOUT_S = 120.0
 
@@ -120,7 +120,7 @@ def _absolute(spec: Spec) -> Spec:
 
 def build(spec: Spec) -> Pipeline:
     """A pipeline in this process."""
-    from img2img_cli.building import build_pipeline
-    from img2img_cli.device import choose_placement
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.engines.diffusion.build import build_pipeline
 
     return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))

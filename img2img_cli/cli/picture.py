@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-from img2img_cli.cli.shared import SharedOptions
+from img2img_cli.cli.options import SharedOptions
 from img2img_cli.errors import UsageError
-from img2img_cli.interrupts import INTERRUPTS
-from img2img_cli.job import STDIO, Format, Job, Truncated, check_collisions, choose_seed, plan_jobs, printable
-from img2img_cli.modelref import BUNDLED
-from img2img_cli.parameters import Offload, Parameters, Task
-from img2img_cli.preset import Resolved, choose_controlnet, resolve, speed_up
-from img2img_cli.preset_files import load_preset, suggest
-from img2img_cli.values import read_value
+from img2img_cli.presets.catalogue import Resolved, choose_controlnet, resolve, speed_up
+from img2img_cli.presets.files import load_preset, suggest
+from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.schema import Offload, Parameters, Task
+from img2img_cli.presets.values import read_value
+from img2img_cli.system.interrupts import INTERRUPTS
+from img2img_cli.tasks.job import STDIO, Format, Job, Truncated, check_collisions, choose_seed, plan_jobs, printable
 
 if TYPE_CHECKING:
-    from img2img_cli.runner import Result
-    from img2img_cli.work import Pipeline
+    from img2img_cli.tasks.pieces import Pipeline
+    from img2img_cli.tasks.run import Result
 
 FORMATS: tuple[Format, ...] = get_args(Format)
 TRUNCATED: tuple[Truncated, ...] = get_args(Truncated)
@@ -54,8 +54,8 @@ def run_picture_command(
         print_jobs(jobs)
         return
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.runner import load_pictures, run_jobs
-    from img2img_cli.wire import Spec
+    from img2img_cli.tasks.protocol import Spec
+    from img2img_cli.tasks.run import load_pictures, run_jobs
 
     engine = Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet)
     engine.check()
@@ -200,7 +200,7 @@ def tell_offload(pipeline: Pipeline) -> None:
 
 def print_jobs(jobs: Sequence[Job]) -> None:
     """The resolved jobs as YAML documents on stdout."""
-    from img2img_cli.yamlio import dump_yaml
+    from img2img_cli.presets.strict_yaml import dump_yaml
 
     print(dump_yaml(*(job.model_dump() for job in jobs)), end="")
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 
 from img2img_cli.cli.picture import check_offload
 from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
-from img2img_cli.job import printable
-from img2img_cli.meeting import socket_path
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import load_preset
-from img2img_cli.remote import ServerGoneError, ServerSilentError, ask_server
-from img2img_cli.wire import parse_duration
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import load_preset
+from img2img_cli.server.client import ServerGoneError, ServerSilentError, ask_server
+from img2img_cli.server.sockets import socket_path
+from img2img_cli.tasks.job import printable
+from img2img_cli.tasks.protocol import parse_duration
 
 LEAST_TOKEN = 16  # characters: other users of the machine reach the port too
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
@@ -68,7 +68,7 @@ def run_server(
     # Before torch starts its threads: spinning, they would starve those that speak with the clients.
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     place = socket_path("api")  # before torch: it may change settings, and which processors this process may use
-    from img2img_cli.server.serve import ServeOptions, serve
+    from img2img_cli.server.app import ServeOptions, serve
 
     options = ServeOptions(
         presets=presets,

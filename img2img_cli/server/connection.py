@@ -10,8 +10,8 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from img2img_cli.meeting import is_own
 from img2img_cli.server.guard import describe_refusal
+from img2img_cli.server.sockets import is_own
 
 MOST_CONNECTIONS = 256
 HEAD_S = 20.0  # for the whole head of a request, and for silence between two requests

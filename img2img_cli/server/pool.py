@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from img2img_cli.building import build_pipeline
-from img2img_cli.device import choose_placement, count_threads, measure_memory_gib
+from img2img_cli.engines.device import choose_placement, count_threads, measure_memory_gib
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import OutOfMemoryError
-from img2img_cli.modelref import read_file_identity, read_identity
-from img2img_cli.pipeline import ImagePipeline
-from img2img_cli.wire import Spec, Traits, describe_traits
+from img2img_cli.presets.references import read_file_identity, read_identity
+from img2img_cli.tasks.protocol import Spec, Traits, describe_traits
 
 PROMISE_S = 10.0
 Build = Callable[[Spec], ImagePipeline]

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from img2img_cli import __version__
-from img2img_cli.parameters import Offload
-from img2img_cli.preset import resolve
-from img2img_cli.preset_files import list_presets, load_preset
-from img2img_cli.repositories import Repository, is_fetched, list_repositories
-from img2img_cli.server.dispatcher import Dispatcher
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import list_presets, load_preset
+from img2img_cli.presets.repositories import Repository, is_fetched, list_repositories
+from img2img_cli.presets.schema import Offload
+from img2img_cli.server.queue import Dispatcher
 
 TICK_S = 0.25
 MOST_WORKS = 64  # that web clients may wait for at once

@@ -1,0 +1,92 @@
+"""What is done to one picture of a batch before and after the model: decode, work, finish, encode."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from img2img_cli.errors import Img2ImgError
+from img2img_cli.pictures.read import load_image
+from img2img_cli.system.source_files import NO_STAMP, Stamp, read_source
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.pieces import Piece, Pipeline
+from img2img_cli.tasks.run import encode_result, finish_picture, start_work
+from img2img_cli.tasks.side_inputs import load_guides
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """A picture that was read.
+
+    Attributes:
+        sha256, stamp: of the very bytes that were decoded.
+        notes: what to tell of how it was read, a sentence each.
+        error: why it cannot be decoded.
+    """
+
+    sha256: str
+    stamp: Stamp
+    notes: tuple[str, ...] = ()
+    error: Img2ImgError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """A result as a file's bytes."""
+
+    data: bytes
+    size: tuple[int, int]
+    format: str
+
+
+class Stages:
+    """One picture's stages, in this process: `load`, `prepare`, then `advance` until it gives the result."""
+
+    def __init__(self, job: Job, fingerprint: str) -> None:
+        self._job, self._fingerprint = job, fingerprint
+
+    def load(self, data: bytes | None = None) -> Read:
+        """Read and decode the input, or its content as it was read before, and what is given beside it.
+
+        Raises:
+            Img2ImgError: it cannot be read.
+        """
+        job, stamp = self._job, NO_STAMP
+        if data is None:
+            data, stamp = read_source(job.input)
+        self._sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            self._picture = load_image(job.input, data, truncated=job.truncated)
+            self._guides = load_guides(job, self._picture.size)
+        except Img2ImgError as error:
+            return Read(sha256=self._sha256, stamp=stamp, error=error)
+        notes = tuple(self._guides.notes)
+        if self._picture.damaged:
+            notes += (f"{job.input}: cut short or damaged; what could be decoded is used",)
+        return Read(sha256=self._sha256, stamp=stamp, notes=notes)
+
+    def prepare(self, pipeline: Pipeline) -> list[Piece]:
+        """What the model is to work on first."""
+        job = self._job
+        self._work = start_work(self._picture.rgb, job.parameters, job.seed, pipeline, self._guides)
+        return next(self._work.steps)
+
+    def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
+        """Take what the model has made of the last pieces; return more of them, or the result."""
+        try:
+            return self._work.steps.send(list(images))
+        except StopIteration as stop:
+            made: Image.Image = stop.value
+        result = finish_picture(made, self._picture, self._job, self._guides.mask)
+        provenance = {"fingerprint": self._fingerprint, "source_sha256": self._sha256}
+        data, format_ = encode_result(result, self._picture, self._job, **provenance)
+        return Encoded(data=data, size=result.size, format=format_)
+
+    def kill(self) -> None:
+        """Nothing: a thread cannot be stopped."""
+
+    def close(self) -> None:
+        """Nothing: what it holds goes with it."""

@@ -1,0 +1,184 @@
+"""`img2img batch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from img2img_cli.cli.options import (
+    CompileOption,
+    ControlnetOption,
+    DeviceOption,
+    DtypeOption,
+    EmbeddingOption,
+    FastOption,
+    FormatOption,
+    KeepWarmOption,
+    LoraOption,
+    MetadataOption,
+    ModelOption,
+    NoServerOption,
+    OffloadOption,
+    QualityOption,
+    QuietOption,
+    SchedulerOption,
+    SetOption,
+    TruncatedOption,
+    VaeOption,
+)
+
+_FIND, _PRESET, _OUTPUT, _RUN = "Inputs", "Preset and model", "Output", "Run"
+
+
+def batch(
+    *,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Pictures, folders, quoted globs, a .csv or .jsonl manifest, or - for names on stdin.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the results; folders are mirrored.", show_default=False)
+    ],
+    include: Annotated[
+        list[str],
+        typer.Option(metavar="GLOB", help="Only names or paths like this; repeatable.", rich_help_panel=_FIND),
+    ] = [],  # noqa: B006 - typer copies it
+    exclude: Annotated[
+        list[str], typer.Option(metavar="GLOB", help="No names or paths like this; repeatable.", rich_help_panel=_FIND)
+    ] = [],  # noqa: B006
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on with what arrives, until interrupted.", rich_help_panel=_FIND)
+    ] = False,
+    preset: Annotated[
+        Optional[str],
+        typer.Option(help="Preset name or YAML file; it knows its task.", rich_help_panel=_PRESET, show_default=False),
+    ] = None,
+    prompt: Annotated[
+        Optional[str], typer.Option("--prompt", "-p", rich_help_panel=_PRESET, show_default=False)
+    ] = None,
+    model: ModelOption = None,
+    lora: LoraOption = [],  # noqa: B006
+    embedding: EmbeddingOption = [],  # noqa: B006
+    style: Annotated[
+        Optional[str],
+        typer.Option(
+            help="Picture whose style to take; for presets with an IP-Adapter.",
+            rich_help_panel=_PRESET,
+            show_default=False,
+        ),
+    ] = None,
+    controlnet: ControlnetOption = None,
+    vae: VaeOption = None,
+    scheduler: SchedulerOption = None,
+    set_: SetOption = [],  # noqa: B006
+    name: Annotated[
+        str,
+        typer.Option(
+            help="Name of a result: {stem} {ext} {name} {preset} {task} {seed} {index}.", rich_help_panel=_OUTPUT
+        ),
+    ] = "{stem}{ext}",
+    format: FormatOption = "keep",
+    quality: QualityOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Do all again, and replace strangers' files.", rich_help_panel=_OUTPUT)
+    ] = False,
+    no_metadata: MetadataOption = False,
+    report: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="FILE.html", help="Write a page with every pair.", rich_help_panel=_OUTPUT, show_default=False
+        ),
+    ] = None,
+    seed: Annotated[
+        Optional[int],
+        typer.Option(min=0, max=2**32 - 1, help="One for all.", rich_help_panel=_RUN, show_default="by name"),
+    ] = None,
+    batch_size: Annotated[
+        str, typer.Option(help="auto (one picture at a time on a CPU), or how many.", rich_help_panel=_RUN)
+    ] = "auto",
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Threads that decode and write.", rich_help_panel=_RUN)
+    ] = 2,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast/--keep-going", help="Stop at the first failure.", rich_help_panel=_RUN)
+    ] = False,
+    max_failures: Annotated[
+        Optional[str],
+        typer.Option(metavar="N|P%", help="Stop when more fail.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    item_timeout: Annotated[
+        Optional[float], typer.Option(help="Seconds for one picture.", rich_help_panel=_RUN, show_default=False)
+    ] = None,
+    timeout: Annotated[
+        Optional[float], typer.Option(help="Seconds for the run.", rich_help_panel=_RUN, show_default=False)
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Only what failed before.", rich_help_panel=_RUN)
+    ] = False,
+    truncated: TruncatedOption = "refuse",
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
+    fast: FastOption = False,
+    compile: CompileOption = None,
+    offload: OffloadOption = "auto",
+    no_server: NoServerOption = False,
+    keep_warm: KeepWarmOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
+    ] = False,
+    quiet: QuietOption = False,
+) -> int:
+    """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
+    from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
+    from img2img_cli.cli.engine import Engine
+    from img2img_cli.cli.picture import check_format, check_offload, check_truncated, parse_assignment
+    from img2img_cli.tasks.plan import Choices
+
+    overrides = {"prompt": prompt, "model": model, "dtype": dtype, "compile": compile}
+    overrides |= {"controlnet": controlnet, "vae": vae, "scheduler": scheduler}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    choices = Choices(
+        folder=output,
+        preset=preset,
+        style=style,
+        overrides=overrides | dict(parse_assignment(text) for text in set_),
+        more_lora=lora,
+        more_embeddings=embedding,
+        name=name,
+        format=check_format(format),
+        quality=quality,
+        seed=seed,
+        force=force,
+        fast=fast,
+        metadata=not no_metadata,
+        truncated=check_truncated(truncated),
+    )
+    limits = read_limits(
+        batch_size=batch_size,
+        workers=workers,
+        max_failures="0" if fail_fast else max_failures,
+        item_timeout_s=item_timeout,
+        timeout_s=timeout,
+        retry_failed=retry_failed,
+    )
+    options = BatchOptions(
+        inputs=inputs,
+        include=include,
+        exclude=exclude,
+        watch=watch,
+        report=report,
+        device=device,
+        offload=check_offload(offload),
+        dry_run=dry_run,
+        json=json,
+        quiet=quiet,
+        engine=Engine(server=not no_server, keep_warm=keep_warm, quiet=quiet),
+    )
+    return run_batch_command(choices, limits, options)

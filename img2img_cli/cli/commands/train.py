@@ -1,0 +1,84 @@
+"""`img2img train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from img2img_cli.errors import UsageError
+from img2img_cli.presets.references import locate_model
+
+train = typer.Typer(help="Train the model that ships inside.")
+
+
+@train.callback()
+def _group() -> None:
+    """Train the model that ships inside."""
+
+
+@train.command()
+def bundled(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
+    out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")] = Path("runs/bundled"),
+    minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoints in --out; repeat --from if it was given.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="bundled|FOLDER", help="Go on from this model; its latents stay."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
+) -> None:
+    """Train tokenizer, autoencoder (a third of the time), text encoder, UNet and ControlNet."""
+    folder = _find_start(start) if start is not None else None
+    from img2img_cli.engines.device import choose_device
+    from img2img_cli.train.bundled.recipe import train_bundled
+
+    train_bundled(
+        data=data,
+        out=out,
+        minutes=minutes,
+        device=choose_device(device),
+        start=folder,
+        resume=resume,
+        seed=seed,
+        say=lambda text: typer.echo(text, err=True),
+    )
+
+
+@train.command()
+def evaluate(
+    *,
+    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards; the last is for evaluation.")],
+    model: Annotated[str, typer.Option(help="bundled, or a diffusers folder that was trained here.")] = "bundled",
+    out: Annotated[Path, typer.Option(help="Folder for evaluation.json, .md and .jpg.")] = Path("runs/evaluation"),
+    count: Annotated[int, typer.Option(min=1, help="Photographs of the last shard, spread evenly.")] = 24,
+    card: Annotated[bool, typer.Option("--card", help="Write tables and sheet into the model's card too.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+) -> None:
+    """Measure a model on photographs it has never seen: colours, detail, restoration, styles, seconds."""
+    folder = _find_start(model)
+    from img2img_cli.engines.device import choose_placement
+    from img2img_cli.train.bundled.evaluate import evaluate_model, format_tables, write_evaluation
+
+    evaluation = evaluate_model(
+        str(folder),
+        data=data,
+        count=count,
+        placement=choose_placement(device, "auto"),
+        say=lambda text: typer.echo(text, err=True),
+    )
+    write_evaluation(evaluation, out, folder / "README.md" if card else None)
+    typer.echo(format_tables(evaluation))
+
+
+def _find_start(reference: str) -> Path:
+    kind, place = locate_model(reference)
+    if kind != "folder":
+        raise UsageError(f"{reference}: must be 'bundled' or a diffusers folder that was trained here")
+    return Path(place)

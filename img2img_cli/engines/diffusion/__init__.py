@@ -1,0 +1,1 @@
+"""diffusers pipelines: load the parts, place them on a device, run them on batches. Start in `build`."""

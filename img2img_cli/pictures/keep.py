@@ -1,0 +1,192 @@
+"""What happens to pixels after the model: luminance kept, input agreed with, mask pasted, alpha restored.
+
+Models give 8 bits. What they give is put on luminance of 16 bits by the functions named for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter
+
+from img2img_cli.pictures.files.sixteen_bit import STEP, TOP, Deep
+from img2img_cli.pictures.lab import Array, grey_to_lightness, lab_to_deep_rgb, lab_to_rgb, rgb_to_lab, rgb_to_lightness
+
+Pixels = NDArray[np.uint8]
+GUIDE_RADIUS = 6
+GUIDE_EPSILON = 16.0  # in squared L* units: lightness steps well above 4 are edges
+BAND_PIXELS = 1 << 21
+PROJECTION_STEPS = 12
+BASE_SCALE = 4
+NOISE_LEVEL = 9.0  # in grey levels: half of the detail is kept there
+
+
+def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation: float) -> Image.Image:
+    """Colour `picture` with the mean chroma of `samples`, keeping its own L* at full resolution.
+
+    a* and b* are brought up along the edges of L* by a guided filter whose coefficients are computed at the
+    samples' size (He & Sun 2015, "Fast guided filter"), so that colour ends where things end.
+
+    Args:
+        picture: 8-bit sRGB at full resolution.
+        samples: 8-bit sRGB results of the model, all of one, usually smaller, size.
+        saturation: factor on a* and b*.
+    """
+    chroma = np.mean([rgb_to_lab(np.asarray(sample))[..., 1:] for sample in samples], axis=0) * saturation
+    guide = rgb_to_lightness(np.asarray(picture.resize(samples[0].size, Image.Resampling.LANCZOS)))
+    slopes, offsets = _guided_coefficients(guide, chroma)
+    planes = [Image.fromarray(plane) for plane in np.moveaxis(np.concatenate([slopes, offsets], -1), -1, 0).copy()]
+    full, pixels = np.empty((picture.height, picture.width, 3), np.uint8), np.asarray(picture)
+    rows = max(1, BAND_PIXELS // picture.width)
+    scale = samples[0].height / picture.height
+    for top in range(0, picture.height, rows):
+        bottom = min(top + rows, picture.height)
+        box = (0, top * scale, samples[0].width, bottom * scale)
+        size = (picture.width, bottom - top)
+        slope_a, slope_b, offset_a, offset_b = (
+            np.asarray(plane.resize(size, Image.Resampling.BILINEAR, box=box)) for plane in planes
+        )
+        lightness = rgb_to_lightness(pixels[top:bottom])
+        lab = np.stack([lightness, slope_a * lightness + offset_a, slope_b * lightness + offset_b])
+        full[top:bottom] = lab_to_rgb(np.moveaxis(lab, 0, -1))
+    return Image.fromarray(full)
+
+
+def _guided_coefficients(guide: Array, values: Array) -> tuple[Array, Array]:
+    """Local linear models `values = slope * guide + offset`, smoothed; both `(H, W, 2)` float32."""
+    mean_guide = _box_mean(guide)[..., None]
+    mean_values = np.stack([_box_mean(values[..., i]) for i in range(2)], -1)
+    cross = np.stack([_box_mean(guide * values[..., i]) for i in range(2)], -1)
+    variance = _box_mean(guide * guide)[..., None] - mean_guide**2
+    slope = (cross - mean_guide * mean_values) / (variance + GUIDE_EPSILON)
+    offset = mean_values - slope * mean_guide
+    return tuple(np.stack([_box_mean(part[..., i]) for i in range(2)], -1) for part in (slope, offset))  # type: ignore[return-value]
+
+
+def _box_mean(values: Array) -> Array:
+    """Mean over a square of `2 * GUIDE_RADIUS + 1`, the border repeated; `(H, W)` float32."""
+    size = 2 * GUIDE_RADIUS + 1
+    for axis in (0, 1):
+        pad = [(0, 0), (0, 0)]
+        pad[axis] = (GUIDE_RADIUS + 1, GUIDE_RADIUS)
+        sums = np.cumsum(np.pad(values.astype(np.float64), pad, mode="edge"), axis=axis)
+        high, low = (sums[size:], sums[:-size]) if axis == 0 else (sums[:, size:], sums[:, :-size])
+        values = ((high - low) / size).astype(np.float32)
+    return values
+
+
+def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Correct an enlarged result until, scaled down by bicubic interpolation, it gives `source` again.
+
+    Irani & Peleg's iterative back-projection ("Improving resolution by image registration", 1991), one channel
+    at a time in float32 to bound the memory.
+    """
+    channels = []
+    for channel, truth in zip(result.split(), source.split(), strict=True):
+        estimate = project_channel(np.asarray(channel, np.float32), np.asarray(truth, np.float32), 255)
+        channels.append(Image.fromarray(estimate.round().astype(np.uint8)))
+    return Image.merge("RGB", channels)
+
+
+def project_channel(estimate: Array, wanted: Array, top: float) -> Array:
+    """One channel of `back_project`: `(H, W)` corrected until it is `(h, w)` when scaled down, values in 0..`top`."""
+    large, small = estimate.shape[::-1], wanted.shape[::-1]
+    for _ in range(PROJECTION_STEPS):
+        seen = np.asarray(Image.fromarray(estimate).resize(small, Image.Resampling.BICUBIC))
+        error = Image.fromarray(wanted - seen).resize(large, Image.Resampling.BICUBIC)
+        estimate = (estimate + np.asarray(error)).clip(0, top)
+    return estimate
+
+
+def keep_base(result: Image.Image, source: Image.Image) -> Image.Image:
+    """Give a result the light and colours of its source at scales above about four pixels.
+
+    Noise and compression hardly touch these, so what differs there is the model's drift.
+    """
+    channels = []
+    for made, own in zip(result.split(), source.split(), strict=True):
+        drift = Image.fromarray(np.asarray(own, np.float32) - np.asarray(made, np.float32))
+        base = drift.reduce(BASE_SCALE).resize(result.size, Image.Resampling.BICUBIC)
+        channels.append(Image.fromarray((np.asarray(made) + np.asarray(base)).round().clip(0, 255).astype(np.uint8)))
+    return Image.merge("RGB", channels)
+
+
+def keep_detail(result: Image.Image, source: Image.Image, reconstructed: Image.Image, share: float) -> Image.Image:
+    """Add what the autoencoder loses of the source, unless that is noise.
+
+    Args:
+        reconstructed: the source through the autoencoder alone, of the same size.
+        share: of the loss, in a picture without noise. Where even the calmest blocks of 8 x 8 pixels lose much, the
+            loss is noise, and less is added.
+    """
+    lost = np.asarray(source, np.float32) - np.asarray(reconstructed, np.float32)
+    height, width = (side // 8 * 8 for side in lost.shape[:2])
+    blocks = lost[:height, :width].mean(2).reshape(height // 8, 8, width // 8, 8)
+    noise = float(np.quantile(blocks.std(axis=(1, 3)), 0.2))
+    weight = share / (1 + (noise / NOISE_LEVEL) ** 4)
+    return Image.fromarray((np.asarray(result) + weight * lost).round().clip(0, 255).astype(np.uint8))
+
+
+def unpad(image: Image.Image, content: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    """Cut the padding off and bring the content to `size`."""
+    image = image.crop((0, 0, *content))
+    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+
+
+def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
+    """Fade a mask in from its border inwards over about `pixels`; what was black stays black."""
+    if pixels <= 0:
+        return mask
+    soft = mask.filter(ImageFilter.GaussianBlur(pixels / 2))
+    inner = soft.point([max(0, min(255, round((v - 127.5) * 2))) for v in range(256)])
+    # A region thinner than the feather would fade out entirely; the floor keeps it visible.
+    return ImageChops.darker(ImageChops.lighter(inner, mask.point([v // 4 for v in range(256)])), mask)
+
+
+def paste_masked(result: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
+    """The result where the mask is white, the original's own bytes where it is black."""
+    return Image.composite(result, original, mask)
+
+
+def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """Give an RGB result the input's alpha, resized if need be."""
+    if alpha is None:
+        return result
+    if alpha.size != result.size:
+        alpha = alpha.resize(result.size, Image.Resampling.BICUBIC)
+    merged = result.copy()
+    merged.putalpha(alpha)
+    return merged
+
+
+def colour_luminance(result: Image.Image, luminance: Deep) -> Deep:
+    """The colour of an 8-bit result on 16-bit luminance: `(H, W, 3)` sRGB whose L* is the luminance's own."""
+    luminance = _resize_luminance(luminance, result.size)
+    full, pixels = np.empty((*luminance.shape, 3), np.uint16), np.asarray(result.convert("RGB"))
+    rows = max(1, BAND_PIXELS // result.width)
+    for top in range(0, result.height, rows):
+        lab = rgb_to_lab(pixels[top : top + rows])
+        lab[..., 0] = grey_to_lightness(luminance[top : top + rows])
+        full[top : top + rows] = lab_to_deep_rgb(lab)
+    return full
+
+
+def enlarge_luminance(result: Image.Image, luminance: Deep) -> Deep:
+    """A faithful, enlarged 8-bit result in 16 bits, `(H, W)`: scaled down again it gives the luminance."""
+    estimate = np.asarray(result.convert("L"), np.float32) * STEP
+    return np.asarray(project_channel(estimate, luminance.astype(np.float32), TOP).round(), np.uint16)
+
+
+def paste_on_luminance(result: Image.Image, luminance: Deep, mask: Image.Image) -> Deep:
+    """The result where the mask is white and, to the bit, the luminance where it is black; `(H, W, 3)`."""
+    share = np.asarray(mask, np.uint32)[..., None]
+    made = np.asarray(result.convert("RGB"), np.uint32) * STEP
+    mixed = made * share + luminance.astype(np.uint32)[..., None] * (255 - share)
+    return ((mixed + 127) // 255).astype(np.uint16)
+
+
+def _resize_luminance(luminance: Deep, size: tuple[int, int]) -> Deep:
+    if luminance.shape[::-1] == size:
+        return luminance
+    scaled = Image.fromarray(luminance.astype(np.float32)).resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(np.asarray(scaled).round().clip(0, TOP), np.uint16)

@@ -1,0 +1,91 @@
+"""What a mask marks, whichever way a tool has written it: levels, labels, a palette's colours, or alpha alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from img2img_cli.errors import InputError
+from img2img_cli.pictures.files.sixteen_bit import STEP, narrow
+from img2img_cli.pictures.read import Picture
+
+Levels = NDArray[np.uint8] | NDArray[np.uint16]
+WHITE = 255
+BETWEEN = (32, 223)  # levels that could be meant as a half; it is told when they are read as black or white
+DARK = 64  # a mask that is nowhere as bright as this repaints hardly anything
+
+
+def read_mask(picture: Picture) -> tuple[Image.Image, str | None]:
+    """A mask as 8-bit `L`, white where to repaint; and a sentence where it could have been meant otherwise.
+
+    - Two values are black and white, whatever they are: 0 and 1, two colours of a palette, two levels of 16 bits.
+    - More values are shares of repainting, by their luminance.
+    - What is transparent is black. Where all that is visible has one colour, the alpha is the mask.
+
+    Raises:
+        InputError: its colours are equally bright, or its labels too dark for a mask.
+    """
+    levels, note = _take_levels(picture)
+    low, high = int(levels.min()), int(levels.max())
+    if high == 0:
+        return Image.new("L", picture.size), None
+    if low == high:
+        _check_colours(picture)
+        plain = None if high == np.iinfo(levels.dtype).max else "is of one grey; all of the picture is repainted"
+        return Image.new("L", picture.size, WHITE), note or plain
+    step = 1 if levels.dtype == np.uint8 else STEP
+    white = levels == high
+    if (white | (levels == low)).all():
+        if any(BETWEEN[0] <= value / step <= BETWEEN[1] for value in (low, high)):
+            note = note or f"its two values {low} and {high} are read as black and white"
+        return Image.fromarray(white.astype(np.uint8) * WHITE), note
+    mask = Image.fromarray(levels) if levels.dtype == np.uint8 else narrow(levels.astype(np.uint16))
+    brightest = int(np.asarray(mask).max())
+    if brightest == 0:
+        raise InputError(
+            f"{picture.name}: the mask's brightest value is {high} of 65535, so nothing would be repainted; "
+            "if these are labels, make the part to change white and the rest black"
+        )
+    if brightest < DARK:
+        note = note or (
+            f"its brightest value is {brightest} of 255, so hardly anything is repainted; "
+            "if these are labels, make the part to change white and the rest black"
+        )
+    elif not picture.grey and picture.alpha is None and _has_colours(picture.rgb):
+        note = note or "has several colours, whose brightness is taken for the mask"
+    return mask, note
+
+
+def _take_levels(picture: Picture) -> tuple[Levels, str | None]:
+    """What marks: the alpha of a plain colour, or luminance in as many bits as there are, over black."""
+    if picture.alpha is not None:
+        alpha = np.asarray(picture.alpha)
+        visible = np.asarray(picture.rgb)[alpha > 0]
+        if len(visible) and (visible == visible[0]).all() and alpha.min() < alpha.max():
+            is_white = int(visible[0].min()) > BETWEEN[1]
+            return alpha, None if is_white else (
+                "is of one colour, so what is opaque is repainted; invert its alpha if the rest was meant"
+            )
+        black = Image.new("L", picture.size)
+        return np.asarray(Image.composite(picture.rgb.convert("L"), black, picture.alpha)), None
+    return np.asarray(picture.rgb.convert("L")) if picture.luminance is None else picture.luminance, None
+
+
+def _check_colours(picture: Picture) -> None:
+    """Refuse several colours of one brightness.
+
+    Raises:
+        InputError: naming the file.
+    """
+    colours = picture.rgb.getcolors(1) if picture.alpha is None else []
+    if colours is None:
+        raise InputError(
+            f"{picture.name}: the mask's colours are equally bright; make the part to change white, the rest black"
+        )
+
+
+def _has_colours(image: Image.Image) -> bool:
+    """Whether a picture is more than grey, what JPEG does to grey left aside."""
+    pixels = np.asarray(image)
+    return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() >= BETWEEN[0])

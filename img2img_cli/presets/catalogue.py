@@ -1,0 +1,155 @@
+"""Presets, resolved: defaults < preset file < command line, validated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from img2img_cli.errors import PresetError, UsageError
+from img2img_cli.presets.files import EXTENDS, Preset, replace_values, suggest
+from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.schema import Parameters, fewest_steps
+
+DEFAULT, COMMAND_LINE = "default", "command line"
+MAX_SHOWN = 200  # characters of a value in a message
+FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
+LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Validated parameters and, for each key, where its value came from."""
+
+    name: str
+    parameters: Parameters
+    origin: Mapping[str, str]
+
+
+def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
+    """The ControlNet of the preset's family for the kind of control that is asked for, unless one was named.
+
+    Raises:
+        UsageError: the family has none of this kind.
+    """
+    p = resolved.parameters
+    if p.control is None or "control" not in overrides or "controlnet" in overrides:
+        return resolved
+    if p.model == BUNDLED and p.control == "picture":
+        return resolved
+    if p.control not in p.controlnets:
+        kinds = "picture" if p.model == BUNDLED else ", ".join(p.controlnets) or "none"
+        raise UsageError(f"--control {p.control}: preset '{name}' has {kinds}; name another one with --controlnet")
+    chosen = p.model_copy(update={"controlnet": p.controlnets[p.control], "controlnet_revision": None})
+    return dataclasses.replace(resolved, parameters=chosen)
+
+
+def speed_up(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What `--fast` changes, where nothing else was asked for: quality for time.
+
+    Two thirds of the steps, as far as there are many; guidance in the first of them only; a small VAE if the preset
+    names one. Models that were made for few steps, as the bundled one, keep theirs.
+
+    Raises:
+        PresetError: as `resolve`.
+    """
+    p = resolve(preset, overrides).parameters
+    faster: dict[str, Any] = {}
+    if p.steps_run >= FEWEST_TO_CUT:
+        faster["num_inference_steps"] = max(fewest_steps(p.strength), math.ceil(p.num_inference_steps * FAST_STEPS))
+        if p.guidance_scale > 1 and p.ip_adapter is None:
+            faster["guidance_end"] = FAST_GUIDANCE
+    if p.tiny_vae is not None:
+        faster["vae"] = p.tiny_vae
+    return {**faster, **overrides}
+
+
+def resolve(
+    preset: Preset, overrides: Mapping[str, Any], *, more_lora: Sequence[str] = (), more_embeddings: Sequence[str] = ()
+) -> Resolved:
+    """Merge defaults < preset < command line and validate the result.
+
+    Args:
+        more_lora: LoRAs that come to those of the preset; `more_embeddings` the same.
+
+    Raises:
+        PresetError: naming the file and line, or the command-line key, of each value that is refused.
+    """
+    for key in overrides:
+        if key not in Parameters.model_fields:
+            raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
+    merged = replace_values(preset.values, overrides)
+    if "model" in overrides and "variant" not in overrides and overrides["model"] != preset.values.get("model"):
+        merged.pop("variant", None)  # many a model has no such files
+    if "strength" in overrides and "num_inference_steps" not in overrides:
+        merged["num_inference_steps"] = _lengthen_schedule(merged)
+    try:
+        parameters = Parameters.model_validate(merged)
+    except ValidationError as error:
+        raise PresetError("; ".join(_describe(e, preset, overrides) for e in error.errors())) from None
+    if more_lora or more_embeddings:
+        more = {"lora": (*parameters.lora, *more_lora), "embedding": (*parameters.embedding, *more_embeddings)}
+        try:
+            parameters = Parameters.model_validate({**merged, **more})
+        except ValidationError as error:
+            raise PresetError("; ".join(_describe(e, preset, {**overrides, **more}) for e in error.errors())) from None
+    origin = {
+        key: COMMAND_LINE
+        if key in overrides
+        else str(preset.sources[key])
+        if key in preset.values.keys() & merged.keys()
+        else DEFAULT
+        for key in Parameters.model_fields
+    }
+    return Resolved(name=preset.name, parameters=parameters, origin=origin)
+
+
+def _lengthen_schedule(merged: Mapping[str, Any]) -> Any:
+    """The preset's steps, or as many as leave one to run when it has few and `--strength` is low."""
+    steps = merged.get("num_inference_steps", Parameters.model_fields["num_inference_steps"].default)
+    strength = merged["strength"]
+    sound = isinstance(steps, int) and isinstance(strength, int | float) and LEAST_STRENGTH <= strength <= 1
+    return max(steps, fewest_steps(strength)) if sound else steps
+
+
+def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not error["loc"]:
+        return message if overrides else f"preset {preset.name}: {message}"
+    key = str(error["loc"][0])
+    where = COMMAND_LINE if key in overrides else str(preset.sources[key])
+    hint = ""
+    expected = error.get("ctx", {}).get("expected")
+    if expected and isinstance(error["input"], str):
+        hint = suggest(error["input"], [word.strip("'") for word in expected.replace(" or ", ", ").split(", ")])
+    return f"{where}: {key}: {message}, not {_show(error['input'])}{hint}"
+
+
+def _show(value: Any) -> str:
+    """A value as JSON, cut where it is long."""
+    try:
+        text = json.dumps(value, default=str)
+    except (ValueError, RecursionError):  # Python refuses to write integers of thousands of digits
+        text = "what was given"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def preset_schema() -> dict[str, Any]:
+    """The JSON schema of a preset file, for editors."""
+    schema = Parameters.model_json_schema()
+    properties = {
+        EXTENDS: {"type": "string", "description": "Name or file of the preset whose values are inherited."},
+        **schema["properties"],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "img2img preset",
+        "properties": properties,
+    }

@@ -1,0 +1,136 @@
+"""Preset files: the catalogue's and anybody's, read with what they extend. Loads no pydantic, validates no value."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from img2img_cli import PACKAGE
+from img2img_cli.errors import PresetError
+from img2img_cli.presets.strict_yaml import MAX_CHARACTERS, YamlError, parse_yaml
+
+MAX_GENERATIONS = 20  # of presets that extend each other
+EXTENDS = "extends"
+SCHEMA = "preset.schema.json"
+_REVISIONS = {"model": "revision", "controlnet": "controlnet_revision"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a value was written: a file and its line."""
+
+    file: str
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """The keys a preset sets, its parents' included, each with its source."""
+
+    name: str
+    values: Mapping[str, Any]
+    sources: Mapping[str, Source]
+
+
+def configs_dir() -> Path:
+    """The catalogue's folder: inside the package when installed from a wheel, beside it in a checkout."""
+    package = Path(PACKAGE)
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+@cache
+def list_presets() -> dict[str, Path]:
+    """Names of the shipped presets and their files, sorted."""
+    return {path.stem: path for path in sorted(configs_dir().rglob("*.yaml"), key=lambda p: p.stem)}
+
+
+@cache
+def list_keys() -> dict[str, Any]:
+    """Every key of a preset and its default, from the schema that lies beside the presets."""
+    properties = json.loads((configs_dir() / SCHEMA).read_text(encoding="utf-8"))["properties"]
+    return {key: facts.get("default") for key, facts in properties.items() if key != EXTENDS}
+
+
+def list_cards() -> dict[str, SimpleNamespace]:
+    """The shipped presets by name, each with all keys of `Parameters` as attributes. Nothing is validated."""
+    return {name: SimpleNamespace(**{**list_keys(), **load_preset(name).values}) for name in list_presets()}
+
+
+def suggest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for near misses, else nothing."""
+    near = difflib.get_close_matches(word, list(candidates), n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
+
+
+def load_preset(reference: str) -> Preset:
+    """Load a shipped preset by name or any preset by its file.
+
+    Raises:
+        PresetError: no such preset, a cycle of `extends`, or a file that is not a valid preset.
+    """
+    return _load(_find(reference, None), ())
+
+
+def _find(reference: str, beside: Path | None) -> Path:
+    if reference.endswith((".yaml", ".yml")) or "/" in reference:
+        try:
+            path = (beside.parent if beside else Path()) / Path(reference).expanduser()
+            found = path.is_file()
+        except (OSError, RuntimeError):  # too long a name, no such user
+            path, found = Path(reference), False
+        if not found:
+            raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
+        return path
+    names = list_presets()
+    if reference not in names:
+        hint = suggest(reference, names) or "; `img2img presets list` shows all"
+        raise PresetError(f"unknown preset '{reference}'{hint}")
+    return names[reference]
+
+
+def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
+    path = path.resolve()
+    if path in seen:
+        raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
+    if len(seen) > MAX_GENERATIONS:
+        raise PresetError(f"{path}: the presets that it is extended by are more than {MAX_GENERATIONS}; join some")
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MAX_CHARACTERS + 1)
+        values, lines = parse_yaml(text)
+    except YamlError as error:
+        raise PresetError(f"{Source(file=str(path), line=error.line)}: {error}") from None
+    except UnicodeDecodeError:
+        raise PresetError(f"{path}: not UTF-8 text; save the preset as UTF-8") from None
+    except OSError as error:
+        raise PresetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    parent = values.pop(EXTENDS, None)
+    sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
+    known = list_keys()
+    for key in values:
+        if key not in known:
+            raise PresetError(f"{sources[key]}: unknown key '{key}'{suggest(key, (*known, EXTENDS))}")
+    if parent is None:
+        return Preset(name=path.stem, values=values, sources=sources)
+    if not isinstance(parent, str):
+        raise PresetError(f"{path}:{lines[(EXTENDS,)]}: extends must be a preset's name or file, not {parent!r}")
+    base = _load(_find(parent, path), (*seen, path))
+    values = replace_values(base.values, values)
+    sources = {**base.sources, **sources}
+    return Preset(name=path.stem, values=values, sources={key: sources[key] for key in values})
+
+
+def replace_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """One set of values over another; a revision goes with the model that it is of."""
+    stale = {_REVISIONS[key] for key in _REVISIONS if key in values and values[key] != base.get(key)}
+    return {key: value for key, value in base.items() if key not in stale} | dict(values)

@@ -1,0 +1,249 @@
+"""References to models: bundled, a local folder, a single file, or a hub id. Checked before torch is loaded."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from img2img_cli import PACKAGE
+from img2img_cli.errors import ModelError
+
+BUNDLED = "bundled"
+NO_MODEL = "none"  # an upscaling net alone
+Kind = Literal["folder", "file", "hub", "none"]
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+_WEIGHTS = ".safetensors"
+MAX_WORDS = 64  # in which names with spaces are looked for
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def bundled_dir() -> Path:
+    """The diffusers folder of the model that is shipped inside the package."""
+    return Path(PACKAGE) / "models" / BUNDLED
+
+
+def _to_path(reference: str) -> Path:
+    """A reference as a path; one that the system refuses, being too long or of no such user, is of nothing."""
+    try:
+        path = Path(reference).expanduser()
+        path.exists()
+    except (OSError, RuntimeError):
+        return Path("\0")
+    return path
+
+
+def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Kind, str]:
+    """Tell what a reference means, and its path or hub id.
+
+    Args:
+        index: the file that makes a folder a model's: `config.json` for a ControlNet.
+
+    Raises:
+        ModelError: a pickle, a folder without an index, a missing file, or nothing that could be a hub id.
+    """
+    if reference == BUNDLED:
+        return "folder", str(bundled_dir())
+    if reference == NO_MODEL:
+        return "none", reference
+    path = _to_path(reference)
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(
+            f"{reference}: pickle files can run code when they are opened and are refused; "
+            "use the model's .safetensors file or convert it to one"
+        )
+    if path.is_dir():
+        if not (path / index).is_file():
+            raise ModelError(f"{reference}: the folder has no {index}, so it is not a diffusers model; check the path")
+        return "folder", str(path)
+    if path.suffix == ".safetensors":  # as the libraries compare it, which take all else for pickles
+        if not path.is_file():
+            raise ModelError(f"{reference}: no such file; check the path")
+        return "file", str(path)
+    if path.exists():
+        raise ModelError(f"{reference}: neither a diffusers folder nor a .safetensors file; convert it to one of them")
+    if not _HUB_ID.fullmatch(reference):
+        raise ModelError(
+            f"{reference}: no such model; give '{BUNDLED}', a folder, a .safetensors file or a hub id like owner/name"
+        )
+    return "hub", reference
+
+
+def make_absolute(reference: str) -> str:
+    """A reference that means the same in every folder; a LoRA's scale stays."""
+    if reference in (BUNDLED, NO_MODEL):
+        return reference
+    name, colon, scale = reference.rpartition(":")
+    for path, rest in ((reference, ""), (name, colon + scale)):
+        if path and (found := _to_path(path)).exists():
+            return str(found.absolute()) + rest
+    return reference
+
+
+@dataclass(frozen=True)
+class FileReference:
+    """A LoRA's or embedding's file and where it lies.
+
+    Attributes:
+        repository: hub id or folder.
+        file: name of the .safetensors file in it; None when the repository has only one.
+    """
+
+    repository: str
+    file: str | None
+    on_hub: bool
+
+
+@dataclass(frozen=True)
+class LoraReference(FileReference):
+    """A LoRA's file, and how strongly it is applied."""
+
+    scale: float
+
+
+def parse_lora(text: str) -> LoraReference:
+    """Read `REF` or `REF:SCALE`; REF is a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
+
+    Raises:
+        ModelError: a pickle, a missing file, a scale that is not a number, or nothing that could be on the hub.
+    """
+    reference, number = _split_scale(text)
+    try:
+        scale = float(number)
+    except ValueError:
+        scale = math.nan
+    if not reference or not math.isfinite(scale):
+        raise ModelError(
+            f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
+        )
+    found = _find_file("lora", reference)
+    return LoraReference(found.repository, found.file, found.on_hub, scale)
+
+
+def _split_scale(text: str) -> tuple[str, str]:
+    """A LoRA's reference and scale; a file's own name may hold colons."""
+    reference, colon, number = text.rpartition(":")
+    return (reference, number) if colon and not text.endswith(_WEIGHTS) else (text, "1")
+
+
+def split_references(text: str) -> tuple[str, ...]:
+    """The references in a text that has them side by side. Names with spaces are told by the files that are there."""
+    words = text.split()
+    if len(words) > MAX_WORDS:
+        return tuple(words)
+    found, place = [], 0
+    while place < len(words):
+        ends = [end for end in range(place + 1, len(words) + 1) if _split_scale(words[end - 1])[0].endswith(_WEIGHTS)]
+        joined = {end: " ".join(words[place:end]) for end in ends}
+        files = [end for end, name in joined.items() if _to_path(_split_scale(name)[0]).is_file()]
+        # Without a file: up to the first that ends as one does, unless the first word could be on the hub.
+        is_hub_id = _HUB_ID.fullmatch(_split_scale(words[place])[0]) is not None
+        end = max(files, default=place + 1 if is_hub_id or not ends else ends[0])
+        found.append(" ".join(words[place:end]))
+        place = end
+    whole = _to_path(_split_scale(text)[0])
+    return (text,) if whole.suffix == _WEIGHTS and whole.is_file() else tuple(found)
+
+
+def parse_file(role: str, reference: str) -> FileReference:
+    """Read a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
+
+    Args:
+        role: what the file is to be. A `lora` may end in its scale, as `parse_lora` reads it.
+
+    Raises:
+        ModelError: a pickle, a missing file, or nothing that could be on the hub.
+    """
+    return parse_lora(reference) if role == "lora" else _find_file(role, reference)
+
+
+def _find_file(role: str, reference: str) -> FileReference:
+    path = _to_path(reference)
+    if path.suffix.lower() in PICKLES:
+        raise ModelError(f"{role} {reference}: pickle files can run code and are refused; use its .safetensors file")
+    if path.is_file() and path.suffix == ".safetensors":
+        return FileReference(str(path.parent), path.name, on_hub=False)
+    owner, _, rest = reference.partition("/")
+    name, _, file = rest.partition("/")
+    if not _HUB_ID.fullmatch(f"{owner}/{name}") or (file and not file.endswith(".safetensors")) or ".." in file:
+        raise ModelError(
+            f"{role} {reference}: no such file; give a .safetensors file, a hub id, or owner/name/FILE.safetensors"
+        )
+    return FileReference(f"{owner}/{name}", file or None, on_hub=True)
+
+
+def list_files(parameters: Any) -> list[tuple[str, str]]:
+    """Role and reference of each single file of weights that parameters name, as `parse_file` takes them."""
+    p = parameters
+    several = [("lora", text) for text in p.lora] + [("embedding", text) for text in p.embedding]
+    single = (("upscaler", p.upscaler), ("ip_adapter", p.ip_adapter))
+    return several + [(role, text) for role, text in single if text is not None]
+
+
+def split_folder(reference: str) -> tuple[str, str]:
+    """A local folder, or a hub id and the folder in that repository.
+
+    Raises:
+        ModelError: neither.
+    """
+    if (path := _to_path(reference)).is_dir():
+        return str(path), ""
+    owner, _, rest = reference.partition("/")
+    name, _, folder = rest.partition("/")
+    if not _HUB_ID.fullmatch(f"{owner}/{name}") or ".." in folder:
+        raise ModelError(f"{reference}: no such folder; give a folder, or owner/name/FOLDER of the hub")
+    return f"{owner}/{name}", folder
+
+
+@functools.cache
+def identify_model(reference: str) -> str:
+    """A text that changes when a model's weights do: of files a hash of names, sizes and times; of the hub its id.
+
+    The bundled model is hashed by content, so that it is the same wherever it is installed.
+    """
+    return read_identity(reference)
+
+
+def read_identity(reference: str) -> str:
+    """As `identify_model`, which looks once in a process, but as it is now."""
+    if reference == BUNDLED:
+        return _hash_bundled()
+    kind, place = locate_model(
+        reference, index="config.json" if Path(reference, "config.json").is_file() else "model_index.json"
+    )
+    if kind in ("hub", "none"):
+        return place
+    digest = hashlib.sha256()
+    for file, told in _list_weights(Path(place)):
+        digest.update(told + str(file.stat().st_mtime_ns).encode())
+    return f"{place} {digest.hexdigest()[:16]}"
+
+
+@functools.cache
+def _hash_bundled() -> str:
+    digest = hashlib.sha256()
+    for file, told in _list_weights(bundled_dir()):
+        digest.update(told + file.read_bytes())
+    return f"{BUNDLED} {digest.hexdigest()[:16]}"
+
+
+def _list_weights(root: Path) -> list[tuple[Path, bytes]]:
+    """A model's files, each with what tells it: its name and size."""
+    files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root]
+    return [(file, f"{file.relative_to(root)} {file.stat().st_size} ".encode()) for file in files]
+
+
+@functools.cache
+def identify_file(role: str, reference: str) -> str:
+    """As `identify_model`, of a LoRA, an embedding or an upscaling net."""
+    return read_file_identity(role, reference)
+
+
+def read_file_identity(role: str, reference: str) -> str:
+    """As `identify_file`, which looks once in a process, but as it is now."""
+    found = parse_file(role, reference)
+    return reference if found.on_hub else read_identity(str(Path(found.repository, str(found.file))))

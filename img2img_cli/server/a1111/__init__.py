@@ -1,0 +1,1 @@
+"""The part of AUTOMATIC1111's web UI API that makes pictures from pictures. Start in `api`."""

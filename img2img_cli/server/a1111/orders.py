@@ -1,0 +1,257 @@
+"""From the web UI's requests to orders: which preset, at which size, under which mask."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from img2img_cli.engines.hub import read_index
+from img2img_cli.errors import UsageError
+from img2img_cli.pictures import masks
+from img2img_cli.pictures.colour import from_srgb
+from img2img_cli.pictures.keep import feather_mask, paste_masked, restore_alpha
+from img2img_cli.pictures.read import load_image
+from img2img_cli.pictures.write import encode_image
+from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.schema import MAX_PIXELS, Parameters, fewest_steps
+from img2img_cli.server.a1111.schema import ExtraRequest, Img2ImgRequest, choose_format, choose_sampler
+from img2img_cli.server.orders import Order, Result, as_png, decode_base64, resolve_offer
+from img2img_cli.server.state import State
+from img2img_cli.tasks.job import MAX_SEED, choose_seed
+from img2img_cli.tasks.record import format_parameters, make_record
+
+MOST = 64  # results of one request
+SIDE = 512  # the web UI's, for a request that gives only one
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """An order, and what becomes of its results before they are sent."""
+
+    order: Order
+    finish: Callable[[Result], Result] = lambda result: result
+
+
+def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) -> list[Wanted]:
+    """An order for each picture that was sent, or for each result where several were.
+
+    Args:
+        settings: the web UI's, those of the request included.
+
+    Raises:
+        UsageError: naming the key.
+        InputError: a picture that cannot be read.
+    """
+    body.check()
+    size = _read_size(body)
+    count = body.batch_size * body.n_iter
+    if len(body.init_images) * count > MOST:
+        raise UsageError(f"batch_size, n_iter: more than {MOST} results in one request; send several")
+    checkpoint = str(settings["sd_model_checkpoint"])
+    overrides, notes = _read_overrides(body), body.list_unused()
+    sampler = choose_sampler(body.sampler, body.scheduler)
+    resolved = resolve_offer(state, checkpoint, overrides)
+    if sampler and has_flow(resolved.parameters):
+        notes += ("sampler_name: this model works with its own sampler",)  # clients send one unasked
+    elif sampler:
+        overrides |= sampler
+        resolved = resolve_offer(state, checkpoint, overrides)
+    if size is not None and resolved.parameters.model != BUNDLED:
+        # The web UI's models work at the result's own size; the bundled one only at its own.
+        side = min(max(math.isqrt(size[0] * size[1]), 64), 2048)
+        resolved = resolve_offer(state, checkpoint, overrides | {"image_size": side})
+    format_, quality = choose_format(settings)
+    seed = choose_seed() if body.seed < 0 else body.seed % (MAX_SEED + 1)
+    template = Order(image=b"", resolved=resolved, seed=seed, count=count, format=format_, quality=quality, notes=notes)
+    wanted = [_read_picture(body, text, size, template) for text in body.init_images]
+    if len(wanted) == 1:
+        return wanted
+    # Several pictures are the web UI's batch: each has the next seed, in every round.
+    rounds = [one for _ in range(body.n_iter) for one in wanted]
+    return [
+        replace(one, order=replace(one.order, seed=(seed + index) % (MAX_SEED + 1), count=1))
+        for index, one in enumerate(rounds)
+    ]
+
+
+def _read_size(body: Img2ImgRequest) -> tuple[int, int] | None:
+    if body.width is None and body.height is None:
+        return None
+    size = (body.width or SIDE, body.height or SIDE)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise UsageError(f"width, height: more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller")
+    return size
+
+
+def _read_overrides(body: Img2ImgRequest) -> dict[str, Any]:
+    strength = max(body.denoising_strength, 0.01)
+    optional = {
+        "prompt": body.plain_prompt or None,
+        "num_inference_steps": body.steps and max(body.steps, fewest_steps(strength)),
+        "guidance_scale": body.cfg_scale,
+        "image_guidance_scale": body.image_cfg_scale,
+    }
+    return {
+        "negative_prompt": body.plain_negative_prompt,
+        "strength": strength,
+        "mask_feather": body.mask_blur_x if body.mask_blur is None else body.mask_blur,
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def has_flow(parameters: Parameters) -> bool:
+    """Whether a preset's model was trained for flow matching, which none of the web UI's samplers does."""
+    scheduler = read_index(parameters.model, parameters.revision).get("scheduler")
+    return isinstance(scheduler, list) and "FlowMatch" in str(scheduler[-1:])
+
+
+def _read_picture(body: Img2ImgRequest, text: str, size: tuple[int, int] | None, template: Order) -> Wanted:
+    data = decode_base64(text, "init_images")
+    if not body.mask:
+        return Wanted(order=replace(template, image=fit(data, "init_images", size, body.resize_mode)))
+    mask, notes = read_mask(decode_base64(body.mask, "mask"), invert=bool(body.inpainting_mask_invert))
+    template = replace(template, notes=template.notes + notes)
+    if body.inpaint_full_res and mask.getbbox() is not None:
+        return _read_masked_part(body, data, mask, size, template)
+    image = fit(data, "init_images", size, body.resize_mode)
+    whole = fit_image(mask, size or load_image("init_images", image).size, body.resize_mode)
+    return Wanted(order=replace(template, image=image, mask=as_png(whole)))
+
+
+def _read_masked_part(
+    body: Img2ImgRequest, data: bytes, mask: Image.Image, size: tuple[int, int] | None, template: Order
+) -> Wanted:
+    """Only the surroundings of the mask, at the wanted size; the result is pasted into the whole picture.
+
+    The web UI calls this "only masked".
+    """
+    picture = load_image("init_images", data)
+    mask = fit_image(mask, picture.size, 0)
+    box = find_part(mask, body.inpaint_full_res_padding, size or picture.size)
+    working = size or (box[2] - box[0], box[3] - box[1])
+    parts = [fit_image(image.crop(box), working, 0) for image in (picture.rgb, mask)]
+    parameters = template.resolved.parameters
+    soft = feather_mask(mask, parameters.mask_feather)
+    hard = parameters.model_copy(update={"mask_feather": 0.0})  # it fades in when it is pasted
+
+    def paste(result: Result) -> Result:
+        with Image.open(io.BytesIO(result.data)) as made:
+            part = made.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
+        whole = picture.native.copy()
+        part = paste_masked(from_srgb(part, picture.icc_profile), whole.crop(box), soft.crop(box))
+        whole.paste(part, box)
+        job = result.job.model_copy(update={"parameters": parameters})
+        text = format_parameters(job, whole.size)
+        encoded = encode_image(
+            restore_alpha(whole, picture.alpha),
+            picture,
+            template.format,
+            quality=template.quality,
+            record=make_record(job),
+            text=text,
+        )
+        return Result(data=encoded, job=job, size=whole.size)
+
+    order = replace(
+        template, image=as_png(parts[0]), mask=as_png(parts[1]), resolved=replace(template.resolved, parameters=hard)
+    )
+    return Wanted(order=order, finish=paste)
+
+
+def find_part(mask: Image.Image, padding: int, shape: tuple[int, int]) -> Box:
+    """The box around what is white in a mask, with so many pixels more, grown to the shape of `shape` where it can be.
+
+    Args:
+        mask: `L` with something white.
+        shape: width and height of which only the ratio counts.
+    """
+    box = mask.getbbox()
+    assert box is not None
+    left, top = max(box[0] - padding, 0), max(box[1] - padding, 0)
+    right, bottom = min(box[2] + padding, mask.width), min(box[3] + padding, mask.height)
+    width, height = right - left, bottom - top
+    width = min(mask.width, max(width, round(height * shape[0] / shape[1])))
+    height = min(mask.height, max(height, round(width * shape[1] / shape[0])))
+    left = min(max(left - (width - (right - left)) // 2, 0), mask.width - width)
+    top = min(max(top - (height - (bottom - top)) // 2, 0), mask.height - height)
+    return left, top, left + width, top + height
+
+
+def fit(data: bytes, what: str, size: tuple[int, int] | None, resize_mode: int) -> bytes:
+    """A picture's file at the wanted size."""
+    picture = load_image(what, data)
+    return data if size is None or picture.size == size else as_png(fit_image(picture.rgb, size, resize_mode))
+
+
+def fit_image(image: Image.Image, size: tuple[int, int], resize_mode: int) -> Image.Image:
+    """A picture or mask at the wanted size: stretched (0 and 3), cropped (1) or filled up with its blurred border (2).
+
+    Masks (`L`) are resized without the overshoot that would leave traces of white in what is black.
+    """
+    resample = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.LANCZOS
+    if image.size == size:
+        return image
+    if resize_mode == 1:
+        return ImageOps.fit(image, size, resample)
+    if resize_mode == 2:
+        fitted = ImageOps.fit(image, (max(1, size[0] // 16), max(1, size[1] // 16))).resize(size)
+        inner = ImageOps.contain(image, size, resample)
+        fitted.paste(inner, ((size[0] - inner.width) // 2, (size[1] - inner.height) // 2))
+        return fitted
+    return image.resize(size, resample)
+
+
+def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...]]:
+    """A mask as `L`, white where to repaint, and what to tell of how it was read.
+
+    Where it has transparency, that is its shape, as the web UI has it.
+
+    Raises:
+        InputError: not a picture, or one that marks nothing clearly.
+    """
+    picture = load_image("mask", data)
+    note = None
+    if picture.alpha is not None and picture.alpha.getextrema() != (255, 255):
+        mask = picture.alpha.point(lambda value: 255 if value > 128 else 0)
+    else:
+        mask, note = masks.read_mask(picture)
+    return ImageOps.invert(mask) if invert else mask, (f"mask: {note}",) if note else ()
+
+
+def list_upscalers(state: State) -> list[str]:
+    """Presets that enlarge."""
+    return [name for name in state.list_offered() if name == "upscale" or name.endswith("-upscale")]
+
+
+def read_enlargement(state: State, body: ExtraRequest, text: str, settings: dict[str, Any]) -> Order:
+    """What `/extra-single-image` asks for, and `/extra-batch-images` for each of its pictures.
+
+    Args:
+        text: the picture, as base64.
+
+    Raises:
+        UsageError: no such upscaler, or what cannot be done here.
+        InputError: a picture that cannot be read.
+    """
+    body.check()
+    names = list_upscalers(state)
+    name = "upscale" if body.upscaler_1 in ("None", "") else body.upscaler_1
+    if name not in names:
+        raise UsageError(f"upscaler_1: no such upscaler: '{name}'; there are {', '.join(names)}")
+    data = decode_base64(text, "image")
+    overrides: dict[str, Any] = {"scale": body.upscaling_resize}
+    if body.resize_mode == 1:
+        wanted = (body.upscaling_resize_w, body.upscaling_resize_h)
+        picture = load_image("image", data)
+        if body.upscaling_crop:
+            shape = ImageOps.contain(Image.new("1", wanted), picture.size).size
+            data = as_png(ImageOps.fit(picture.rgb, shape))
+        overrides = {"size": f"{wanted[0]}x{wanted[1]}"}
+    format_, quality = choose_format(settings)
+    return Order(image=data, resolved=resolve_offer(state, name, overrides), format=format_, quality=quality)

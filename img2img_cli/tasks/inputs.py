@@ -1,0 +1,305 @@
+"""What a batch is to work on: files, folders, globs, names on stdin, or the rows of a manifest."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import glob
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from img2img_cli.errors import Img2ImgError, InputError, NothingMatchedError, UsageError
+from img2img_cli.presets.files import suggest
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.presets.strict_yaml import parse_scalar
+from img2img_cli.presets.values import read_value
+from img2img_cli.system.source_files import find_special
+from img2img_cli.tasks.job import EXTENSIONS, STDIO
+
+# What is picked up from folders; more formats can be read when they are named.
+PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
+NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end so
+MANIFESTS = (".csv", ".jsonl")
+ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
+PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
+GLOB_CHARACTERS = frozenset("*?[")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One input as it was found.
+
+    Attributes:
+        path: the file to read.
+        relative: where its result belongs below the output folder, with the input's own name.
+        output: the result's path below the output folder when a manifest names it.
+        overrides: parameters of its own, from a manifest.
+        origin: manifest and line, for messages.
+        error: why nothing can be made of it; it fails alone.
+        scanned: whether it was found in a folder, by a glob or in a list on stdin, and not named itself.
+    """
+
+    path: str
+    relative: str
+    output: str | None = None
+    mask: str | None = None
+    style: str | None = None
+    control_image: str | None = None
+    preset: str | None = None
+    seed: int | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    origin: str | None = None
+    error: Img2ImgError | None = field(default=None, compare=False)
+    scanned: bool = False
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """What tells it from others: rows of a manifest may use one picture several times, with other parameters."""
+        return os.path.abspath(self.path), self.origin
+
+
+def find_items(
+    inputs: Sequence[str],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    skip_folder: Path | None = None,
+    notes: list[str] | None = None,
+) -> list[Item]:
+    """Find every input, in a stable order; a file that is found twice counts once.
+
+    A row whose values are wrong and a folder below an input that cannot be read are items with an error.
+
+    Args:
+        include, exclude: globs that a name or a path below its folder must, or must not, match.
+        skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
+        notes: takes a sentence for each FIFO, socket or device that was found and not named, and is left aside.
+
+    Raises:
+        InputError, NothingMatchedError, UsageError: nothing there, or a manifest that cannot be read.
+    """
+    found = [item for name in inputs for item in _expand(name, skip_folder)]
+    kept = [item for item in found if item.origin or item.error or _is_wanted(item.relative, include, exclude)]
+    special = {item.path: kind for item in kept if item.scanned and (kind := find_special(item.path))}
+    aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()]
+    if notes is not None:
+        notes += aside
+    kept = [item for item in kept if not (item.scanned and item.path in special)]
+    if not kept:
+        why = f" ({aside[0]})" if aside else " that --include and --exclude leave" if found else ""
+        raise NothingMatchedError(f"{', '.join(inputs)}: no picture found{why}; check the names and the working folder")
+    seen: set[tuple[str, str | None]] = set()
+    unique = []
+    for item in kept:
+        if item.key not in seen:
+            seen.add(item.key)
+            unique.append(item)
+    return unique
+
+
+def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
+    def matches(patterns: Sequence[str]) -> bool:
+        name = os.path.basename(relative)
+        return any(fnmatch.fnmatch(relative, p) or fnmatch.fnmatch(name, p) for p in patterns)
+
+    return (not include or matches(include)) and not matches(exclude)
+
+
+def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
+    if name == STDIO:
+        for line in read_names(sys.stdin.buffer.read()):
+            for item in _expand_path(line, skip_folder):
+                yield replace(item, scanned=True)
+    elif Path(name).suffix.lower() in MANIFESTS:
+        yield from read_manifest(Path(name))
+    elif not os.path.lexists(name) and GLOB_CHARACTERS & set(name):
+        matches = sorted(glob.glob(name, recursive=True))
+        root = glob_root(name)
+        suffixes = (*PICTURES, *({Path(name).suffix.lower()} & set(NAMED_PICTURES)))
+        for match in matches:
+            if Path(match).suffix.lower() in suffixes and not (os.path.isdir(match) or _is_below(match, skip_folder)):
+                yield Item(path=match, relative=_mirror(os.path.relpath(match, root)), scanned=True)
+    else:
+        yield from _expand_path(name, skip_folder)
+
+
+def _expand_path(name: str, skip_folder: Path | None) -> Iterator[Item]:
+    if os.path.isdir(name):
+        yield from _walk(name, skip_folder)
+    else:
+        # A missing file is one failed item, not the end of the batch: names from `find` can be out of date.
+        yield Item(path=name, relative=os.path.basename(name))
+
+
+def glob_root(pattern: str) -> str:
+    """The folder part of a pattern before its first wildcard; results are mirrored from there."""
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
+    return str(Path(*parts[:fixed])) if fixed else "."
+
+
+def _mirror(source: str) -> str:
+    """Where the result of an input named so belongs: below the output folder in any case."""
+    name = os.path.basename(source) if os.path.isabs(source) or ".." in Path(source).parts else source
+    return os.path.normpath(name)
+
+
+def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
+    """Pictures below a folder. Linked folders are followed once each, so that a loop ends."""
+    visited: set[tuple[int, int]] = set()
+    unreadable: list[OSError] = []
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        try:
+            status = os.stat(parent)
+        except OSError as error:  # gone a moment ago
+            unreadable.append(error)
+            folders.clear()
+            continue
+        if (status.st_dev, status.st_ino) in visited:
+            folders.clear()
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not _is_below(f"{parent}/{f}", skip_folder))
+        for name in sorted(files):
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
+                path = os.path.join(parent, name)
+                yield Item(path=path, relative=os.path.relpath(path, folder), scanned=True)
+    for failed in unreadable:
+        reason = f"{failed.filename}: the folder cannot be read ({failed.strerror}); check its permissions"
+        yield Item(path=str(failed.filename), relative="", error=InputError(reason))
+
+
+def _is_below(path: str, folder: Path | None) -> bool:
+    return folder is not None and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def read_names(data: bytes) -> list[str]:
+    """Names separated by NUL when there is one, by newlines otherwise."""
+    separator = b"\0" if b"\0" in data else b"\n"
+    return [os.fsdecode(name.rstrip(b"\r") if separator == b"\n" else name) for name in data.split(separator) if name]
+
+
+def read_manifest(path: Path) -> list[Item]:
+    """The rows of a CSV or JSON Lines file, whose pictures are relative to the manifest's folder.
+
+    Raises:
+        InputError: it cannot be read.
+        UsageError: it is no such file, or has a column that means nothing; the text names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the name") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
+    rows = _read_csv(path, text) if path.suffix.lower() == ".csv" else _read_jsonl(path, text)
+    return [_make_item(path, line, row) for line, row in rows]
+
+
+def _read_csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if "input" not in row:
+                raise UsageError(f"{path}:{reader.line_num}: has no input; the first line must name a column input")
+            if None in row or None in row.values():
+                raise UsageError(f"{path}:{reader.line_num}: not as many fields as the header has; check the commas")
+            yield reader.line_num, {key: _read_cell(key, value) for key, value in row.items() if value != ""}
+    except UsageError as error:
+        raise UsageError(f"{path}:{reader.line_num}: {error}") from None
+    except csv.Error as error:
+        raise UsageError(f"{path}:{reader.line_num}: not CSV ({error}); check the quotes") from None
+
+
+def _read_cell(key: str, value: str) -> Any:
+    if key in Parameters.model_fields:
+        return read_value(key, value)
+    return value if key in PATH_KEYS else parse_scalar(value)
+
+
+def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), 1):  # JSON's strings may hold what else ends a line
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            kind = "nested too deeply" if isinstance(error, RecursionError) else "too long a number"
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else kind
+            raise UsageError(f"{path}:{number}: not JSON ({reason}); one object a line") from None
+        if not isinstance(row, dict):
+            raise UsageError(f'{path}:{number}: must be an object such as {{"input": "a.jpg"}}')
+        yield number, row
+
+
+def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
+    """A row as an item. One whose values are wrong fails alone; an unknown column is the whole manifest's error."""
+    origin = f"{path}:{line}"
+    for key in row:
+        if key not in ROW_KEYS and key not in Parameters.model_fields:
+            raise UsageError(f"{origin}: {key}: no such column{suggest(key, (*ROW_KEYS, *Parameters.model_fields))}")
+    try:
+        return _read_row(path, origin, row)
+    except UsageError as error:
+        source = row.get("input")
+        name = str(path.parent / source) if isinstance(source, str) and source else origin
+        return Item(path=name, relative="", origin=origin, error=error)
+
+
+def _read_row(path: Path, origin: str, row: dict[str, Any]) -> Item:
+    overrides = {key: value for key, value in row.items() if key not in ROW_KEYS}
+    for key, value in overrides.items():
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if any(isinstance(part, dict | list) for part in inner):
+            raise UsageError(f"{origin}: {key}: is nested too deeply")
+    for key in PATH_KEYS:
+        if not isinstance(row.get(key) or "", str):
+            raise UsageError(f"{origin}: {key}: must be text")
+        if not _can_be_named(row.get(key) or ""):
+            raise UsageError(f"{origin}: {key}: {row[key]!r} cannot be a name; write it as text without NUL")
+    if not row.get("input"):
+        raise UsageError(f"{origin}: has no input; every row needs one")
+    seed = row.get("seed")
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32):
+        raise UsageError(f"{origin}: seed: must be a whole number from 0 to {2**32 - 1}")
+    if (output := row.get("output")) is not None:
+        check_inside(output, origin)
+    source = row["input"]
+    return Item(
+        path=str(path.parent / source),
+        relative=_mirror(source),
+        output=output,
+        mask=str(path.parent / row["mask"]) if row.get("mask") else None,
+        style=str(path.parent / row["style"]) if row.get("style") else None,
+        control_image=str(path.parent / row["control_image"]) if row.get("control_image") else None,
+        preset=row.get("preset"),
+        seed=seed,
+        overrides=overrides,
+        origin=origin,
+    )
+
+
+def _can_be_named(text: str) -> bool:
+    """Whether a file can have this name; JSON may hold NUL and halves of surrogate pairs."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def check_inside(output: str, origin: str) -> None:
+    """Refuse a path that leaves the output folder, on this system or where a backslash parts folders.
+
+    Raises:
+        UsageError: absolute, or with `..`, or not a name at all.
+    """
+    parts = re.split(r"[/\\]", output)
+    if not Path(output).parts or Path(output).anchor or ".." in parts or "\0" in output:
+        raise UsageError(f"{origin}: output: {output!r} must be a path below the output folder, without '..'")

@@ -1,0 +1,148 @@
+"""Pictures of any size through the model in overlapping tiles: enlarging and restoring."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+
+import numpy as np
+from PIL import Image
+
+from img2img_cli.errors import InputError
+from img2img_cli.pictures.control_maps import make_control_image
+from img2img_cli.pictures.keep import back_project, keep_base, keep_detail
+from img2img_cli.pictures.read import pad_image
+from img2img_cli.pictures.tiles import Canvas, Tile, plan_tiles
+from img2img_cli.presets.schema import MAX_PIXELS, Parameters
+from img2img_cli.tasks.pieces import Piece, Pipeline, Steps, Work, derive_seed
+
+TILES_AT_ONCE_PIXELS = 16 * 256 * 256
+MAX_FACTOR_PER_PASS = 4.0
+
+
+def output_size(size: tuple[int, int], content: tuple[int, int], parameters: Parameters) -> tuple[int, int]:
+    """The size asked for by `--size`."""
+    if parameters.size == "original":
+        return size
+    if parameters.size == "model":
+        return content
+    width, height = parameters.size.split("x")
+    return int(width), int(height)
+
+
+def make_control(image: Image.Image, parameters: Parameters, pipeline: Pipeline) -> Image.Image | None:
+    """The control picture that the preset asks for, or None for a model without a ControlNet."""
+    return make_control_image(image, parameters.control or "picture") if pipeline.has_controlnet else None
+
+
+def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
+    """The picture `scale` times larger, in passes of at most x4.
+
+    A faithful result is corrected after each pass until, scaled down, it gives back what the pass began with.
+    """
+    width, height = image.size
+    final = round(width * parameters.scale), round(height * parameters.scale)
+    if parameters.size not in ("original", "model"):
+        final = output_size(image.size, image.size, parameters)
+    if final[0] * final[1] > MAX_PIXELS:
+        raise InputError(
+            f"the result would have {final[0]} x {final[1]} pixels, "
+            f"over {MAX_PIXELS // 1_000_000} million; use a smaller --scale"
+        )
+    factor = max(final[0] / width, final[1] / height, 1.0)
+    passes = max(1, math.ceil(math.log(factor, pipeline.enlargement or MAX_FACTOR_PER_PASS) - 1e-9))
+    sizes = [_between(image.size, final, index / passes) for index in range(1, passes)] + [final]
+    worked_on = [image.size, *sizes[:-1]] if pipeline.enlargement else []
+    total = sum(len(_plan(size, parameters, pipeline)) for size in [*worked_on, *(sizes if pipeline.refines else [])])
+    return Work(total=total, steps=_upscale(image, sizes, parameters, seed, pipeline))
+
+
+def _between(first: tuple[int, int], last: tuple[int, int], share: float) -> tuple[int, int]:
+    width, height = (max(1, round(a * (b / a) ** share)) for a, b in zip(first, last, strict=True))
+    return width, height
+
+
+def _upscale(
+    image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: Pipeline
+) -> Steps:
+    for number, size in enumerate(sizes):
+        if pipeline.enlargement:
+            large = yield from _transform_tiles(image, parameters, seed + number, pipeline, enlarge=True)
+            result = large.resize(size, Image.Resampling.LANCZOS)
+        else:
+            result = image.resize(size, Image.Resampling.BICUBIC)
+        if pipeline.refines:
+            result = yield from _transform_tiles(result, parameters, seed + number, pipeline)
+        image = back_project(result, image) if parameters.faithful else result
+    return image
+
+
+def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
+    """The picture as the model mends it, at its own resolution."""
+    passes = 2 if parameters.keep_detail else 1
+    total = passes * len(_plan(image.size, parameters, pipeline))
+    return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
+
+
+def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
+    result = yield from _transform_tiles(image, parameters, seed, pipeline)
+    if parameters.keep_detail:
+        reconstructed = yield from _transform_tiles(image, parameters, seed, pipeline, reconstruct=True)
+        result = keep_detail(result, image, reconstructed, parameters.keep_detail)
+    result = keep_base(result, image)
+    size = output_size(image.size, image.size, parameters)
+    return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
+
+
+def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
+
+
+def _plan(size: tuple[int, int], parameters: Parameters, pipeline: Pipeline) -> list[Tile]:
+    tile_size = -(-parameters.tile_size // pipeline.multiple) * pipeline.multiple
+    return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap)
+
+
+def _transform_tiles(
+    image: Image.Image,
+    parameters: Parameters,
+    seed: int,
+    pipeline: Pipeline,
+    *,
+    enlarge: bool = False,
+    reconstruct: bool = False,
+) -> Generator[list[Piece], list[Image.Image], Image.Image]:
+    """The model's version of a picture of any size, tile by tile; each tile has its own noise.
+
+    Args:
+        enlarge: `pipeline.enlargement` times as large.
+        reconstruct: only through the autoencoder.
+    """
+    factor = (pipeline.enlargement or 1) if enlarge else 1
+    padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
+    tiles = _plan(image.size, parameters, pipeline)
+    canvas = Canvas(padded.width * factor, padded.height * factor, parameters.tile_overlap * factor)
+    at_once = max(1, TILES_AT_ONCE_PIXELS // (tiles[0].width * tiles[0].height))
+    for start, batch in _batches(tiles, at_once):
+        pieces = []
+        for index, tile in enumerate(batch, start):
+            crop = padded.crop(tile.box)
+            pieces.append(
+                Piece(
+                    image=crop,
+                    control=None if reconstruct or enlarge else make_control(crop, parameters, pipeline),
+                    seed=derive_seed(seed, index),
+                    parameters=parameters,
+                    enlarge=enlarge,
+                    reconstruct=reconstruct,
+                )
+            )
+        made = yield pieces
+        for tile, result in zip(batch, made, strict=True):
+            canvas.add(tile.scale(factor), np.asarray(result))
+    return Image.fromarray(canvas.merge()).crop((0, 0, image.width * factor, image.height * factor))
+
+
+def _batches(tiles: list[Tile], size: int) -> Iterator[tuple[int, list[Tile]]]:
+    for start in range(0, len(tiles), size):
+        yield start, tiles[start : start + size]

@@ -1,0 +1,256 @@
+"""What a trained model does to photographs it has never seen: figures, a contact sheet, and both in its card."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from img2img_cli.engines.device import Placement, make_generators
+from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.presets.catalogue import resolve
+from img2img_cli.presets.files import list_presets, load_preset
+from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.run import transform_image
+from img2img_cli.train.bundled.classifier import classify, train_classifier
+from img2img_cli.train.bundled.degrade import add_noise, compress
+from img2img_cli.train.bundled.styles import STYLES
+from img2img_cli.train.data import list_shards, read_shard
+from img2img_cli.train.metrics import (
+    correlate_structure,
+    measure_chroma,
+    measure_detail,
+    measure_lightness_drift,
+    measure_psnr,
+)
+
+SIDE, EDIT_SIDE, SHEET_SIDE = 256, 512, 256
+Row = tuple[str, float]
+Figures = dict[str, dict[str, float]]
+BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Mean figures by name and set of pictures, figures of `edit` by style, and the contact sheet."""
+
+    counts: dict[str, int]
+    figures: Figures
+    styles: Figures
+    sheet: Image.Image
+
+
+class Model:
+    """One model behind the four presets of its tasks."""
+
+    def __init__(self, reference: str, placement: Placement) -> None:
+        self._reference = reference
+        self.pipeline: ImagePipeline = build_pipeline(self.parameters("edit", prompt="fog"), placement)
+
+    def parameters(self, preset: str, **overrides: Any) -> Parameters:
+        """A preset's parameters for this model."""
+        return resolve(load_preset(preset), {"model": self._reference} | overrides).parameters
+
+    def colorize(self, image: Image.Image) -> Image.Image:
+        """The picture's grey version in the model's colours."""
+        grey = image.convert("L").convert("RGB")
+        return transform_image(grey, self.parameters("colorize"), 0, self.pipeline)
+
+    def upscale(self, image: Image.Image, scale: float) -> Image.Image:
+        """The picture enlarged."""
+        return transform_image(image, self.parameters("upscale", scale=scale), 0, self.pipeline)
+
+    def restore(self, image: Image.Image) -> Image.Image:
+        """The damaged picture restored."""
+        return transform_image(image, self.parameters("restore"), 0, self.pipeline)
+
+    def edit(self, image: Image.Image, prompt: str) -> Image.Image:
+        """The picture under a prompt, by the style preset that has this prompt, if there is one."""
+        preset = _style_presets().get(prompt, "edit")
+        return transform_image(image, self.parameters(preset, prompt=prompt), 0, self.pipeline)
+
+
+@functools.cache
+def _style_presets() -> dict[str, str]:
+    names = [name for name in list_presets() if name.startswith("style-")]
+    return {str(resolve(load_preset(name), {}).parameters.prompt): name for name in names}
+
+
+def crop_square(pixels: np.ndarray, side: int) -> Image.Image:
+    """The middle square, scaled to `side` pixels."""
+    image = Image.fromarray(pixels)
+    short = min(image.size)
+    left, top = (image.width - short) // 2, (image.height - short) // 2
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
+
+
+def evaluate_model(
+    reference: str, *, data: Path, count: int, placement: Placement, say: Callable[[str], None]
+) -> Evaluation:
+    """Measure on the held-out shard of `data` and, when it is installed, on scikit-image's photographs.
+
+    Args:
+        count: photographs of the held-out shard, spread evenly; a quarter of them also for every style.
+    """
+    shards, held_out = list_shards(data)
+    strangers = read_shard(held_out or shards[0])
+    held_out_pixels = [p.pixels for p in strangers[:: max(1, len(strangers) // count)][:count]]
+    sets = {"held out": held_out_pixels, "scikit-image": _load_scikit_images()}
+    model = Model(reference, placement)
+    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, pictures in sets.items():
+        for index, pixels in enumerate(pictures):
+            say(f"{name} {index + 1}/{len(pictures)}")
+            for key, value in _measure_picture(crop_square(pixels, SIDE), model):
+                columns[key][name].append(value)
+    say("style classifier")
+    # One shard is enough: what it learns is the styles, not the photographs.
+    classifier = train_classifier(read_shard(shards[0]))
+    subjects = [
+        crop_square(pixels, EDIT_SIDE) for pixels in [*held_out_pixels[: max(1, count // 4)], *sets["scikit-image"]]
+    ]
+    return Evaluation(
+        counts={name: len(pictures) for name, pictures in sets.items()} | {"styles": len(subjects)},
+        figures={key: {name: float(np.mean(v)) for name, v in row.items()} for key, row in columns.items()}
+        | _time_tasks(subjects[-1], model),
+        styles=_measure_styles(subjects, model, classifier, say),
+        sheet=draw_sheet(subjects[-3:], model),
+    )
+
+
+def _load_scikit_images() -> list[np.ndarray]:
+    try:
+        from skimage import data
+    except ImportError:
+        return []
+    return [getattr(data, name)() for name in ("astronaut", "coffee", "chelsea")]
+
+
+def _measure_picture(truth: Image.Image, model: Model) -> Iterator[Row]:
+    (decoded,) = model.pipeline.decode(model.pipeline.encode([truth], make_generators([0])))
+    yield "autoencoder: PSNR, dB", measure_psnr(decoded, truth)
+    coloured = model.colorize(truth)
+    error, grey, chroma = measure_chroma(coloured, truth)
+    yield "colorize: chroma error", error
+    yield "grey: chroma error (the truth's mean chroma)", grey
+    yield "colorize: mean chroma", chroma
+    yield "colorize: lightness drift", measure_lightness_drift(coloured, truth.convert("L").convert("RGB"))
+    for scale in (2, 4):
+        small = truth.resize((SIDE // scale, SIDE // scale), Image.Resampling.BICUBIC)
+        bicubic = small.resize(truth.size, Image.Resampling.BICUBIC)
+        large = model.upscale(small, float(scale))
+        yield f"upscale x{scale}: PSNR, dB", measure_psnr(large, truth)
+        yield f"bicubic x{scale}: PSNR, dB", measure_psnr(bicubic, truth)
+        yield f"upscale x{scale}: detail beside bicubic's", measure_detail(large) / measure_detail(bicubic)
+    for name, damaged in (
+        ("noise of sigma 25", add_noise(truth, 25, np.random.default_rng(0))),
+        ("JPEG quality 15", compress(truth, 15)),
+    ):
+        before = measure_psnr(damaged, truth)
+        yield f"{name}: PSNR, dB", before
+        yield f"restore, {name}: gain, dB", measure_psnr(model.restore(damaged), truth) - before
+
+
+def _measure_styles(
+    subjects: Sequence[Image.Image], model: Model, classifier: nn.Module, say: Callable[[str], None]
+) -> Figures:
+    rows: Figures = {}
+    for style, apply in STYLES.items():
+        say(style)
+        results = [model.edit(subject, style) for subject in subjects]
+        truths = [apply(subject, np.random.default_rng(0)) for subject in subjects]
+        pairs, own = zip(results, subjects, strict=True), zip(truths, subjects, strict=True)
+        rows[style] = {
+            "accuracy": float(np.mean([classify(classifier, r) == style for r in results])),
+            "structure": float(np.mean([correlate_structure(*pair) for pair in pairs])),
+            "accuracy of the style itself": float(np.mean([classify(classifier, t) == style for t in truths])),
+            "its structure": float(np.mean([correlate_structure(*pair) for pair in own])),
+        }
+    return rows
+
+
+def _time_tasks(picture: Image.Image, model: Model) -> Figures:
+    small = picture.resize((EDIT_SIDE // 2, EDIT_SIDE // 2), Image.Resampling.BICUBIC)
+    tasks: dict[str, Callable[[], Image.Image]] = {
+        "colorize": lambda: model.colorize(picture),
+        "upscale x2": lambda: model.upscale(small, 2.0),
+        "restore": lambda: model.restore(picture),
+        "edit": lambda: model.edit(picture, "oil painting"),
+    }
+    rows: Figures = {}
+    for name, run in tasks.items():
+        began = time.monotonic()
+        run()
+        rows[f"{name}: seconds for a result of 512 px, loaded"] = {"scikit-image": time.monotonic() - began}
+    return rows
+
+
+def draw_sheet(subjects: Sequence[Image.Image], model: Model) -> Image.Image:
+    """A row a picture: grey and coloured, small and enlarged, damaged and restored (twice), then every style."""
+    rows = []
+    for subject in subjects:
+        view = subject.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS)
+        small = view.resize((SHEET_SIDE // 4, SHEET_SIDE // 4), Image.Resampling.BICUBIC)
+        noisy, blocky = add_noise(view, 25, np.random.default_rng(0)), compress(view, 15)
+        row = [view.convert("L").convert("RGB"), model.colorize(view)]
+        row += [small.resize(view.size, Image.Resampling.BICUBIC), model.upscale(small, 4.0)]
+        row += [noisy, model.restore(noisy), blocky, model.restore(blocky), subject]
+        rows.append(row + [model.edit(subject, style) for style in STYLES])
+    columns = -(-len(rows[0]) // 2)
+    sheet = Image.new("RGB", (SHEET_SIDE * columns, SHEET_SIDE * 2 * len(rows)), "white")
+    for number, row in enumerate(rows):
+        for index, picture in enumerate(row):
+            corner = (index % columns * SHEET_SIDE, (2 * number + index // columns) * SHEET_SIDE)
+            sheet.paste(picture.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS), corner)
+    return sheet
+
+
+def format_tables(evaluation: Evaluation) -> str:
+    """The figures as two Markdown tables."""
+    sets = [name for name in ("held out", "scikit-image") if evaluation.counts.get(name)]
+    lines = [
+        "| mean of | " + " | ".join(f"{name} ({evaluation.counts[name]})" for name in sets) + " |",
+        "| --- |" + " --- |" * len(sets),
+    ]
+    for key, row in evaluation.figures.items():
+        lines.append(f"| {key} | " + " | ".join(f"{row[s]:.2f}" if s in row else "" for s in sets) + " |")
+    keys = ["accuracy", "structure", "accuracy of the style itself", "its structure"]
+    lines += [
+        "",
+        f"| edit, mean of {evaluation.counts['styles']} | " + " | ".join(keys) + " |",
+        "| --- |" + " --- |" * len(keys),
+    ]
+    for style, row in evaluation.styles.items():
+        lines.append(f"| {style} | " + " | ".join(f"{row[key]:.2f}" for key in keys) + " |")
+    return "\n".join(lines)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) -> None:
+    """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg`.
+
+    Given a card, the tables go between its marks, the figures and the contact sheet at half the size beside it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {"counts": evaluation.counts, "figures": evaluation.figures, "styles": evaluation.styles}
+    (folder / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
+    tables = format_tables(evaluation)
+    (folder / "evaluation.md").write_text(tables + "\n")
+    evaluation.sheet.save(folder / "evaluation.jpg", quality=85)
+    if card is not None:
+        text = card.read_text(encoding="utf-8")
+        marked = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL)
+        card.write_text(marked, encoding="utf-8")
+        shutil.copy(folder / "evaluation.json", card.parent)
+        evaluation.sheet.reduce(2).save(card.parent / "evaluation.jpg", quality=85)
