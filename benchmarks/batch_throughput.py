@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from img2img_cli.batch.journal import hold_folder
-from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.batch.run import run_entries
+from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.pipeline import ImagePipeline
@@ -60,10 +61,10 @@ def run_batch(jobs: list[Job], folder: Path, pipeline: ImagePipeline) -> tuple[f
 
     began = time.monotonic()
     with hold_folder(folder) as journal:
-        batch = Batch(
+        session = Session(
             journal=journal, limits=Limits(), emit=note, tally=Tally(inputs=len(jobs)), load=lambda job: pipeline
         )
-        batch.run(batch.sort_out(jobs))
+        run_entries(session, session.sort_out(jobs))
     return time.monotonic() - began, memory
 
 

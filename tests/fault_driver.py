@@ -6,9 +6,9 @@ makes is remembered, by the bytes that went in; all else is the command's own co
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pkgutil
 import select
 import signal
 import sys
@@ -28,14 +28,19 @@ from img2img_cli.tasks.pieces import Piece
 from img2img_cli.tasks.protocol import Spec
 
 LONGEST_S = 120.0
-# What belongs to a stage, as module and name; `runner` is for single commands, `stages` and `assembly` for batches.
+# What belongs to a stage, as module and name; `run` is for single commands, `stages` and `line` for batches.
 PARTS = {
-    "read": ("runner.load_image", "stages.load_image", "stages.read_source"),
-    "encode": ("pipeline.ImagePipeline.encode",),
-    "denoise": ("pipeline.ImagePipeline.denoise",),
-    "decode": ("pipeline.ImagePipeline.decode",),
-    "finish": ("runner.finish_picture", "stages.finish_picture"),
-    "write": ("runner.encode_result", "runner.write_output", "stages.encode_result", "assembly.write_output"),
+    "read": ("tasks.run.load_image", "batch.stages.load_image", "batch.stages.read_source"),
+    "encode": ("engines.diffusion.pipeline.ImagePipeline.encode",),
+    "denoise": ("engines.diffusion.pipeline.ImagePipeline.denoise",),
+    "decode": ("engines.diffusion.pipeline.ImagePipeline.decode",),
+    "finish": ("tasks.run.finish_picture", "batch.stages.finish_picture"),
+    "write": (
+        "tasks.run.encode_result",
+        "tasks.run.write_output",
+        "batch.stages.encode_result",
+        "batch.line.write_output",
+    ),
 }
 
 Made = dict[tuple[object, ...], list[Image.Image]]
@@ -78,10 +83,8 @@ def _identify(piece: Piece) -> tuple[object, ...]:
 def listen_within(stage: str, orders: Orders) -> None:
     """Have the shim count only while a stage runs."""
     for place in PARTS[stage]:
-        module, *names, last = place.split(".")
-        owner: Any = importlib.import_module(f"img2img_cli.{module}")
-        for name in names:
-            owner = getattr(owner, name)
+        path, last = place.rsplit(".", 1)
+        owner: Any = pkgutil.resolve_name(f"img2img_cli.{path}")
         setattr(owner, last, _listening(getattr(owner, last), orders))
 
 

@@ -194,7 +194,7 @@ MUTATIONS = (
         name="what was told as late is written",
         changes=change(
             "batch/line.py",
-            "        if self._batch.opener.is_late(entry):\n            raise TimeLimitError\n",
+            "        if self._session.opener.is_late(entry):\n            raise TimeLimitError\n",
         ),
         tests=("tests/test_sources.py", "-k", "told_as_late"),
     ),

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from img2img_cli.batch.journal import LOCK, STATE, hold_folder
-from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.batch.run import run_entries
+from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.pipeline import ImagePipeline
@@ -480,8 +481,8 @@ def test_the_accounting_always_closes(kinds, allowed, pipeline, photograph, tmp_
         jobs = plan_batch(find_items(inputs), Choices(folder=root / "out", preset="colorize", overrides=QUICK_VALUES))
         tally, seen = Tally(inputs=len(jobs)), []
         with hold_folder(root / "out") as journal:
-            batch = Batch(journal=journal, limits=limits, emit=seen.append, tally=tally, load=lambda job: pipeline)
-            batch.run(batch.sort_out(jobs))
+            session = Session(journal=journal, limits=limits, emit=seen.append, tally=tally, load=lambda job: pipeline)
+            run_entries(session, session.sort_out(jobs))
         return tally, seen
 
     ready = [name for name, kind in zip(names, kinds, strict=True) if kind == "done"]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from img2img_cli.batch.journal import Journal
 from img2img_cli.batch.line import Line
-from img2img_cli.batch.run import Batch
+from img2img_cli.batch.session import Session
 from img2img_cli.cli import app, batch_run, picture
 from img2img_cli.errors import OutputError
 from img2img_cli.system.interrupts import SIGNALS, Interrupted, Interrupts
@@ -72,13 +72,13 @@ def check_counts(lines: list[dict], folder: Path) -> dict:
         (signal.SIGINT, "Line.__exit__"),
         (signal.SIGINT, "Journal.finish"),
         (signal.SIGTERM, "Line._collect"),
-        (signal.SIGHUP, "Batch.end"),
+        (signal.SIGHUP, "Session.end"),
     ],
 )
 def test_a_signal_comes_nowhere_between_a_result_and_its_count(
     here, folder: Path, interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch, place: str, number: int
 ) -> None:
-    owner, name = {"Line": Line, "Batch": Batch, "Journal": Journal}[place.split(".")[0]], place.split(".")[1]
+    owner, name = {"Line": Line, "Session": Session, "Journal": Journal}[place.split(".")[0]], place.split(".")[1]
     original, sent = getattr(owner, name), []
 
     def interrupted(self, *arguments, **more):
@@ -179,7 +179,7 @@ def test_a_batch_whose_reader_leaves_stops_and_counts(here, folder: Path, interr
     reading, writing = os.pipe()
     reader, told = os.fdopen(reading, "r"), []
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(_Stdout(writing, "w"))))
-    end = Batch.end
+    end = Session.end
 
     def leave(self, job, event, **facts):
         end(self, job, event, **facts)
@@ -189,7 +189,7 @@ def test_a_batch_whose_reader_leaves_stops_and_counts(here, folder: Path, interr
             assert json.loads(reader.readline())["event"] == "done"
             reader.close()
 
-    monkeypatch.setattr(Batch, "end", leave)
+    monkeypatch.setattr(Session, "end", leave)
     done = run(here)
     assert done.code == 6
     assert done.err == "img2img: stdout: the reader has left before all was written\n"

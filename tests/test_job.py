@@ -12,19 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from img2img_cli.errors import Img2ImgError, InputError, OutputError, UsageError
+from img2img_cli.pictures.files.formats import EXTENSIONS
 from img2img_cli.presets.schema import Parameters
-from img2img_cli.tasks.job import (
-    EXTENSIONS,
-    MAX_SEED,
-    STDIO,
-    Job,
-    check_collisions,
-    check_input,
-    choose_seed,
-    plan_jobs,
-    printable,
-    telling_suffix,
-)
+from img2img_cli.system.streams import STDIO
+from img2img_cli.tasks.job import MAX_SEED, Job, check_collisions, check_input, choose_seed, plan_jobs, telling_suffix
+from img2img_cli.text import printable
 
 
 def make_job(input_, task="edit", **changes):

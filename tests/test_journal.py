@@ -16,7 +16,8 @@ from PIL import Image
 from img2img_cli.batch import state_file
 from img2img_cli.batch.entries import Entry, Opener
 from img2img_cli.batch.journal import STATE, Failure, hold_folder
-from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.batch.run import _skip_unreadable
+from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.errors import OutputError
 from img2img_cli.pictures.read import load_image
 from img2img_cli.pictures.write import write_output
@@ -33,14 +34,14 @@ def plan(folder: Path, **choices: object) -> list[Job]:
     return plan_batch(items, Choices(**({"folder": folder / "out", "preset": "restore"} | choices)))
 
 
-def sort_out(folder: Path, jobs: list[Job], **limits: object) -> tuple[list[Entry], list[dict], Batch]:
+def sort_out(folder: Path, jobs: list[Job], **limits: object) -> tuple[list[Entry], list[dict], Session]:
     """What is left to do, and the events, of a run that ends before a model is needed."""
     seen: list[dict] = []
     with hold_folder(folder / "out") as journal:
-        batch = Batch(
+        session = Session(
             journal=journal, limits=Limits(**limits), emit=seen.append, tally=Tally(inputs=len(jobs)), load=None
         )
-        return batch.sort_out(jobs), seen, batch
+        return session.sort_out(jobs), seen, session
 
 
 def finish(folder: Path, jobs: list[Job]) -> None:
@@ -66,10 +67,10 @@ def folder(tmp_path: Path) -> Path:
     finish(tmp_path, plan(tmp_path))
     (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG no more")
     jobs = plan(tmp_path)
-    (entry,), _, batch = sort_out(tmp_path, jobs)
+    (entry,), _, session = sort_out(tmp_path, jobs)
     with hold_folder(tmp_path / "out") as journal:
-        batch.journal = journal
-        batch._skip_unreadable([entry], set())
+        session.journal = journal
+        _skip_unreadable(session, [entry], set())
     return tmp_path
 
 
@@ -127,8 +128,8 @@ def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None
         data = bytearray(sound)
         data[place] ^= rng.choice([1 << rng.randrange(8), 0xFF])
         state.write_bytes(data)
-        left, seen, batch = sort_out(folder, jobs)
-        assert len(left) + len(kinds(seen)) == batch.tally.inputs == 4, place
+        left, seen, session = sort_out(folder, jobs)
+        assert len(left) + len(kinds(seen)) == session.tally.inputs == 4, place
         assert all(event.get("code", 3) == 3 or event["code"] == 3 for event in seen), (place, seen)
         damaged = folder / "out" / ".img2img.damaged"
         notes = [event["text"] for event in seen if event["event"] == "note" and "damaged" in event["text"]]
@@ -282,8 +283,10 @@ def test_new_inputs_are_read_once_and_pictures_beside_them_once_for_all(
     jobs = [job.model_copy(update={"mask": str(folder / "mask.png")}) for job in plan(folder)]
     opened = count_reads(monkeypatch)
     with hold_folder(folder / "out") as journal:
-        batch = Batch(journal=journal, limits=Limits(), emit=lambda _: None, tally=Tally(inputs=len(jobs)), load=None)
-        left = batch.sort_out(jobs)
+        session = Session(
+            journal=journal, limits=Limits(), emit=lambda _: None, tally=Tally(inputs=len(jobs)), load=None
+        )
+        left = session.sort_out(jobs)
         assert opened.count("mask.png") == 1
         assert not [name for name in opened if name in ("10.png", "11.png", "12.png", "13.png")]
         for entry in left:

@@ -35,9 +35,9 @@ from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
 from img2img_cli.tasks.inputs import find_items
-from img2img_cli.tasks.job import printable
 from img2img_cli.tasks.plan import Choices, plan_batch
 from img2img_cli.tasks.record import read_record, replay_command
+from img2img_cli.text import printable
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\x7f\r\u202etxt"

@@ -198,7 +198,7 @@ WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if
 def test_a_server_with_other_files_rights_or_limits_is_not_used(server: Running, command: list[str]) -> None:
     if not command or not can_run(*command):
         pytest.skip("cannot be had here")
-    code = "import sys; from img2img_cli import meeting; sys.exit(meeting.connect() is not None)"
+    code = "import sys; from img2img_cli.server import sockets; sys.exit(sockets.connect() is not None)"
     for more, found in (([], 1), (command, 0)):
         assert subprocess.run([*more, sys.executable, "-c", code]).returncode == found
 

@@ -15,11 +15,13 @@ from pictures import EXIF, GPS, ORIENTATION, bomb, camera_exif, decode, encode, 
 from PIL import ExifTags, Image
 
 from img2img_cli.errors import InputError, OutputError
+from img2img_cli.pictures.files.formats import EXTENSIONS
 from img2img_cli.pictures.keep import paste_masked
 from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.pictures.write import choose_format, encode_image, write_output
 from img2img_cli.presets.schema import Parameters
-from img2img_cli.tasks.job import EXTENSIONS, STDIO, Job, plan_jobs
+from img2img_cli.system.streams import STDIO
+from img2img_cli.tasks.job import Job, plan_jobs
 from img2img_cli.tasks.record import format_parameters, make_record, read_record
 
 PROMPT = 'Ein Mädchen, 漢字 \U0001f3a8 & <b>"quotes"</b>\nsecond line'
@@ -215,7 +217,7 @@ def test_a_blank_user_comment_is_no_record(tmp_path):
     + [(STDIO, "keep", source, "png") for source in ("GIF", "PPM", "JPEG2000")],
 )
 def test_format_of_the_result(output, format_, source, wanted):
-    assert choose_format(make_job(output=output, format=format_), source) == wanted
+    assert choose_format(format_, output, source) == wanted
 
 
 @pytest.mark.parametrize("format_", ["png", "jpeg", "webp", "tiff", "bmp", "avif"])

@@ -17,7 +17,7 @@ from typing import Any
 from PIL import Image
 
 from img2img_cli.batch.entries import Entry, timed
-from img2img_cli.batch.run import Batch, Stop
+from img2img_cli.batch.session import Session, Stop
 from img2img_cli.batch.stages import Encoded
 from img2img_cli.errors import OutOfMemoryError, OutputError, TimeLimitError
 from img2img_cli.pictures.read import peek_size, plan_fit
@@ -82,17 +82,17 @@ class _Run:
 class Line:
     """Brings entries to their ends through one pipeline; a context that leaves no thread writing."""
 
-    def __init__(self, batch: Batch, pipeline: Pipeline, ended: set[int]) -> None:
-        self._batch, self._pipeline, self._ended = batch, pipeline, ended
+    def __init__(self, session: Session, pipeline: Pipeline, ended: set[int]) -> None:
+        self._session, self._pipeline, self._ended = session, pipeline, ended
         self._idle = list(pipeline.make_lanes())
         self._lanes = len(self._idle)
         self._modelling: dict[Future[list[Image.Image]], _Run] = {}
         self._stopping = False
-        self._limit = batch.limits.item_timeout_s
+        self._limit = session.limits.item_timeout_s
         self._styles: dict[bytes, Image.Image] = {}
-        size = batch.limits.batch_size
+        size = session.limits.batch_size
         self._batcher = Batcher(pipeline, batch_size=size, mixed=size is not None or pipeline.gains_from_batches)
-        self._pool = ThreadPoolExecutor(batch.limits.workers, thread_name_prefix="img2img-batch")
+        self._pool = ThreadPoolExecutor(session.limits.workers, thread_name_prefix="img2img-batch")
         self._preparing: dict[Future[list[Piece]], Entry] = {}
         self._advancing: dict[Future[list[Piece] | Written], Entry] = {}
 
@@ -119,8 +119,8 @@ class Line:
         coming = deque[Entry]()
         source = iter(entries)
         while True:
-            self._batch.interrupts.check()
-            self._batch.check_limits()
+            self._session.interrupts.check()
+            self._session.check_limits()
             if not coming:
                 coming.extend(sort_by_size(list(islice(source, LOOKAHEAD)), self._pipeline))
             self._admit(coming)
@@ -137,7 +137,7 @@ class Line:
         """Start decoding, as far ahead as memory allows."""
         ahead = [*self._preparing.values(), *self._advancing.values(), *self._batcher.waiting()]
         pixels = sum(entry.pixels for entry in ahead)
-        window = 4 * self._batch.limits.workers + 2 * (self._batch.limits.batch_size or 8)
+        window = 4 * self._session.limits.workers + 2 * (self._session.limits.batch_size or 8)
         while coming and (not ahead or (len(ahead) < window and pixels + coming[0].pixels <= MAX_PIXELS_IN_FLIGHT)):
             entry = coming.popleft()
             ahead.append(entry)
@@ -146,7 +146,7 @@ class Line:
 
     def _prepare(self, entry: Entry) -> list[Piece]:
         if entry.stages is None:
-            self._batch.opener.open(entry, self._check_wanted)
+            self._session.opener.open(entry, self._check_wanted)
         assert entry.stages is not None
         with timed(entry):
             pieces = entry.stages.prepare(self._pipeline)
@@ -177,10 +177,10 @@ class Line:
 
     def _write(self, entry: Entry, made: Encoded) -> Written:
         """Put a result in its place, unless it is late. Nobody else decides that: what is told as late is not there."""
-        job, data, journal = entry.job, made.data, self._batch.journal
+        job, data, journal = entry.job, made.data, self._session.journal
         check_unchanged(entry.provenance.beside)
         check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
-        if self._batch.opener.is_late(entry):
+        if self._session.opener.is_late(entry):
             raise TimeLimitError
         journal.begin(job, entry.provenance, data)
         make_folder(os.path.dirname(job.output) or ".")
@@ -231,7 +231,7 @@ class Line:
         def watch(step: int, steps: int) -> None:
             if self._stopping:
                 raise Stop
-            self._batch.check_limits()
+            self._session.check_limits()
             if self._limit is not None:
                 run.check(self._limit)
 
@@ -267,7 +267,7 @@ class Line:
             self._fail(entry, TimeLimitError())
         for notes in (self._batcher.notes, self._pipeline.notes):
             while notes:
-                self._batch.emit({"event": "note", "text": notes.pop(0)})
+                self._session.emit({"event": "note", "text": notes.pop(0)})
         for key, outcome in outcomes:
             assert isinstance(key, Entry)
             if isinstance(outcome, Exception):
@@ -279,7 +279,7 @@ class Line:
         """Add to what entries have taken; return those that are late."""
         for entry, more in seconds.items():
             entry.spent_s += more
-        return [entry for entry in seconds if self._batch.opener.is_late(entry)]
+        return [entry for entry in seconds if self._session.opener.is_late(entry)]
 
     def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
         """Out of memory: first one picture at a time, then whatever else there is."""
@@ -294,7 +294,7 @@ class Line:
     def _finish(self, entry: Entry, written: Written) -> None:
         self._close(entry)
         width, height = written.size
-        self._batch.end(
+        self._session.end(
             entry.job,
             "done",
             width=width,
@@ -310,7 +310,7 @@ class Line:
         self._close(entry)
         if not isinstance(error, Exception):
             raise error
-        self._batch.fail(entry.job, error, entry.spent_s, entry.provenance)
+        self._session.fail(entry.job, error, entry.spent_s, entry.provenance)
 
     def _close(self, entry: Entry) -> None:
         self._ended.add(id(entry))

@@ -1,269 +1,99 @@
-"""Many jobs, unattended: what is done already, decoding and writing beside the model, and each failure alone."""
+"""Many jobs, unattended: one model after the other, decoding and writing beside it, and each failure alone."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from img2img_cli.batch.entries import Entry, Opener
-from img2img_cli.batch.journal import Failure, Journal
-from img2img_cli.batch.provenance import Provenance
-from img2img_cli.errors import (
-    ExitCode,
-    Img2ImgError,
-    InputError,
-    ModelError,
-    OutOfMemoryError,
-    ReadError,
-    TimeLimitError,
-)
-from img2img_cli.system.interrupts import Interrupts
-from img2img_cli.tasks.job import Job, check_input
-from img2img_cli.tasks.plan import Planned, Refused
-
-if TYPE_CHECKING:
-    from img2img_cli.tasks.pieces import Pipeline
-
-Emit = Callable[[dict[str, Any]], None]
+from img2img_cli.batch.entries import Entry
+from img2img_cli.batch.session import Session, Stop
+from img2img_cli.errors import Img2ImgError, ModelError
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """When to give up, and how much to do at once.
+def run_entries(session: Session, entries: Sequence[Entry]) -> None:
+    """Make what is left to do. What is not tried because of a limit or a signal is skipped, and counted.
 
-    Attributes:
-        max_failures: a count, or a share of the inputs as a float below 1; None for no limit.
+    Raises:
+        ModelError: the only model that is needed cannot be had.
     """
-
-    batch_size: int | None = None
-    workers: int = 2
-    max_failures: int | float | None = None
-    item_timeout_s: float | None = None
-    timeout_s: float | None = None
-    retry_failed: bool = False
-
-
-@dataclass
-class Tally:
-    """Where every input ended: `inputs == done + up_to_date + failed + skipped` at the end of a run."""
-
-    inputs: int
-    done: int = 0
-    up_to_date: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    @property
-    def open(self) -> int:
-        """Inputs without an end so far."""
-        return self.inputs - self.done - self.up_to_date - self.failed - self.skipped
-
-
-class Stop(Exception):  # noqa: N818 - not an error
-    """Enough failures, or no time left: the rest is skipped."""
-
-
-@dataclass
-class Batch:
-    """One run over jobs that share an output folder. `sort_out` first, which needs no model, then `run`.
-
-    Attributes:
-        open_ended: what was skipped, or failed for a reason that may pass while its files stay as they are.
-    """
-
-    journal: Journal
-    limits: Limits
-    emit: Emit
-    tally: Tally
-    load: Callable[[Job], Pipeline]
-    interrupts: Interrupts = field(default_factory=Interrupts)
-    began: float = field(default_factory=time.monotonic)
-    opener: Opener = field(init=False)
-    timed_out: bool = field(default=False, init=False)
-    recalled: int = field(default=0, init=False)
-    open_ended: list[Planned] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.opener = Opener(self.limits.item_timeout_s)
-
-    def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
-        """Tell what is done already and what cannot be, and return what is left to do."""
-        entries: list[Entry] = []
-        left = deque(planned)
-        self._tell_notes()
-        try:
-            while left:
-                self.interrupts.check()
-                entries += self._sort_out_one(left.popleft())
-        except BaseException:
-            for job in (*(entry.job for entry in entries), *left):
-                self.end(job, "skipped")
-            raise
-        if self.recalled:
-            text = f"{self.recalled} failed as before, as they have not changed; --retry-failed tries them again"
-            self.emit({"event": "note", "text": text})
-        self._tell_notes()
-        return entries
-
-    def _tell_notes(self) -> None:
-        for text in self.journal.take_notes():
-            self.emit({"event": "note", "text": text})
-
-    def _sort_out_one(self, job: Planned) -> list[Entry]:
-        if isinstance(job, Refused):
-            self.end(job, "failed", code=int(job.error.exit_code), reason=str(job.error), seconds=0.0)
-            return []
-        if self.limits.retry_failed and self.journal.status(job) != "failed":
-            self.end(job, "up-to-date" if self.journal.status(job) == "done" else "skipped")
-            return []
-        try:
-            check_input(job.input)
-            provenance = self.journal.trace(job)
-            current = self.journal.is_current(job, provenance) and not job.force
-            again = self.limits.retry_failed or job.force
-            failure = None if current or again else self.journal.recall_failure(job, provenance)
-        except (Img2ImgError, MemoryError) as error:
-            self.fail(job, error, 0.0)
-            return []
-        if current:
-            self.end(job, "up-to-date")
-            return []
-        if failure is not None:
-            self.recalled += 1
-            self.end(job, "failed", code=failure.code, reason=failure.reason, seconds=0.0)
-            return []
-        return [Entry(job=job, provenance=provenance, replace=job.force or os.path.lexists(job.output))]
-
-    def run(self, entries: Sequence[Entry]) -> None:
-        """Make what is left to do. What is not tried because of a limit or a signal is skipped, and counted.
-
-        Raises:
-            ModelError: the only model that is needed cannot be had.
-        """
-        groups: dict[str, list[Entry]] = {}
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        key = entry.job.parameters.pipeline_key
+        groups.setdefault(key, []).append(entry)
+    ended: set[int] = set()
+    try:
+        session.interrupts.check()
+        session.check_limits()
+        with contextlib.closing(session.opener):
+            for group in groups.values():
+                _run_group(session, group, ended, alone=len(groups) == 1)
+    except Stop:
+        pass
+    finally:
         for entry in entries:
-            key = entry.job.parameters.pipeline_key
-            groups.setdefault(key, []).append(entry)
-        ended: set[int] = set()
-        try:
-            self.interrupts.check()
-            self.check_limits()
-            with contextlib.closing(self.opener):
-                for group in groups.values():
-                    self._run_group(group, ended, alone=len(groups) == 1)
-        except Stop:
-            pass
-        finally:
-            for entry in entries:
-                if id(entry) not in ended:
-                    self.end(entry.job, "skipped")
+            if id(entry) not in ended:
+                session.end(entry.job, "skipped")
 
-    def _run_group(self, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
-        entries = self._skip_unreadable(entries, ended)
-        if not entries:
-            return
-        try:
-            with self.interrupts.allow():
-                pipeline = self.load(entries[0].job)
-        except ModelError as error:
-            if alone:
-                raise
-            entries[0].close()  # which was decoded for nothing
-            for entry in entries:
-                ended.add(id(entry))
-                self.fail(entry.job, error, 0.0)
-            return
-        from img2img_cli.batch.line import Line
 
-        pipeline.expect(sum(entry.job.parameters.steps_run for entry in entries))
-        with Line(self, pipeline, ended) as line:
-            line.run(entries)
-
-    def _skip_unreadable(self, entries: list[Entry], ended: set[int]) -> list[Entry]:
-        """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
-        for index, entry in enumerate(entries):
-            self.check_limits()
-            error = self._open_first(entry)
-            if error is None:
-                return entries[index:]
-            ended.add(id(entry))
-            self.fail(entry.job, error, entry.spent_s, entry.provenance)
-        return []
-
-    def _open_first(self, entry: Entry) -> Exception | None:
-        """Decode in a thread of its own, which may hang; return why it failed."""
-        wanted = True
-
-        def check() -> None:
-            if not wanted:
-                raise Stop
-
-        pool = ThreadPoolExecutor(1, thread_name_prefix="img2img-first")
-        opening = pool.submit(self.opener.open, entry, check)
-        try:
-            while not wait([opening], timeout=0.25).done:
-                self.interrupts.check()
-                self.check_limits()
-        except BaseException:
-            wanted = False
-            if entry.stages is not None:
-                entry.stages.kill()
+def _run_group(session: Session, entries: list[Entry], ended: set[int], *, alone: bool) -> None:
+    entries = _skip_unreadable(session, entries, ended)
+    if not entries:
+        return
+    try:
+        with session.interrupts.allow():
+            pipeline = session.load(entries[0].job)
+    except ModelError as error:
+        if alone:
             raise
-        finally:
-            pool.shutdown(wait=False)
-        try:
-            opening.result()
-        except (Img2ImgError, MemoryError) as error:
-            entry.close()
-            return error
-        return None
+        entries[0].close()  # which was decoded for nothing
+        for entry in entries:
+            ended.add(id(entry))
+            session.fail(entry.job, error, 0.0)
+        return
+    from img2img_cli.batch.line import Line
 
-    def check_limits(self) -> None:
-        """Raise `Stop` when enough has failed or the time is over."""
-        limit = self.limits.max_failures
-        if limit is not None:
-            allowed = limit if isinstance(limit, int) else math.floor(limit * self.tally.inputs)
-            if self.tally.failed > allowed:
-                raise Stop
-        if self.limits.timeout_s is not None and time.monotonic() - self.began > self.limits.timeout_s:
-            self.timed_out = True
+    pipeline.expect(sum(entry.job.parameters.steps_run for entry in entries))
+    with Line(session, pipeline, ended) as line:
+        line.run(entries)
+
+
+def _skip_unreadable(session: Session, entries: list[Entry], ended: set[int]) -> list[Entry]:
+    """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
+    for index, entry in enumerate(entries):
+        session.check_limits()
+        error = _open_first(session, entry)
+        if error is None:
+            return entries[index:]
+        ended.add(id(entry))
+        session.fail(entry.job, error, entry.spent_s, entry.provenance)
+    return []
+
+
+def _open_first(session: Session, entry: Entry) -> Exception | None:
+    """Decode in a thread of its own, which may hang; return why it failed."""
+    wanted = True
+
+    def check() -> None:
+        if not wanted:
             raise Stop
 
-    def end(self, job: Planned, event: str, **facts: Any) -> None:
-        """Count an input's end and tell of it."""
-        counter = event.replace("-", "_")
-        if event == "skipped":
-            self.open_ended.append(job)
-        setattr(self.tally, counter, getattr(self.tally, counter) + 1)
-        self._tell_notes()
-        self.emit({"event": event, "input": job.input, "output": job.output, **facts})
-
-    def fail(self, job: Job, error: Exception, seconds: float, provenance: Provenance | None = None) -> None:
-        """Note a failure with its reason, and count it.
-
-        Args:
-            provenance: what was read, where it may be at fault.
-        """
-        if isinstance(error, MemoryError):
-            error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")
-        if isinstance(error, TimeLimitError) and not str(error):
-            limit = f"{self.limits.item_timeout_s:g} s"
-            error = TimeLimitError(f"{job.input}: took longer than {limit}; raise --item-timeout or leave it out")
-        if isinstance(error, Img2ImgError):
-            code, reason = int(error.exit_code), str(error)
-        else:
-            code, reason = int(ExitCode.BUG), f"a bug: {type(error).__name__}: {error}; please report it"
-        lasting = provenance if isinstance(error, InputError) and not isinstance(error, ReadError) else None
-        if lasting is None:
-            self.open_ended.append(job)
-        try:
-            self.journal.fail(job, Failure(code=code, reason=reason), seconds, lasting)
-        finally:
-            self.end(job, "failed", code=code, reason=reason, seconds=round(seconds, 3))
+    pool = ThreadPoolExecutor(1, thread_name_prefix="img2img-first")
+    opening = pool.submit(session.opener.open, entry, check)
+    try:
+        while not wait([opening], timeout=0.25).done:
+            session.interrupts.check()
+            session.check_limits()
+    except BaseException:
+        wanted = False
+        if entry.stages is not None:
+            entry.stages.kill()
+        raise
+    finally:
+        pool.shutdown(wait=False)
+    try:
+        opening.result()
+    except (Img2ImgError, MemoryError) as error:
+        entry.close()
+        return error
+    return None

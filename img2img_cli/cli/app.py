@@ -114,7 +114,7 @@ def _run() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     print(f"img2img: {printable(' '.join(message.split()))}", file=sys.stderr)
     return int(code)

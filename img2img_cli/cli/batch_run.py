@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 from img2img_cli.batch.journal import hold_folder
 from img2img_cli.batch.live_plan import LivePlan
-from img2img_cli.batch.run import Batch, Limits, Tally
+from img2img_cli.batch.run import run_entries
+from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.errors import ExitCode, Img2ImgError, NothingMatchedError, OutputError, UsageError
 from img2img_cli.presets.schema import Offload, Parameters
 from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.tasks.inputs import Item, find_items
-from img2img_cli.tasks.job import Job, printable
+from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.output_folder import estimate_bytes
 from img2img_cli.tasks.plan import Choices, Planned, Refused, plan_batch
+from img2img_cli.text import printable
 
 if TYPE_CHECKING:
     from img2img_cli.cli.engine import Engine
@@ -158,7 +160,7 @@ class Pipelines:
         # Before torch starts its threads: spinning at their barriers they would starve those that read and write
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        from img2img_cli.cli.picture import tell_offload
+        from img2img_cli.cli.engine import tell_offload
         from img2img_cli.tasks.protocol import Spec
 
         parameters: Parameters = job.parameters
@@ -272,7 +274,7 @@ class Passes:
         recorder.begin(len(jobs))
         with hold_folder(self.choices.folder, check=self._is_first) as journal, INTERRUPTS.hold():
             self._is_first = False
-            batch = Batch(
+            session = Session(
                 journal=journal,
                 limits=self.limits,
                 emit=recorder,
@@ -285,9 +287,9 @@ class Passes:
                 recorder({"event": "note", "text": note})
             try:
                 with show_bar(recorder, options):
-                    entries = batch.sort_out(jobs)
+                    entries = session.sort_out(jobs)
                     if entries:
-                        batch.run(entries)
+                        run_entries(session, entries)
             finally:
                 recorder.summarise(tally, time.monotonic() - began)
             if options.report is not None:
@@ -295,8 +297,8 @@ class Passes:
 
                 with INTERRUPTS.allow():
                     write_report(options.report, recorder.ends, planned, time.monotonic() - began)
-        self.open_ended = batch.open_ended
-        code = ExitCode.TIMEOUT if batch.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
+        self.open_ended = session.open_ended
+        code = ExitCode.TIMEOUT if session.timed_out else ExitCode.SOME_FAILED if tally.failed else ExitCode.DONE
         return int(code)
 
 

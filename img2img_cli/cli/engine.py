@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import subprocess
 import sys
 import time
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 from img2img_cli.errors import ExitCode, UsageError
 from img2img_cli.server.client import RemotePipeline, ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.server.sockets import connect, make_meeting_folder, meeting_folder, socket_path
-from img2img_cli.tasks.job import printable
 from img2img_cli.tasks.protocol import Spec, parse_duration
+from img2img_cli.text import printable
 
 if TYPE_CHECKING:
     from img2img_cli.tasks.pieces import Pipeline
 
 START_TIMEOUT_S = 120.0
+NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,6 @@ class Engine:
         """
         if self.keep_warm is None:
             return
-        from img2img_cli.cli.serve_run import check_packages
-
         if not self.server:
             raise UsageError("--keep-warm and --no-server exclude each other; leave one of them out")
         parse_duration(self.keep_warm)
@@ -124,3 +124,20 @@ def build(spec: Spec) -> Pipeline:
     from img2img_cli.engines.diffusion.build import build_pipeline
 
     return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
+
+
+def tell_offload(pipeline: Pipeline) -> None:
+    """Say it when the model was too large for its device as a whole."""
+    if pipeline.offload != "none":
+        print(f"img2img: --offload {pipeline.offload} on {pipeline.device_name}", file=sys.stderr)
+
+
+def check_packages() -> None:
+    """Refuse where the server's packages are missing.
+
+    Raises:
+        UsageError: saying what to install.
+    """
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UsageError(f"the server needs {', '.join(missing)}; run `pip install {' '.join(missing)}`")

@@ -7,26 +7,23 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any
 
+from img2img_cli.cli.choices import check_format, check_offload, check_truncated
 from img2img_cli.cli.options import SharedOptions
 from img2img_cli.errors import UsageError
 from img2img_cli.presets.catalogue import Resolved, choose_controlnet, resolve, speed_up
 from img2img_cli.presets.files import load_preset, suggest
 from img2img_cli.presets.references import BUNDLED
-from img2img_cli.presets.schema import Offload, Parameters, Task
+from img2img_cli.presets.schema import Parameters, Task
 from img2img_cli.presets.values import read_value
 from img2img_cli.system.interrupts import INTERRUPTS
-from img2img_cli.tasks.job import STDIO, Format, Job, Truncated, check_collisions, choose_seed, plan_jobs, printable
+from img2img_cli.system.streams import STDIO
+from img2img_cli.tasks.job import Job, check_collisions, choose_seed, plan_jobs
+from img2img_cli.text import printable
 
 if TYPE_CHECKING:
-    from img2img_cli.tasks.pieces import Pipeline
     from img2img_cli.tasks.run import Result
-
-FORMATS: tuple[Format, ...] = get_args(Format)
-TRUNCATED: tuple[Truncated, ...] = get_args(Truncated)
-OFFLOADS: tuple[Offload, ...] = get_args(Offload)
-Choice = TypeVar("Choice", bound=str)
 
 
 def run_picture_command(
@@ -53,7 +50,7 @@ def run_picture_command(
     if shared.dry_run:
         print_jobs(jobs)
         return
-    from img2img_cli.cli.engine import Engine
+    from img2img_cli.cli.engine import Engine, tell_offload
     from img2img_cli.tasks.protocol import Spec
     from img2img_cli.tasks.run import load_pictures, run_jobs
 
@@ -156,46 +153,6 @@ def make_jobs(
     jobs = plan_jobs(template, output, variations=variations)
     check_collisions(jobs)
     return jobs
-
-
-def check_format(name: str) -> Format:
-    """The value of --format.
-
-    Raises:
-        UsageError: no such format.
-    """
-    return _check_choice("--format", name, FORMATS)
-
-
-def check_offload(name: str) -> Offload:
-    """The value of --offload.
-
-    Raises:
-        UsageError: no such way.
-    """
-    return _check_choice("--offload", name, OFFLOADS)
-
-
-def check_truncated(name: str) -> Truncated:
-    """The value of --truncated.
-
-    Raises:
-        UsageError: no such choice.
-    """
-    return _check_choice("--truncated", name, TRUNCATED)
-
-
-def _check_choice(option: str, name: str, known: Sequence[Choice]) -> Choice:
-    for choice in known:
-        if name == choice:
-            return choice
-    raise UsageError(f"{option} {name}: must be one of {', '.join(known)}{suggest(name, known)}")
-
-
-def tell_offload(pipeline: Pipeline) -> None:
-    """Say it when the model was too large for its device as a whole."""
-    if pipeline.offload != "none":
-        print(f"img2img: --offload {pipeline.offload} on {pipeline.device_name}", file=sys.stderr)
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

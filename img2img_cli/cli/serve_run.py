@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import secrets
 import sys
 from collections.abc import Sequence
 
-from img2img_cli.cli.picture import check_offload
+from img2img_cli.cli.choices import check_offload
+from img2img_cli.cli.engine import check_packages
 from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
 from img2img_cli.server.client import ServerGoneError, ServerSilentError, ask_server
 from img2img_cli.server.sockets import socket_path
-from img2img_cli.tasks.job import printable
 from img2img_cli.tasks.protocol import parse_duration
+from img2img_cli.text import printable
 
 LEAST_TOKEN = 16  # characters: other users of the machine reach the port too
-NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
-
-
-def check_packages() -> None:
-    """Refuse where the server's packages are missing.
-
-    Raises:
-        UsageError: saying what to install.
-    """
-    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UsageError(f"the server needs {', '.join(missing)}; run `pip install {' '.join(missing)}`")
 
 
 def run_server(

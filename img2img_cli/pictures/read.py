@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, 
 from img2img_cli.errors import DamageError, InputError, OutOfMemoryError, ReadError, is_shortage
 from img2img_cli.pictures.colour import check_wrapped, find_transparent, mend_transparency, split_alpha, to_srgb
 from img2img_cli.pictures.files.decoders import FORMATS, JPEG_END, JPEG_HEAD, load_pixels, open_file, silence_libtiff
+from img2img_cli.pictures.files.formats import Truncated
 from img2img_cli.pictures.files.kinds import explain_refusal
 from img2img_cli.pictures.files.legacy_formats import mend_alpha
 from img2img_cli.pictures.files.limits import (
@@ -33,7 +34,7 @@ from img2img_cli.pictures.files.sixteen_bit import Deep, narrow, read_luminance
 from img2img_cli.pictures.files.tiff import Tiff
 from img2img_cli.presets.schema import MAX_PIXELS
 from img2img_cli.system.source_files import MAX_BYTES, check_length, read_source
-from img2img_cli.tasks.job import STDIO, Truncated
+from img2img_cli.system.streams import STDIO
 
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_ASPECT = 40

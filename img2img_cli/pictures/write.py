@@ -16,12 +16,12 @@ from PIL import AvifImagePlugin, ExifTags, Image, PngImagePlugin
 
 from img2img_cli.errors import DISK_ERRORS, OutputError, is_shortage
 from img2img_cli.pictures.files.carried import fit_exif, fit_xmp
+from img2img_cli.pictures.files.formats import EXTENSIONS, Format
 from img2img_cli.pictures.files.limits import DAMAGE
 from img2img_cli.pictures.files.sixteen_bit import Deep
 from img2img_cli.pictures.files.sixteen_bit_colour import deepen_png, deepen_tiff
 from img2img_cli.pictures.read import Picture
-from img2img_cli.system.streams import explain_stdout
-from img2img_cli.tasks.job import EXTENSIONS, STDIO, Job
+from img2img_cli.system.streams import STDIO, explain_stdout
 
 IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
 BATCH_TAG = "batch-"
@@ -31,11 +31,11 @@ MAX_DPI = 65_535
 MAX_SEGMENT = 65_533 - 29  # bytes that a JPEG's EXIF or XMP may have
 
 
-def choose_format(job: Job, source_format: str) -> str:
+def choose_format(asked: Format, output: str, source_format: str) -> str:
     """The format of the result: asked for, by the output's extension, or the input's own."""
-    if job.format != "keep":
-        return job.format
-    if job.output != STDIO and (known := EXTENSIONS.get(Path(job.output).suffix.lower())):
+    if asked != "keep":
+        return asked
+    if output != STDIO and (known := EXTENSIONS.get(Path(output).suffix.lower())):
         return known
     own = {"MPO": "jpeg"}.get(source_format, source_format.lower())
     return own if own in EXTENSIONS.values() else "png"

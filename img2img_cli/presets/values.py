@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from img2img_cli.errors import UsageError
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.strict_yaml import MAX_CHARACTERS, YamlError, parse_scalar, parse_yaml
-from img2img_cli.tasks.job import printable
+from img2img_cli.text import printable
 
 NOTHING = ("null", "none")  # as which None is written
 _BRACKETS = {"mapping": "{", "list": "["}

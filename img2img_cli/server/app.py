@@ -32,8 +32,8 @@ from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import CancelledError, Dispatcher, FullError
 from img2img_cli.server.sockets import listen, make_meeting_folder
 from img2img_cli.server.state import State
-from img2img_cli.tasks.job import printable
 from img2img_cli.tasks.protocol import HTTP_STATUS, Spec, describe_error
+from img2img_cli.text import printable
 
 BACKLOG_S = 5  # how long requests under way may take to end with the server
 

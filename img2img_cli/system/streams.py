@@ -11,6 +11,8 @@ from typing import Any
 
 from img2img_cli.errors import OutputError
 
+STDIO = "-"  # the name that stands for stdin or stdout
+
 
 class _Stdout(io.FileIO):
     """Results: the first bytes that cannot be written raise `OutputError`; those after them are dropped.

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from img2img_cli.errors import Img2ImgError, InputError, NothingMatchedError, UsageError
+from img2img_cli.pictures.files.formats import EXTENSIONS
 from img2img_cli.presets.files import suggest
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.strict_yaml import parse_scalar
 from img2img_cli.presets.values import read_value
 from img2img_cli.system.source_files import find_special
-from img2img_cli.tasks.job import EXTENSIONS, STDIO
+from img2img_cli.system.streams import STDIO
 
 # What is picked up from folders; more formats can be read when they are named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import os
-import re
 import secrets
 import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from img2img_cli.errors import InputError, OutputError, UsageError
+from img2img_cli.pictures.files.formats import EXTENSIONS, Format, Truncated
 from img2img_cli.presets.schema import MAP_KINDS, Parameters
 from img2img_cli.system.source_files import find_special
+from img2img_cli.system.streams import STDIO
 
-STDIO = "-"
 MAX_SEED = 2**32 - 1
-Truncated = Literal["refuse", "keep"]
-Format = Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "avif"]
-EXTENSIONS: dict[str, str] = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".jpe": "jpeg",
-    ".jfif": "jpeg",
-    ".webp": "webp",
-    ".tif": "tiff",
-    ".tiff": "tiff",
-    ".bmp": "bmp",
-    ".avif": "avif",
-}
 
 
 class Job(BaseModel):
@@ -223,11 +208,3 @@ def _are_one(output: str, existing: str) -> bool:
         return Path(output).samefile(existing)
     except OSError:
         return False
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal, and that every stream can take."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from img2img_cli.errors import OutputError
-from img2img_cli.tasks.job import EXTENSIONS, Job
+from img2img_cli.pictures.files.formats import EXTENSIONS
+from img2img_cli.tasks.job import Job
 
 MAX_NAME, MAX_PATH = 255, 4096  # bytes, where the system does not tell
 LOSSY = ("jpeg", "webp", "avif")

@@ -16,11 +16,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from img2img_cli.errors import Img2ImgError, OutputError, UsageError
+from img2img_cli.pictures.files.formats import EXTENSIONS, Format, Truncated
 from img2img_cli.presets.catalogue import choose_controlnet, resolve, speed_up
 from img2img_cli.presets.files import Preset, load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.inputs import Item, check_inside
-from img2img_cli.tasks.job import EXTENSIONS, Format, Job, Truncated, check_control, check_input, check_style
+from img2img_cli.tasks.job import Job, check_control, check_input, check_style
 from img2img_cli.tasks.output_folder import NameLimits, NameProbe, check_folder
 
 NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")

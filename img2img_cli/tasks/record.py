@@ -17,7 +17,9 @@ from img2img_cli.presets.catalogue import choose_controlnet, resolve
 from img2img_cli.presets.files import Preset, load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.values import write_value
-from img2img_cli.tasks.job import MAX_SEED, STDIO, Job, printable
+from img2img_cli.system.streams import STDIO
+from img2img_cli.tasks.job import MAX_SEED, Job
+from img2img_cli.text import printable
 
 NO_PARAMETERS = "carries no parameters that can be read; no known tool made it, or it was made with --no-metadata"
 BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input

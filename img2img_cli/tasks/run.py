@@ -143,7 +143,7 @@ def finish_picture(made: Image.Image, picture: Picture, job: Job, mask: Image.Im
         made: 8-bit sRGB from the model.
         mask: as it was loaded with the input, for a job that has one.
     """
-    result, format_ = from_srgb(made, picture.icc_profile), choose_format(job, picture.format)
+    result, format_ = from_srgb(made, picture.icc_profile), choose_format(job.format, job.output, picture.format)
     soft = None if mask is None else feather_mask(mask, job.parameters.mask_feather)
     deep = _deepen(result, picture, job, soft) if format_ in DEEP_FORMATS else None
     if soft is not None:

@@ -137,8 +137,9 @@ def batch(
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
+    from img2img_cli.cli.choices import check_format, check_offload, check_truncated
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.cli.picture import check_format, check_offload, check_truncated, parse_assignment
+    from img2img_cli.cli.picture import parse_assignment
     from img2img_cli.tasks.plan import Choices
 
     overrides = {"prompt": prompt, "model": model, "dtype": dtype, "compile": compile}

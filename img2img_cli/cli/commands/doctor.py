@@ -18,7 +18,7 @@ def doctor(
     from json import dumps
 
     from img2img_cli.cli.diagnose import diagnose, diagnose_preset
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     found = diagnose_preset(preset) if preset else diagnose()
     if json:

@@ -32,8 +32,8 @@ def info(
 
 def _tell_record(record: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Our own record as JSON and as lines."""
-    from img2img_cli.tasks.job import printable
     from img2img_cli.tasks.record import replay_command
+    from img2img_cli.text import printable
 
     command = replay_command(record)
     keys = [key for key in ("version", "input", "mask", "style", "control_image", "preset", "seed") if key in record]
@@ -45,7 +45,7 @@ def _tell_record(record: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 def _tell_foreign(found: Foreign, image: str) -> tuple[dict[str, Any], list[str]]:
     """Another tool's parameters as JSON and as lines: its own text, where it has written one for people."""
     from img2img_cli.tasks.foreign.replay import plan_replay
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     replay = plan_replay(found, image)
     fields = found.to_json() | {"notes": list(replay.notes)}

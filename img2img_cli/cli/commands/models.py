@@ -15,7 +15,7 @@ GIB = 2**30
 def pull(name: NameArgument) -> None:
     """Download all that a preset needs, so that it runs offline from then on."""
     from img2img_cli.engines.hub import list_needs
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     needs = list_needs(name)
     if not needs:
@@ -34,7 +34,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="One JSON line a mod
     from json import dumps
 
     from img2img_cli.engines.hub import list_cached
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     found = list_cached()
     width = max((len(model.reference) for model in found), default=0)
@@ -72,7 +72,7 @@ def verify(
     """Compare cached files with the hub's checksums; exit 5 when one is damaged."""
     from img2img_cli.engines.hub import find_damage, list_cached, list_needs
     from img2img_cli.errors import ModelError
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     references = [r.reference for r in list_needs(name)] if name else [model.reference for model in list_cached()]
     damaged = []

@@ -61,7 +61,7 @@ def show(preset: Annotated[str, typer.Argument(help="Name or file.")]) -> None:
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.presets.strict_yaml import dump_yaml
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     resolved = resolve(load_preset(preset), {})
     for key, value in resolved.parameters.model_dump().items():
@@ -73,7 +73,7 @@ def validate(file: Annotated[str, typer.Argument(help="YAML file, or the name of
     """Check a preset; exit 2 with the file and line when it cannot be used."""
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
-    from img2img_cli.tasks.job import printable
+    from img2img_cli.text import printable
 
     resolved = resolve(load_preset(file), {})
     resolved.parameters.check_references()

@@ -12,8 +12,9 @@ from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
 from img2img_cli.presets.references import BUNDLED
 from img2img_cli.presets.samplers import find_sampler, is_schedule
+from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.foreign.fields import Foreign
-from img2img_cli.tasks.job import MAX_SEED, STDIO
+from img2img_cli.tasks.job import MAX_SEED
 from img2img_cli.tasks.record import replay_command
 
 LARGE = 768 * 768  # pixels from which a picture is rather Stable Diffusion XL's than 1.5's
