@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import pty
+import re
+import select
 import shlex
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -241,17 +244,41 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
-    arguments = ["colorize", str(picture), "--set", "num_inference_steps=1000", "--set", "image_size=512"]
-    with subprocess.Popen([sys.executable, "-m", "img2img_cli", *arguments], stderr=subprocess.PIPE) as process:
+    arguments = [
+        "colorize",
+        str(picture),
+        "--set",
+        "num_inference_steps=1000",
+        "--set",
+        "image_size=512",
+        "--no-server",
+    ]
+    terminal, its_end = pty.openpty()
+    with subprocess.Popen([sys.executable, "-m", "img2img_cli", *arguments, "--no-server"], stderr=its_end) as process:
         try:
-            time.sleep(6)
+            told = b""
+            while not re.search(rb"[1-9]%", told):  # of the steps, as the progress bar shows
+                told += os.read(terminal, 4096)
             process.send_signal(number)
-            _, err = process.communicate(timeout=120)
+            process.wait(timeout=120)
+            os.close(its_end)
+            while select.select([terminal], [], [], 0)[0] and (more := read_terminal(terminal)):
+                told += more
         finally:
             process.kill()
+    os.close(terminal)
     assert process.returncode == code
-    assert b"Traceback" not in err
+    assert b"Traceback" not in told
+    assert b"img2img: " in told
     assert [p.name for p in tmp_path.iterdir()] == ["photo.png"]
+
+
+def read_terminal(terminal: int) -> bytes:
+    """What a terminal shows; nothing when its other end is closed, which Linux calls an error."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
 
 
 def test_doctor_passes(here) -> None:

@@ -18,8 +18,8 @@ from PIL import Image
 from img2img_cli.batch.journal import Journal
 from img2img_cli.batch.line import Line
 from img2img_cli.batch.session import Session
-from img2img_cli.cli import app, batch_run, picture
-from img2img_cli.errors import OutputError
+from img2img_cli.cli import app, batch_run, engine, picture
+from img2img_cli.errors import ModelError, OutputError
 from img2img_cli.system.interrupts import SIGNALS, Interrupted, Interrupts
 from img2img_cli.system.streams import _Stdout
 
@@ -265,3 +265,19 @@ def test_a_signal_that_python_has_dropped_ends_the_command_at_its_next_step(monk
             fresh._take(signal.SIGTERM, None)
         with pytest.raises(Interrupted):
             progress(2, 3)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_signal(
+    here, folder: Path, interrupts: Interrupts, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def build(spec: object) -> object:
+        try:
+            os.kill(os.getpid(), number)
+        except BaseException as error:
+            raise ModelError("the model cannot be loaded") from error
+        raise AssertionError("not reached")
+
+    monkeypatch.setattr(engine, "build", build)
+    done = here("colorize", "in/0.png", "--no-server")
+    assert (done.code, done.err) == (128 + number, f"img2img: {SIGNALS[signal.Signals(number)]}\n")

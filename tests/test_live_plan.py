@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -126,26 +125,17 @@ def test_numbers_in_names_are_given_anew_when_a_file_comes() -> None:
 
 
 def test_files_on_their_way_are_left_for_the_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(_: float) -> None:
+        with Path("in/d.jpg").open("ab") as file:
+            file.write(b"x")
+
     plan = watch()
-    monkeypatch.setattr(live_plan, "SETTLE_S", 0.5)
-    done = threading.Event()
-
-    def write() -> None:
-        with Path("in/d.jpg").open("wb", buffering=0) as file:
-            while not done.wait(0.02):
-                file.write(b"x")
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        Path("in/e.jpg").write_bytes(b"x")
-        while "e.jpg" not in names(plan.planned):
-            plan.update()
-        assert plan.is_unsettled
-        assert "d.jpg" not in names(plan.planned)
-    finally:
-        done.set()
-        writer.join()
+    write(0)
+    Path("in/e.jpg").write_bytes(b"x")
+    monkeypatch.setattr(live_plan.time, "sleep", write)
+    assert names(plan.update()) == ["e.jpg"]
+    assert plan.is_unsettled
+    monkeypatch.setattr(live_plan.time, "sleep", lambda _: None)
     assert names(plan.update()) == ["d.jpg"]
     assert not plan.is_unsettled
 

@@ -89,8 +89,12 @@ def main() -> NoReturn:
 
 def _run() -> int:
     try:
-        code = build_command()(standalone_mode=False)
-        sys.stdout.flush()
+        try:
+            code = build_command()(standalone_mode=False)
+            sys.stdout.flush()
+        except Exception:
+            INTERRUPTS.check()  # a library may have made another error of a signal
+            raise
         return int(code) if isinstance(code, int) else ExitCode.DONE
     except Img2ImgError as error:
         return _fail(str(error), error.exit_code)
