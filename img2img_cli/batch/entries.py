@@ -85,7 +85,7 @@ class Opener:
         Afterwards the provenance of the entry holds the hash and stamp of the bytes read, even if decoding failed.
 
         Args:
-            check: called repeatedly while a FIFO has no data; raises if the entry is no longer wanted.
+            check: called repeatedly while reading waits for a FIFO; raises if the entry is no longer wanted.
 
         Raises:
             Img2ImgError: a picture cannot be read or decoded; the message names the file. A `TimeLimitError` without
