@@ -1,4 +1,4 @@
-"""Many mixed files, some broken, through `img2img batch` while it is killed again and again; the end must be exact."""
+"""Kill `img2img batch` repeatedly over many mixed files, some broken, and check that the final results are exact."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ EXTENSIONS = (".jpg", ".png", ".webp", ".tif", ".bmp")
 
 
 def make_files(folder: Path, count: int) -> set[str]:
-    """Pictures of mixed sizes, formats and orientations, a twentieth of them broken; return the names of the good."""
+    """Write pictures of mixed sizes, formats and orientations, one in twenty of them broken.
+
+    Returns:
+        the names of the intact pictures, relative to the folder.
+    """
     good = set()
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -38,13 +42,13 @@ def make_files(folder: Path, count: int) -> set[str]:
 
 
 def read_results(folder: Path) -> dict[str, bytes]:
-    """Every file but the state and the lock."""
+    """Return the content of every file below the folder by its relative name, except the state and the lock."""
     own = {".img2img.sqlite", ".img2img.lock"}
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name not in own}
 
 
 def main() -> None:
-    """Kill, resume, finish; then compare with a run that nobody disturbed. Exits with 1 if anything differs."""
+    """Kill and resume a batch, finish it, and compare it with an undisturbed run. Exit with 1 if anything differs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=50)

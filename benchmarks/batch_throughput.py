@@ -1,4 +1,7 @@
-"""`batch` beside a loop over the same loaded pipeline, on pictures of mixed sizes; and its memory as it goes on."""
+"""Compare the throughput of `batch` with a loop over the same loaded pipeline, and record the peak memory of `batch`.
+
+The pictures have mixed sizes.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,12 @@ from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.plan import Choices, plan_batch
 from img2img_cli.tasks.run import run_jobs
 
-# Photographs as people have them, from a thumbnail to twelve million pixels.
+# Typical sizes of photographs, from a thumbnail to 12 megapixels.
 SIZES = ((320, 240), (640, 480), (768, 1024), (1600, 1200), (1200, 1600), (2048, 1536), (3000, 2000), (4000, 3000))
 
 
 def make_pictures(folder: Path, count: int, longest: int) -> None:
-    """Smooth random pictures of mixed sizes as JPEG, PNG and WebP, the longest side at most `longest`."""
+    """Write smooth random pictures of mixed sizes as JPEG, PNG and WebP, with sides of at most `longest` pixels."""
     folder.mkdir()
     for index in range(count):
         rng = np.random.default_rng(index)
@@ -42,7 +45,7 @@ def make_pictures(folder: Path, count: int, longest: int) -> None:
 
 
 def run_loop(jobs: list[Job], pipeline: ImagePipeline) -> float:
-    """Seconds for one job after the other."""
+    """Run the jobs one after the other and return the seconds they took."""
     began = time.monotonic()
     for job in jobs:
         for _ in run_jobs([job], pipeline):
@@ -51,7 +54,7 @@ def run_loop(jobs: list[Job], pipeline: ImagePipeline) -> float:
 
 
 def run_batch(jobs: list[Job], folder: Path, pipeline: ImagePipeline) -> tuple[float, list[int]]:
-    """Seconds for the batch, and the peak memory in MiB after each result."""
+    """Run the jobs as a batch; return the seconds it took and the peak memory in MiB after each result."""
     memory: list[int] = []
 
     def note(event: dict[str, Any]) -> None:
@@ -69,7 +72,7 @@ def run_batch(jobs: list[Job], folder: Path, pipeline: ImagePipeline) -> tuple[f
 
 
 def main() -> None:
-    """Run both in one process, the loop first and last, and print the ratio."""
+    """Run both in one process, the loop before and after the batch, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="colorize")
     parser.add_argument("--count", type=int, default=64)

@@ -1,4 +1,4 @@
-"""Any folder through `img2img batch`: how many files were decoded, refused, crashed, hung or left a partial output."""
+"""Run `img2img batch` over a folder and count files that are decoded, refused, crash, hang or leave partial output."""
 
 from __future__ import annotations
 
@@ -26,14 +26,20 @@ COMMAND = [sys.executable, "-m", "img2img_cli"]
 DOCUMENTED = (0, 2, 3, 4, 5, 6, 7, 8)
 TIMEOUT = 124
 OWN_FILES = (".img2img.sqlite", ".img2img.lock")
-# What a sentence of ours never says.
+# Text that never occurs in an intended message of this tool.
 BUG = re.compile(r"a bug|Traceback|\b[A-Z]\w*(Error|Exception|Warning)\b")
 KINDS = ("decoded", "refused", "crashed", "hung")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Of one run: seconds without news, seconds for one file, resident memory."""
+    """The limits of one run.
+
+    Attributes:
+        stall_s: seconds without output.
+        item_s: seconds for one file.
+        memory_mib: resident memory in MiB.
+    """
 
     stall_s: float = 60
     item_s: float = 10
@@ -42,7 +48,12 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a process ended; `killed` is why we ended it, or None."""
+    """The outcome of a process.
+
+    Attributes:
+        code: the exit code, negative for a signal.
+        killed: the limit for which it was killed, `time` or `memory`; None if it ended by itself.
+    """
 
     code: int
     out: str
@@ -54,7 +65,14 @@ class Run:
 
 @dataclass
 class Report:
-    """What became of every file."""
+    """The outcomes of all files.
+
+    Attributes:
+        counts: the number of files for each of `KINDS`, and of outputs that are `partial`.
+        culprits: kind, name and reason for each file that crashed, hung or left a partial output.
+        refusals: the number of files for each generalised reason.
+        slowest: seconds and names of the five slowest files.
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     culprits: list[tuple[str, str, str]] = field(default_factory=list)
@@ -65,11 +83,11 @@ class Report:
 
     @property
     def is_clean(self) -> bool:
-        """Nothing crashed, hung or was left half-written."""
+        """Whether no file crashed, hung or left a partial output."""
         return not (self.counts["crashed"] or self.counts["hung"] or self.counts["partial"])
 
     def add(self, kind: str, name: str, reason: str = "", seconds: float = 0.0) -> None:
-        """Count one file."""
+        """Count the outcome of one file."""
         self.counts[kind] += 1
         if kind in ("crashed", "hung", "partial"):
             self.culprits.append((kind, name, reason))
@@ -78,7 +96,7 @@ class Report:
         self.slowest = sorted([*self.slowest, (seconds, name)], reverse=True)[:5]
 
     def to_markdown(self) -> str:
-        """Tables of the counts, the culprits and the commonest refusals."""
+        """Return tables of the counts, the culprits and the 12 most common reasons for refusal."""
         total = sum(self.counts[kind] for kind in KINDS)
         rows = ["| outcome | files |", "| --- | ---: |"]
         rows += [f"| {kind} | {self.counts[kind]} |" for kind in (*KINDS, "partial")]
@@ -97,13 +115,18 @@ class Report:
 
 
 def generalise(reason: str) -> str:
-    """A reason without what differs from file to file."""
+    """Return a reason without the names and numbers that differ from file to file, in at most 90 characters."""
     rest = reason.removeprefix("img2img: ").partition(": ")[2] or reason
     return re.sub(r"\b\d[\d,.x]*", "N", re.sub(r"\(.*?\)", "(...)", rest))[:90].replace("|", "/")
 
 
 def run_limited(arguments: Sequence[str], limits: Limits, *, total_s: float | None = None, stdin: bytes = b"") -> Run:
-    """Run a command; end it when it says nothing for too long, takes too long in all, or takes too much memory."""
+    """Run a command, and kill it if it is silent for too long, runs for too long, or uses too much memory.
+
+    Args:
+        total_s: the seconds that the command may run; None for no limit.
+        stdin: the bytes that the command reads.
+    """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         given.write(stdin)
@@ -148,7 +171,11 @@ def _resident_mib(pid: int) -> int:
 
 
 def check_files(files: Sequence[Path], limits: Limits, report: Report, keep: Path | None = None) -> None:
-    """One chunk through one `img2img batch`; what it does not account for, in halves, down to single commands."""
+    """Run one `img2img batch` over the files. Run those without an outcome again in halves, down to single commands.
+
+    Args:
+        keep: a folder to which files that crash, hang or leave partial output are copied; None to copy none.
+    """
     began = time.monotonic()
     before = len(report.culprits)
     _check_chunk(files, limits, report)
@@ -167,7 +194,7 @@ def _check_chunk(files: Sequence[Path], limits: Limits, report: Report) -> None:
         links = {}
         (root / "in").mkdir()
         for index, file in enumerate(files):
-            link = root / "in" / f"{index:06}{file.suffix}"  # one folder, no name twice
+            link = root / "in" / f"{index:06}{file.suffix}"  # all in one folder, each name unique
             link.symlink_to(file.resolve())
             links[str(link)] = file
         arguments = [
@@ -216,21 +243,25 @@ def _read_event(line: str) -> dict[str, object]:
     try:
         return dict(json.loads(line))
     except ValueError:
-        return {}  # cut off by a kill
+        return {}  # the line was cut off by a kill
 
 
 def judge(code: int, reason: str) -> str:
-    """What a failure is by its exit code and its sentence."""
+    """Classify a failure as `hung`, `refused` or `crashed` by its exit code and message."""
     if code == TIMEOUT:
         return "hung"
     return "refused" if code in DOCUMENTED and code and not BUG.search(reason) and "\n" not in reason else "crashed"
 
 
 def find_partial(folder: Path, whole: set[str], *, ended: bool = True) -> list[str]:
-    """Files that no event told of, temporary files, and results that are no whole pictures.
+    """Find temporary files, files that no event reported, and results that do not decode.
 
     Args:
-        ended: the run came to its own end. One that is killed may leave a temporary file, or a result untold.
+        whole: the paths that events reported.
+        ended: the run ended by itself. A killed run may leave temporary files and unreported results.
+
+    Returns:
+        a line with name and error for each file.
     """
     bad = []
     for path in folder.rglob("*") if folder.exists() else ():
@@ -243,19 +274,19 @@ def find_partial(folder: Path, whole: set[str], *, ended: bool = True) -> list[s
                 raise ValueError("nobody told of it")
             with Image.open(path) as image:
                 image.load()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the result is not whole
+        except Exception as error:  # noqa: BLE001 - any error means that the result is incomplete
             bad.append(f"{path.name}: {error}")
     return bad
 
 
 def check_alone(file: Path, limits: Limits, report: Report) -> None:
-    """One file through `img2img colorize`."""
+    """Run `img2img colorize` on one file and report the outcome."""
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         output = Path(place) / "out.png"
         arguments = ["colorize", str(file), str(output), *QUICK, "--no-server"]
         run = run_limited(arguments, limits, total_s=limits.item_s + limits.stall_s)
         report.peak_mib = max(report.peak_mib, run.peak_mib)
-        told = [line for line in run.err.splitlines() if line.startswith("img2img:")]  # libtiff prints lines of its own
+        told = [line for line in run.err.splitlines() if line.startswith("img2img:")]  # libtiff also prints lines
         reason = told[0] if len(told) == 1 and "Traceback" not in run.err else run.err.strip()[-300:]
         if run.killed:
             kind, reason = ("hung", run.killed) if run.killed == "time" else ("crashed", "too much memory")
@@ -269,7 +300,7 @@ def check_alone(file: Path, limits: Limits, report: Report) -> None:
 
 
 def main() -> None:
-    """Check a folder; exits with 1 if anything crashed, hung or left a partial output."""
+    """Check a folder. Exit with 1 if any file crashed, hung or left a partial output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--chunk", type=int, default=1000, help="files of one run")

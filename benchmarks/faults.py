@@ -1,18 +1,18 @@
-"""Every call that can fail, a thousand kills, and crowds: whether anything is ever lost, torn or told wrongly.
+"""Inject faults, kills and concurrent runs, and check that no result is lost, torn or reported wrongly.
 
-- `points`: single commands and a batch, with each write, sync, rename, link, open, mkdir and truncate failing in turn
-  (ENOSPC, EIO, EDQUOT, EROFS, once and from there on), the process killed at each of them and at each unlink, memory
-  running out at each large allocation of each stage, and threads that cannot start. Each is followed by an undisturbed
-  run, which must complete the set exactly.
-- `kills`: a batch over mixed pictures, killed at random moments and resumed until it is done, again and again, until
-  there were `--kills` of them. Everything is judged after every kill.
-- `crowd`: eight batches into one folder and into nested ones, and eight commands onto one OUTPUT, at once.
+- `points`: runs single commands and a batch, and makes each write, sync, rename, link, open, mkdir and truncate fail
+  in turn (ENOSPC, EIO, EDQUOT, EROFS; once, or from that call on). It also kills the process at each of these calls
+  and at each unlink, lets memory run out at each large allocation of each stage, and prevents threads from starting.
+  After each fault, an undisturbed run must complete the results exactly.
+- `kills`: kills a batch over mixed pictures at random moments and resumes it until it is done, and repeats this until
+  there were `--kills` kills. The files are checked after every kill.
+- `crowd`: runs eight batches at once into one folder and into nested folders, and eight commands onto one OUTPUT.
 
-How the many runs are afforded: a process under the shim of `tests/faultshim.c` has imported everything and loaded the
-model, and each run is a fork of it that runs the whole command, from its arguments to its exit code. What the model
-makes of a piece it has seen is taken from memory, except where memory runs out, so kills fall on reading, finishing,
-writing and the journal rather than on the model. Moments are uniform over shares of an undisturbed run's time.
-`--processes` more kills, and all of `crowd`, hit whole processes that are started like any other.
+To make so many runs affordable, a driver process under the shim of `tests/faultshim.c` imports everything and loads
+the model, and each run is a fork of it that executes the whole command, from its arguments to its exit code. Except
+when memory runs out, results of the model for known pieces come from a cache, so kills hit reading, finishing, writing
+and the journal rather than the model. The moments are uniform over parts of the time of an undisturbed run. A further
+`--processes` kills, and all of `crowd`, use normally started processes.
 """
 
 from __future__ import annotations
@@ -67,13 +67,18 @@ PREFIXES = {"lost": "lost", "torn": "torn", "traceback": "tracebacks", "exit cod
 
 @dataclass
 class Table:
-    """Counts by what was tried."""
+    """A table of counts with a row for each kind of test."""
 
     rows: dict[str, Counter[str]] = field(default_factory=dict)
     guard: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, row: str, answer: Answer | None, problems: list[str], about: object = "") -> None:
-        """Count a run and what was wrong with it, and say the latter at once."""
+        """Count a run and its problems, and print the problems at once.
+
+        Args:
+            answer: the outcome of the run; None for a check without a run.
+            about: a description of the fault, for the printed lines.
+        """
         with self.guard:
             counts = self.rows.setdefault(row, Counter())
             counts["runs"] += 1
@@ -84,7 +89,7 @@ class Table:
                 print(f"{row}, {about}: {problem}", file=sys.stderr, flush=True)
 
     def print(self) -> bool:
-        """As markdown; whether nothing was wrong."""
+        """Print the table as Markdown; return whether there were no problems."""
         print(f"| | {' | '.join(COLUMNS)} |\n|{' --- |' * (len(COLUMNS) + 1)}")
         for name, counts in self.rows.items():
             print(f"| {name} | {' | '.join(str(counts[column]) for column in COLUMNS)} |")
@@ -92,7 +97,13 @@ class Table:
 
 
 def try_points(table: Table, scene_names: set[str], lane: int, lanes: int, every: int, memory_every: int) -> None:
-    """This lane's share of all faults."""
+    """Try the faults of one lane, which is one of several drivers that run at once and share the faults.
+
+    Args:
+        scene_names: the scenes to try; all if empty.
+        every: try only each n-th call.
+        memory_every: try only each n-th large allocation.
+    """
     with start_driver() as driver, tempfile.TemporaryDirectory() as name:
         work = Path(name)
         scenes = [*make_single_scenes(driver, work), make_batch_scene(driver, work)]
@@ -109,7 +120,7 @@ def try_points(table: Table, scene_names: set[str], lane: int, lanes: int, every
 def list_points(
     driver: Driver, scene: Scene, root: Path, every: int, memory_every: int
 ) -> Iterator[tuple[str, Fault, int, bool]]:
-    """Each fault with its row in the table, its exit code, and whether the model's results are recalled."""
+    """Yield the table row, the fault, the expected exit code, and whether the model's results come from the cache."""
     kinds = [kind for kind in KINDS if kind not in ("memory", "thread")]
     counts = {kind: count_calls(driver, scene, root, (kind,)) for kind in kinds}
     for fault in list_disk_faults(counts, DISK_ERRORS, every=every):
@@ -124,7 +135,11 @@ def list_points(
 
 
 def kill_at_random(table: Table, kills: int, pictures: int, seed: int) -> None:
-    """Episodes of a batch that is killed until it comes to its end."""
+    """Kill a batch at random moments and resume it until it ends; repeat this until there were `kills` kills.
+
+    Args:
+        pictures: the number of pictures in the batch.
+    """
     rng = np.random.default_rng(seed)
     with start_driver() as driver, tempfile.TemporaryDirectory() as name:
         work, row, done = Path(name), "batch: random SIGKILLs", 0
@@ -151,7 +166,7 @@ def kill_at_random(table: Table, kills: int, pictures: int, seed: int) -> None:
 
 
 def kill_processes(table: Table, kills: int, seed: int) -> None:
-    """The same to processes of their own, with the model at work."""
+    """Kill whole processes at random moments, while the model runs, and check the files as `kill_at_random` does."""
     rng = np.random.default_rng(seed)
     with start_driver() as driver, tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -173,7 +188,11 @@ def kill_processes(table: Table, kills: int, seed: int) -> None:
 
 
 def run_process(arguments: tuple[str, ...], root: Path, kill_after: float | None = None) -> Answer:
-    """A command started like any other, as the driver computes: with one thread."""
+    """Run a command in a normal process with one thread, as in the driver.
+
+    Args:
+        kill_after: seconds after which the process is killed; None for no limit.
+    """
     process = start_process(arguments, root)
     try:
         out, err = process.communicate(timeout=kill_after)
@@ -184,7 +203,7 @@ def run_process(arguments: tuple[str, ...], root: Path, kill_after: float | None
 
 
 def start_process(arguments: tuple[str, ...], root: Path) -> subprocess.Popen[bytes]:
-    """The command, on its way."""
+    """Start a command with one thread in the folder `root` and return its process."""
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "XDG_RUNTIME_DIR": str(root.parent),
         "PYTHONPATH": str(Path(__file__).parents[1]),
@@ -194,7 +213,7 @@ def start_process(arguments: tuple[str, ...], root: Path) -> subprocess.Popen[by
 
 
 def run_together(commands: list[tuple[str, ...]], root: Path) -> list[Answer]:
-    """Commands at once; their answers in order."""
+    """Run commands at the same time and return their answers in order."""
     processes = [start_process(command, root) for command in commands]
     with ThreadPoolExecutor(len(processes)) as pool:
         outputs = list(pool.map(lambda process: process.communicate(), processes))
@@ -205,7 +224,7 @@ def run_together(commands: list[tuple[str, ...]], root: Path) -> list[Answer]:
 
 
 def crowd_one_folder(table: Table, root: Path) -> None:
-    """Eight batches into one folder: one works, and the others are told so or find it done."""
+    """Run eight batches into one folder. One gets the lock; the others exit with a message or find all results done."""
     make_batch_inputs(root / "in", 12)
     command = ("batch", "in", "-o", "out", "--preset", "colorize", "--json", *QUICK)
     answers = run_together([command] * 8, root)
@@ -222,7 +241,7 @@ def crowd_one_folder(table: Table, root: Path) -> None:
 
 
 def crowd_nested_folders(table: Table, root: Path) -> None:
-    """Batches into folders that lie in each other, over the same pictures with one seed, so with the same results."""
+    """Run eight batches into nested folders, over the same pictures and with one seed, so the results are equal."""
     make_batch_inputs(root / "in", 12)
     (root / "in" / "x-broken.png").unlink()
     (root / "in" / "x-text.jpg").unlink()
@@ -235,7 +254,7 @@ def crowd_nested_folders(table: Table, root: Path) -> None:
         failed = [e["reason"] for e in answer.events() if e["event"] == "failed"]
         problems += [f"failed: {reason}" for reason in failed if "exists already" not in reason]
         table.add("8 batches into nested folders", answer, problems)
-    # What lost a race for a name is not there under another; a second round finds all.
+    # A batch that lost a race for a name has not written that result elsewhere. A second round completes all results.
     for source, folder in pairs[:5]:
         answer = run_process(("batch", source, "-o", folder, *common), root)
         table.add("8 batches into nested folders", answer, check_lines(answer, {0, 3}))
@@ -245,7 +264,7 @@ def crowd_nested_folders(table: Table, root: Path) -> None:
 
 
 def crowd_one_output(table: Table, root: Path) -> None:
-    """Eight commands onto one OUTPUT without --force: one has it."""
+    """Run eight commands onto one OUTPUT without --force. Exactly one must write it."""
     root.mkdir(parents=True)
     make_photograph(0).save(root / "in.png")
     commands = [("colorize", "in.png", "out.png", "--quiet", "--seed", str(seed), *QUICK) for seed in range(8)]
@@ -266,7 +285,7 @@ def crowd_one_output(table: Table, root: Path) -> None:
 
 
 def check_lines(answer: Answer, codes: set[int]) -> list[str]:
-    """What is wrong with an exit code and its message."""
+    """Return the problems of an exit code and its message."""
     problems = [] if answer.code in codes else [f"exit code {answer.code}: {answer.err[-500:]}"]
     if "Traceback" in answer.err:
         problems.append(f"traceback: {answer.err[-1500:]}")
@@ -276,7 +295,7 @@ def check_lines(answer: Answer, codes: set[int]) -> list[str]:
 
 
 def check_pictures(root: Path) -> list[str]:
-    """Results that do not decode, and what is left of writing them."""
+    """Return a line for each result that does not decode and for each temporary file that is left behind."""
     problems = []
     for name, data in read_tree(root).items():
         if name.endswith(".tmp"):
@@ -287,7 +306,7 @@ def check_pictures(root: Path) -> list[str]:
 
 
 def main() -> None:
-    """Try it all, or the parts named; exit with 1 if anything is wrong."""
+    """Run all parts, or those that are named. Exit with 1 if there is any problem."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=[], help="points, kills, crowd; all if none is named")
     parser.add_argument("--scenes", nargs="*", default=[], help="of points: new, force, batch and so on; all if none")

@@ -1,7 +1,7 @@
-"""A coverage-guided fuzzer of what reads strangers' bytes: only an Img2ImgError of one line may come out.
+"""Fuzz the code that reads untrusted bytes, guided by coverage. It may only raise an Img2ImgError of one line.
 
-`python benchmarks/fuzz.py decoder corpus/` runs until it is stopped; libFuzzer saves what crashes beside it and what is
-new in the corpus. Needs atheris: `pip install atheris`.
+`python benchmarks/fuzz.py decoder corpus/` runs until it is stopped. libFuzzer saves inputs with new coverage in the
+corpus and crashing inputs next to it. Needs atheris: `pip install atheris`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SEEDS = 500
 
 
 def fuzz_decoder(path: Path, content: bytes) -> None:
-    """A picture in, as it is, and out again with all that came with it."""
+    """Decode a picture, and encode it again with its metadata if it has at most 65536 pixels."""
     path.write_bytes(content)
     peek_size(str(path))
     picture = load_image(str(path), content or b"\0")
@@ -49,20 +49,20 @@ def fuzz_decoder(path: Path, content: bytes) -> None:
 
 
 def fuzz_preset(path: Path, content: bytes) -> None:
-    """A preset and what it resolves to."""
+    """Load and resolve a preset."""
     path.write_bytes(content)
     resolve(load_preset(str(path)), {}).parameters.check_references()
 
 
 def fuzz_manifest(path: Path, content: bytes) -> None:
-    """The first byte tells whether it is CSV or JSON Lines."""
+    """Read a manifest. The first byte chooses between CSV (below 0x80) and JSON Lines."""
     named = path.with_suffix(".csv" if content[:1] < b"\x80" else ".jsonl")
     named.write_bytes(content[1:])
     read_manifest(named)
 
 
 def fuzz_metadata(path: Path, content: bytes) -> None:
-    """A picture's record or another tool's parameters, and the command that they tell."""
+    """Read the record or another tool's parameters from a picture, and build the command for them."""
     path.write_bytes(content)
     found = read_origin(str(path))
     command = plan_replay(found, "x.png").command if isinstance(found, Foreign) else replay_command(found)
@@ -86,7 +86,7 @@ TARGETS = {
 
 
 def main() -> None:
-    """Fill the corpus from the generators and leave the rest to libFuzzer."""
+    """Fill the corpus from the generators and start libFuzzer."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("corpus", type=Path)

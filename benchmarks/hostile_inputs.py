@@ -1,4 +1,4 @@
-"""Hostile inputs by the hundred thousand through the command line: no traceback, signal, hang or partial output."""
+"""Run the command line on 100,000 hostile inputs. It may not cause a traceback, signal, hang or partial output."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAKERS: dict[str, Callable[[int], tuple[str, bytes]]] = {
 
 
 class Hang(BaseException):
-    """A command took longer than its limit."""
+    """A command exceeded its time limit."""
 
 
 def _ring(number: int, frame: FrameType | None) -> None:
@@ -48,7 +48,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def list_arguments(kind: str, file: Path, out: Path) -> list[str]:
-    """The command that reads such a file and runs no model."""
+    """Return the arguments of a command that reads a file of this kind without running a model."""
     if kind == "presets":
         return ["presets", "validate", str(file)]
     if kind == "metadata":
@@ -57,7 +57,7 @@ def list_arguments(kind: str, file: Path, out: Path) -> list[str]:
 
 
 def check_text(kind: str, file: Path, out: Path, limits: Limits, report: Report) -> None:
-    """One file through the command line in this process, where starting costs nothing."""
+    """Run the command line on one file in this process, to save the start of a new one, and report the outcome."""
     from img2img_cli.cli import app
 
     began = time.monotonic()
@@ -68,7 +68,7 @@ def check_text(kind: str, file: Path, out: Path, limits: Limits, report: Report)
             code = app._run()
     except Hang:
         outcome, reason = "hung", f"over {limits.item_s:g} s"
-    except BaseException:  # noqa: BLE001 - what escapes is what we look for
+    except BaseException:  # noqa: BLE001 - any exception that escapes is a finding
         outcome, reason = "crashed", traceback.format_exc()[-400:].replace("\n", " ")
     else:
         reason = stderr.getvalue().strip()
@@ -79,7 +79,11 @@ def check_text(kind: str, file: Path, out: Path, limits: Limits, report: Report)
 
 
 def check_chunk(seeds: range, limits: Limits, reports: dict[str, Report], keep: Path | None) -> None:
-    """Write the inputs of these seeds, check them, and remove them."""
+    """Write the inputs for these seeds, check them, and remove them.
+
+    Args:
+        keep: a folder to which files that crash, hang or leave partial output are copied; None to copy none.
+    """
     with tempfile.TemporaryDirectory(prefix="hostile-") as place:
         root, seed = Path(place), seeds.start
         for kind, share in SHARES.items():
@@ -102,7 +106,7 @@ def check_chunk(seeds: range, limits: Limits, reports: dict[str, Report], keep: 
 
 
 def _check_in_processes(kind: str, files: list[Path], out: Path, limits: Limits, report: Report) -> None:
-    """A few in processes of their own, which end with the command's real exit code."""
+    """Check a few files in separate processes, which end with the real exit code of the command."""
     for file in files:
         run = run_limited(list_arguments(kind, file, out), limits, total_s=limits.item_s)
         report.peak_mib = max(report.peak_mib, run.peak_mib)
@@ -111,7 +115,7 @@ def _check_in_processes(kind: str, files: list[Path], out: Path, limits: Limits,
 
 
 def main() -> None:
-    """Exits with 1 if anything crashed, hung or left a partial output."""
+    """Check all inputs in chunks. Exit with 1 if any input crashed, hung or left a partial output."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0, help="the first seed; go on from where the progress ended")

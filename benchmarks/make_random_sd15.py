@@ -1,6 +1,6 @@
-"""Write a full-size Stable Diffusion 1.5 with seeded random weights: same layout, size and speed as the real one.
+"""Write a full-size Stable Diffusion 1.5 with seeded random weights, with the layout, size and speed of the real one.
 
-It shows that checkpoints in both layouts load and give what diffusers gives, where the real weights cannot be had.
+Where the real weights are not available, it serves to check that checkpoints in both layouts load and match diffusers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from img2img_cli.engines.checkpoints.single_file import load_clip_tokenizer
 
 ARCHITECTURE = Path(img2img_cli.__file__).parent / "architectures" / "sd15"
 UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer."
-LATENT_STD, PIXEL_STD = 5.0, 0.5  # about what the real encoder and decoder give
+LATENT_STD, PIXEL_STD = 5.0, 0.5  # about the deviations of the real encoder and decoder
 LOG_VARIANCE = -6.0
 
 Weights = dict[str, torch.Tensor]
@@ -30,7 +30,7 @@ Convert = Callable[[Weights, Mapping[str, Any]], Weights]
 
 
 def build_pipeline(seed: int) -> Any:
-    """A float16 `StableDiffusionPipeline` without safety checker."""
+    """Build a float16 `StableDiffusionPipeline` with random weights and without a safety checker."""
     torch.manual_seed(seed)
     unet = diffusers.UNet2DConditionModel.from_config(_config(diffusers.UNet2DConditionModel, "unet"))
     vae = diffusers.AutoencoderKL.from_config(_config(diffusers.AutoencoderKL, "vae"))
@@ -56,10 +56,10 @@ def _config(class_: Any, folder: str) -> dict[str, Any]:
 
 @torch.inference_mode()
 def scale_outputs(unet: Any, vae: Any) -> None:
-    """Scale the last layers so that noise, latents and pixels have about the spread that the real model's have.
+    """Scale the last layers so that noise, latents and pixels have about the same deviation as in the real model.
 
-    As initialised, the encoder drowns the picture in noise and the decoder paints nearly uniform grey, on which
-    any two pictures would agree.
+    With the initial weights, the encoder hides the picture in noise, and the decoder gives a nearly uniform grey, so
+    that any two results would match.
     """
     latents, text = torch.randn(1, 4, 32, 32), torch.randn(1, 77, unet.config.cross_attention_dim)
     _standardise(unet.conv_out, unet(latents, 500, text).sample, 1.0)
@@ -72,7 +72,7 @@ def scale_outputs(unet: Any, vae: Any) -> None:
 
 
 def _standardise(layer: torch.nn.Conv2d, output: torch.Tensor, std: float) -> None:
-    """Scale a convolution so that each channel of its `output` `(B, C, H, W)` gets mean 0 and this deviation."""
+    """Scale a convolution so that each channel of its `output` `(B, C, H, W)` gets mean 0 and deviation `std`."""
     assert layer.bias is not None
     deviation, mean = torch.std_mean(output, dim=(0, 2, 3))
     layer.bias.sub_(mean).mul_(std / deviation)
@@ -80,21 +80,21 @@ def _standardise(layer: torch.nn.Conv2d, output: torch.Tensor, std: float) -> No
 
 
 def save_folder(pipe: Any, folder: Path) -> None:
-    """Write a diffusers folder with the scheduler's settings as the real repository has them.
+    """Write a diffusers folder with the scheduler settings of the real repository.
 
-    `save_pretrained` would add PNDM's own `timestep_spacing`, which then overrules the default of any other
-    scheduler that is made from it; the same weights from a single file would be denoised at other timesteps.
+    `save_pretrained` would add PNDM's `timestep_spacing`. This value would override the default of any other scheduler
+    created from the folder, and the same weights from a single file would be denoised at other timesteps.
     """
     pipe.save_pretrained(folder, safe_serialization=True)
     shutil.copy(ARCHITECTURE / "scheduler" / "scheduler_config.json", folder / "scheduler")
 
 
 def original_layout(pipe: Any) -> Weights:
-    """The pipeline's weights under the names, and in the shapes, of the original CompVis checkpoint."""
+    """Return the weights of the pipeline with the names and shapes of the original CompVis checkpoint."""
     unet = _rename(pipe.unet, convert_ldm_unet_checkpoint, UNET_PREFIX, _unet_names(pipe.unet.config))
     vae = _rename(pipe.vae, convert_ldm_vae_checkpoint, VAE_PREFIX, _vae_names(pipe.vae.config))
     for name, tensor in vae.items():
-        if ".attn_1." in name and tensor.ndim == 2:  # the original's attention is made of 1x1 convolutions
+        if ".attn_1." in name and tensor.ndim == 2:  # attention in the original consists of 1x1 convolutions
             vae[name] = tensor[:, :, None, None]
     text = {name.removeprefix("text_model."): tensor for name, tensor in pipe.text_encoder.state_dict().items()}
     weights = unet | vae | {f"{CLIP_PREFIX}text_model.{name}": tensor for name, tensor in text.items()}
@@ -102,10 +102,13 @@ def original_layout(pipe: Any) -> Weights:
 
 
 def _rename(module: Any, convert: Convert, prefix: str, layers: Iterator[str]) -> Weights:
-    """Invert a conversion of diffusers', learnt by sending numbered scalars through it.
+    """Invert a conversion of diffusers, by sending numbered scalars through it to learn the mapping of names.
 
     Args:
-        layers: every layer that the original may have. Those that diffusers' module lacks are left out.
+        layers: all layers that the original may have. Those missing from the diffusers module are left out.
+
+    Raises:
+        RuntimeError: the conversion does not map the names as expected.
     """
     names = [f"{prefix}{layer}.{kind}" for layer in layers for kind in ("weight", "bias")]
     tags = {name: torch.tensor(index) for index, name in enumerate(names)}
@@ -118,7 +121,7 @@ def _rename(module: Any, convert: Convert, prefix: str, layers: Iterator[str]) -
 
 
 def _unet_names(config: Any) -> Iterator[str]:
-    """Layers of the original UNet: blocks are numbered through, whatever their resolution."""
+    """Yield the layers that the original UNet may have. Its blocks are numbered continuously across resolutions."""
     count, depth = config.layers_per_block, len(config.block_out_channels)
     yield from ("time_embed.0", "time_embed.2", "input_blocks.0.0", "out.0", "out.2")
     for index in range(1, depth * (count + 1)):
@@ -146,7 +149,7 @@ def _unet_resnet(block: str) -> Iterator[str]:
 
 
 def _vae_names(config: Any) -> Iterator[str]:
-    """Layers of the original autoencoder."""
+    """Yield the layers that the original autoencoder may have."""
     count, depth = config.layers_per_block, len(config.block_out_channels)
     yield from ("quant_conv", "post_quant_conv")
     for half, way, blocks in (("encoder", "down", count), ("decoder", "up", count + 1)):
@@ -160,7 +163,7 @@ def _vae_names(config: Any) -> Iterator[str]:
 
 
 def main() -> None:
-    """Parse the command line and write."""
+    """Parse the command line and write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="OUT_FOLDER", help="diffusers folder to write")
     parser.add_argument("--single-file", type=Path, metavar="FILE.safetensors", help="the same in the original layout")

@@ -1,6 +1,6 @@
-"""Peak memory of whole commands on Stable Diffusion 1.5 at full size with random weights, at 512 pixels.
+"""Measure the peak memory of commands on a full-size Stable Diffusion 1.5 with random weights, at 512 pixels.
 
-python benchmarks/make_random_sd15.py FOLDER
+python benchmarks/make_random_sd15.py FOLDER/folder
 python benchmarks/memory_sd15.py FOLDER
 """
 
@@ -26,14 +26,14 @@ sys.exit(done.returncode)
 
 
 def make_controlnet(folder: Path) -> None:
-    """A ControlNet of Stable Diffusion 1.5 with random weights, in bfloat16."""
+    """Write a ControlNet for Stable Diffusion 1.5 with random weights, in bfloat16, unless it exists."""
     if not (folder / "config.json").is_file():
         torch.manual_seed(0)
         ControlNetModel(cross_attention_dim=768).to(torch.bfloat16).save_pretrained(folder)
 
 
 def measure(command: list[str]) -> int:
-    """Peak memory of a command in MiB."""
+    """Run a command and return its peak memory in MiB."""
     launch = [sys.executable, "-c", LAUNCH, sys.executable, "-m", "img2img_cli", *command]
     done = subprocess.run(launch, capture_output=True, text=True)
     if done.returncode:
@@ -42,7 +42,7 @@ def measure(command: list[str]) -> int:
 
 
 def main() -> None:
-    """Print a row a command."""
+    """Measure each command and print a row for it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where make_random_sd15.py wrote the model")
     parser.add_argument("--side", type=int, default=512)

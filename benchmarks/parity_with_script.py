@@ -1,7 +1,7 @@
 """Compare `img2img edit` with a plain diffusers script: the same settings must give the same picture.
 
-Both run as processes of their own, so that the times include starting and loading. A second seed of the script is the
-control: were it as near as the command is, the comparison would say nothing.
+Both run in separate processes, so the times include start-up and loading. As a control, the script also runs with a
+second seed. That picture must differ clearly, or the comparison would prove nothing.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SCHEDULER = "DPMSolverMultistepScheduler"  # as in plain_diffusers.py
 
 
 def run_command(model: Path, picture: Path, output: Path, dtype: str) -> float:
-    """`img2img edit` on the CPU; the seconds it took."""
+    """Run `img2img edit` on the CPU and return the seconds it took."""
     start = (sys.executable, "-m", "img2img_cli", "edit", str(picture), str(output), "--model", str(model))
     fixed = ("--dtype", dtype, "--device", "cpu", "--set", f"scheduler={SCHEDULER}", "--quiet")
     return _time([*start, "--prompt", PROMPT, "--seed", str(SEED), *SETTINGS, *fixed])
 
 
 def run_script(folder: Path, picture: Path, output: Path, dtype: str, seed: int = SEED) -> float:
-    """The plain script with the same settings; the seconds it took."""
+    """Run the plain script with the same settings and return the seconds it took."""
     start = (sys.executable, str(PLAIN_SCRIPT), str(folder), str(picture), str(output), PROMPT)
     return _time([*start, "--dtype", dtype, "--seed", str(seed), *SETTINGS])
 
@@ -46,19 +46,26 @@ def _time(command: list[str]) -> float:
 
 
 def read_pixels(path: Path) -> NDArray[np.uint8]:
-    """A picture as an array `(H, W, 3)`."""
+    """Read a picture as a uint8 RGB array `(H, W, 3)`."""
     return np.asarray(Image.open(path).convert("RGB"))
 
 
 def compare(result: Path, reference: Path) -> float:
-    """PSNR in dB; infinite when every pixel is equal."""
+    """Return the PSNR of two pictures in dB, infinite if all pixels are equal."""
     ours, theirs = read_pixels(result), read_pixels(reference)
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(theirs, ours))
 
 
 def check_parity(folder: Path, single_file: Path | None, work: Path, dtype: str) -> bool:
-    """Run everything, print the figures, and tell whether all of them are good."""
+    """Run everything and print the figures.
+
+    Args:
+        work: the folder for the pictures.
+
+    Returns:
+        whether each command matches the script with at least 40 dB and the control stays below 20 dB.
+    """
     picture, reference, control = (work / f"{name}.png" for name in ("picture", "script", "control"))
     Image.fromarray(data.astronaut()).save(picture)
     script_seconds = run_script(folder, picture, reference, dtype)
@@ -78,7 +85,7 @@ def check_parity(folder: Path, single_file: Path | None, work: Path, dtype: str)
 
 
 def main() -> None:
-    """Parse the command line; exit code 1 if the pictures differ."""
+    """Parse the command line and check parity. Exit with 1 if it does not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="Stable Diffusion 1.x as a diffusers folder")
     parser.add_argument("--single-file", type=Path, metavar="FILE", help="the same weights as one .safetensors file")

@@ -1,4 +1,4 @@
-"""The few lines that someone would write with diffusers alone; what `parity_with_script.py` compares the command to."""
+"""The short script that a user would write with diffusers alone, for comparison by `parity_with_script.py`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> None:
     dtype = getattr(torch, arguments.dtype)
     pipe = StableDiffusionImg2ImgPipeline.from_pretrained(arguments.folder, dtype=dtype)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    # A setting like any other: in bfloat16 another memory format rounds in another order.
+    # The memory format affects the result, because it changes the order of rounding in bfloat16.
     if not arguments.contiguous:
         pipe.unet.to(memory_format=torch.channels_last)
     result = pipe(

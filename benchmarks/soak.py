@@ -1,8 +1,8 @@
-"""Ten thousand small pictures through `img2img batch`, alone and through a warm server: does anything grow?
+"""Run `img2img batch` over ten thousand small pictures, alone and through a warm server, and look for leaks.
 
-Memory, file descriptors and threads of the process that works are sampled while it does. A line is fitted to each over
-the second half: in the first, caches of kernels fill, of which each new shape of picture needs some. Exits with 1 when
-memory grows by more than 2 MiB in a thousand pictures, or descriptors or threads by more than one in all.
+The memory, file descriptors and threads of the working process are sampled during the run, and a line is fitted to
+each over the second half. In the first half, kernel caches still grow with every new picture shape. Exits with 1 if
+memory grows by more than 2 MiB per thousand pictures, or descriptors or threads by more than one over the whole run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ MOST_MIB_PER_THOUSAND, MOST_OTHERS = 2.0, 1.0
 
 @dataclass
 class Samples:
-    """What a process held after so many pictures."""
+    """Samples of the resources of a process.
+
+    Attributes:
+        pictures: the number of finished pictures at each sample.
+        mib: resident memory in MiB.
+        descriptors: the number of open file descriptors.
+        threads: the number of threads.
+    """
 
     pictures: list[int] = field(default_factory=list)
     mib: list[float] = field(default_factory=list)
@@ -37,7 +44,7 @@ class Samples:
     threads: list[int] = field(default_factory=list)
 
     def take(self, pid: int, pictures: int) -> None:
-        """Look at the process now."""
+        """Take a sample of a process."""
         status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         self.pictures.append(pictures)
         self.mib.append(int(status["VmRSS"].split()[0]) / 1024)
@@ -45,13 +52,20 @@ class Samples:
         self.descriptors.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
 
     def fit(self, values: Sequence[float]) -> float:
-        """Growth in a thousand pictures over the second half."""
+        """Return the growth of a value per thousand pictures, fitted over the second half."""
         start = len(self.pictures) // 2
         return float(np.polyfit(self.pictures[start:], values[start:], 1)[0] * 1000)
 
 
 def run_batch(source: Path, output: Path, pid: int | None, more: Sequence[str]) -> tuple[Samples, float]:
-    """One batch over all pictures; samples of its own process, or of another."""
+    """Run one batch over all pictures.
+
+    Args:
+        pid: the process to sample; None for the batch itself.
+
+    Returns:
+        the samples, and the seconds that the batch took.
+    """
     command = [*RUN, "batch", str(source), "-o", str(output), "--preset", "colorize", "--json", *QUICK, *more]
     samples, began, done = Samples(), time.monotonic(), 0
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -69,7 +83,7 @@ def run_batch(source: Path, output: Path, pid: int | None, more: Sequence[str]) 
 
 
 def judge(label: str, samples: Samples, seconds: float) -> bool:
-    """A row of the table; whether nothing grows."""
+    """Print a row of the table; return whether all growth is within the limits."""
     growth = samples.fit(samples.mib)
     total = samples.pictures[-1] / 1000
     others = [samples.fit(values) * total for values in (samples.descriptors, samples.threads)]
@@ -83,7 +97,7 @@ def judge(label: str, samples: Samples, seconds: float) -> bool:
 
 
 def main() -> None:
-    """Both ways, one after the other."""
+    """Run the batch alone and then through a server. Exit with 1 if anything grows."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--only", choices=("batch", "server"))

@@ -1,6 +1,6 @@
-"""img2img beside its peers on the same weights and the same picture, on this machine and in one run; see README.md.
+"""Compare the speed of img2img with other tools on the same weights and picture, in one run; see README.md.
 
-Every section prints a table of seconds, and ratios between them: machines differ, and their load from minute to minute.
+Most sections print tables of seconds and of ratios. Ratios carry over best, because machines and their load differ.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ RUN = (sys.executable, "-m", "img2img_cli")
 
 
 def say(*cells: object) -> None:
-    """A row of a table."""
+    """Print a row of a table, with floats to three significant digits."""
     print(
         "| " + " | ".join(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in cells) + " |", flush=True
     )
 
 
 def head(*names: str) -> None:
-    """A table's head."""
+    """Print the head of a table."""
     print()
     say(*names)
     say(*("---" for _ in names))
 
 
 def clock(work: Callable[[], Any], repeats: int = 1) -> float:
-    """The fewest seconds of several goes."""
+    """Call `work` several times and return the seconds of the fastest call."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -53,7 +53,7 @@ def clock(work: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def run(command: list[str], **environment: str) -> tuple[float, float]:
-    """Seconds and peak memory in GiB of a process of its own."""
+    """Run a command and return its seconds and its peak memory in GiB."""
     began = time.perf_counter()
     process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -63,7 +63,15 @@ def run(command: list[str], **environment: str) -> tuple[float, float]:
 
 
 def measure_product(size: int = 4096, seconds: float = 3.0) -> float:
-    """TFLOP/s of the machine's own bfloat16 matrix product (float16 on a GPU), kept up as long as a model's step."""
+    """Measure the matrix product of the machine, in bfloat16 on a CPU and float16 on a GPU.
+
+    Args:
+        size: the side of the square matrices.
+        seconds: how long to multiply; about as long as a step of a model, so that clock rates are comparable.
+
+    Returns:
+        the rate in TFLOP/s.
+    """
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -82,20 +90,25 @@ def measure_product(size: int = 4096, seconds: float = 3.0) -> float:
 
 
 def edit_command(model: Path, source: Path, output: Path, steps: int, strength: float) -> list[str]:
-    """Our single run with the settings of the plain script."""
+    """Return the `img2img edit` command with the settings of the plain script."""
     options = f"--steps {steps} --strength {strength} --guidance-scale {GUIDANCE} --seed {SEED} --quiet --force"
     fixed = ["--model", str(model), "--prompt", PROMPT, "--set", f"scheduler={SCHEDULER}"]
     return [*RUN, "edit", str(source), str(output), *fixed, *options.split()]
 
 
 def script_command(folder: Path, source: Path, output: Path, steps: int, strength: float, *more: str) -> list[str]:
-    """The lines that someone would write with diffusers alone."""
+    """Return the command that runs the plain diffusers script."""
     options = f"--steps {steps} --strength {strength} --guidance-scale {GUIDANCE} --seed {SEED}"
     return [sys.executable, str(PLAIN_SCRIPT), str(folder), str(source), str(output), PROMPT, *options.split(), *more]
 
 
 def compare_single(folder: Path, steps: int, strength: float, peers: str | None, single_file: Path | None) -> None:
-    """Whole runs of one picture, start-up and loading included."""
+    """Measure whole runs on one picture, including start-up and loading.
+
+    Args:
+        peers: a Python with stable-diffusion-cpp-python; None to leave that comparison out.
+        single_file: the same weights in one file, for stable-diffusion.cpp.
+    """
     steps_run = int(steps * strength)
     head(f"one 512 x 512 picture, {steps_run} guided steps", "seconds", "times ours", "peak GiB")
     with tempfile.TemporaryDirectory() as name:
@@ -120,7 +133,10 @@ def compare_single(folder: Path, steps: int, strength: float, peers: str | None,
 
 
 def compare_cpp(python: str, single_file: Path, folder: Path, source: Path, work: Path, steps: int = 4) -> None:
-    """stable-diffusion.cpp through its Python package, with few steps: each takes most of a minute on two cores."""
+    """Measure stable-diffusion.cpp through its Python package, with few steps.
+
+    Each step takes most of a minute on two cores.
+    """
     head(f"one 512 x 512 picture, {steps // 2} guided steps", "seconds", "times ours", "peak GiB")
     ours, memory = run([*edit_command(folder, source, work / "few.png", steps, 0.5), "--no-server"])
     say("img2img, cold", ours, 1.0, memory)
@@ -137,7 +153,7 @@ def compare_cpp(python: str, single_file: Path, folder: Path, source: Path, work
 
 
 def measure_warm(folder: Path, source: Path, work: Path, steps: int, strength: float) -> float:
-    """Seconds of the second run through a server."""
+    """Return the seconds of the second run through a server."""
     with Server() as server:
         command = edit_command(folder, source, work / "warm.png", steps, strength)
         run(command, **server.environment)
@@ -145,7 +161,7 @@ def measure_warm(folder: Path, source: Path, work: Path, steps: int, strength: f
 
 
 class Server:
-    """A server in a folder of its own; a context."""
+    """A context manager that runs a server with its own runtime folder."""
 
     def __init__(self, *options: str) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="i2i")
@@ -168,14 +184,14 @@ class Server:
         self._folder.cleanup()
 
     def read_model_seconds(self) -> float:
-        """How long models have worked."""
+        """Return the seconds for which the models of the server have run in all."""
         from img2img_cli.server.client import ask_server
 
         return float(ask_server("GET", "/img2img/status")["model_seconds"])
 
 
 def measure_overhead() -> None:
-    """The warm one-liner with the bundled model: the whole command beside what the model itself takes."""
+    """Compare the time of a whole warm command with that of the model alone, for the bundled model."""
     examples = Path(__file__).parent.parent / "examples"
     head("warm one-liner, bundled model", "seconds", "the model's own", "overhead")
     with Server() as server, tempfile.TemporaryDirectory() as name:
@@ -202,7 +218,7 @@ def measure_overhead() -> None:
 
 
 def load_unet(folder: Path, device: str, dtype: Any) -> Any:
-    """The UNet as the command lays it out."""
+    """Load the UNet with the memory format and kernels that the command uses."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -215,7 +231,13 @@ def load_unet(folder: Path, device: str, dtype: Any) -> Any:
 
 
 def measure_unet(folder: Path, batches: list[int], *, compiled: bool, peers: str | None) -> None:
-    """Share of the machine's matrix-product rate that the UNet reaches, in the same run."""
+    """Measure which share of the machine's matrix-product rate the UNet reaches in the same run.
+
+    Args:
+        batches: the numbers of guided pairs in a batch.
+        compiled: measure the compiled UNet too.
+        peers: a Python with openvino; None to leave that comparison out.
+    """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -262,7 +284,7 @@ def measure_unet(folder: Path, batches: list[int], *, compiled: bool, peers: str
 
 
 def measure_openvino(folder: Path) -> None:
-    """The same UNet through OpenVINO in bfloat16; run by a Python that has it."""
+    """Measure the same UNet through OpenVINO in bfloat16. This must run in a Python that has openvino."""
     import openvino
     import torch
     from diffusers import UNet2DConditionModel
@@ -287,7 +309,7 @@ def measure_openvino(folder: Path) -> None:
 
 
 def measure_overhead_of_tool(folder: Path) -> None:
-    """What the command adds to its own pipeline: the whole of a loaded run beside its three stages."""
+    """Measure the share of time that the command adds to encoding, denoising and decoding, once the model is loaded."""
     import torch
 
     from img2img_cli.engines.device import choose_placement
@@ -334,7 +356,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
 
 
 def measure_scaling() -> None:
-    """How cost grows with pictures, steps and pixels: the exponent of a fit, and peak memory."""
+    """Measure how the time grows with pictures, steps and pixels: the exponent of a power-law fit, and peak memory."""
     from img2img_cli.engines.device import choose_placement
     from img2img_cli.engines.diffusion.build import build_pipeline
     from img2img_cli.presets.catalogue import resolve
@@ -365,7 +387,7 @@ def measure_scaling() -> None:
 
 
 def measure_losses() -> None:
-    """What the switches that trade quality for speed cost, with the bundled model on photographs."""
+    """Measure the loss of quality of options that save time, with the bundled model on photographs."""
     from img2img_cli.engines.device import choose_placement
     from img2img_cli.engines.diffusion.build import build_pipeline
     from img2img_cli.presets.catalogue import resolve
@@ -401,7 +423,10 @@ def measure_losses() -> None:
 
 
 def measure_gpu(folders: list[Path], batches: list[int]) -> None:
-    """Images a second of an eager float16 loop over diffusers' own pipeline, and of ours, and how near they are."""
+    """Compare this tool with an eager loop over the diffusers pipeline: images per second, PSNR and peak memory.
+
+    Both use float16 on a GPU and float32 on a CPU.
+    """
     import torch
     from diffusers import AutoPipelineForImage2Image, DPMSolverMultistepScheduler
 
@@ -462,7 +487,7 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
 
 
 def main() -> None:
-    """Run the sections that are asked for."""
+    """Run the sections named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = ("single", "unet", "tool", "overhead", "scaling", "losses", "gpu", "openvino")
     parser.add_argument("sections", choices=sections, nargs="+")

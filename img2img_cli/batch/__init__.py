@@ -1,4 +1,5 @@
-"""Many pictures, unattended: what is done already, decoding and writing beside the model, each failure alone.
+"""Unattended batches: skip finished results, decode and write while the model runs, and isolate failures.
 
-Imports `tasks` and below; never `engines`, whose pipelines it is given. Start in `run`.
+This package imports `tasks` and the layers below it, but never `engines`: callers pass the pipelines in. Start in
+`run`.
 """

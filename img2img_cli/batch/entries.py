@@ -1,4 +1,4 @@
-"""One picture of a batch on its way: read and decoded, its time counted."""
+"""The entries of a batch: jobs in progress, their decoded pictures and the time spent on them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True, eq=False)
 class Entry:
-    """A job on its way.
+    """A job in progress.
 
     Attributes:
-        stages: its picture, once that is decoded.
-        notes: what to tell of how it was read.
+        provenance: the hashes and stamps that the result will be recorded with.
+        replace: whether the result may overwrite an existing file.
+        spent_s: seconds of the finished stages.
+        stage_began: `time.monotonic()` at the start of the running stage; None between stages.
+        stages: the stages of the picture, once reading has begun.
+        notes: messages for the user about how the pictures were read.
+        pixels: width times height of the input; 0 if unknown.
     """
 
     job: Job
@@ -39,18 +44,18 @@ class Entry:
     pixels: int = 0
 
     def elapsed_s(self) -> float:
-        """Seconds spent on this job itself, without its waiting."""
+        """Return the seconds spent on this job, without the time it waited."""
         return self.spent_s + (0.0 if self.stage_began is None else time.monotonic() - self.stage_began)
 
     def close(self) -> None:
-        """Let go of the picture, and end its process."""
+        """Release the picture and end its process, if it has one."""
         if self.stages is not None:
             self.stages.close()
             self.stages = None
 
 
 class timed:  # noqa: N801 - reads as a statement
-    """Counts a stage's time to its entry."""
+    """A context manager that adds the duration of a stage to its entry."""
 
     def __init__(self, entry: Entry) -> None:
         self._entry = entry
@@ -63,7 +68,11 @@ class timed:  # noqa: N801 - reads as a statement
 
 
 class Opener:
-    """Reads and decodes entries, each in a process of its own if --item-timeout may have to end it."""
+    """A reader and decoder of entries. With --item-timeout, each entry gets its own process, which can be killed.
+
+    Args:
+        limit_s: the seconds that --item-timeout allows for each entry; None for no limit.
+    """
 
     def __init__(self, limit_s: float | None) -> None:
         self.limit_s = limit_s
@@ -71,22 +80,25 @@ class Opener:
         self._guard = threading.Lock()
 
     def open(self, entry: Entry, check: Callable[[], None]) -> None:
-        """Read and decode an entry's pictures. Its provenance tells afterwards what was read, also where that failed.
+        """Read and decode the pictures of an entry.
+
+        Afterwards the provenance of the entry holds the hash and stamp of the bytes read, even if decoding failed.
 
         Args:
-            check: called while a FIFO keeps it waiting; raises when nobody waits for the entry any more.
+            check: called repeatedly while reading waits for a FIFO; raises if the entry is no longer wanted.
 
         Raises:
-            Img2ImgError: naming the file; a `TimeLimitError` without text if its time is over.
+            Img2ImgError: a picture cannot be read or decoded; the message names the file. A `TimeLimitError` without
+                a message means that the time limit has passed.
         """
         entry.provenance = dataclasses.replace(entry.provenance, source_sha256=None, source_stamp=NO_STAMP)
-        entry.stages = self._start(entry)  # which takes none of its time
+        entry.stages = self._start(entry)  # starting a process does not count towards the time of the entry
         with timed(entry):
             name, data = entry.job.input, None
-            if find_special(name):  # its name can mean something else in another process, as /dev/fd/3 does
+            if find_special(name):  # read it here: a name such as /dev/fd/3 means another file in another process
                 data, _ = read_source(name, partial(self._check_time, entry, check))
             read = entry.stages.load(data)
-        # What is recorded is what was decoded, even when the file changed a moment ago.
+        # Record the bytes that were decoded, even if the file has changed since.
         entry.provenance = dataclasses.replace(entry.provenance, source_sha256=read.sha256, source_stamp=read.stamp)
         entry.notes += read.notes
         if read.error is not None:
@@ -108,7 +120,7 @@ class Opener:
         return self.limit_s - entry.elapsed_s()
 
     def is_late(self, entry: Entry) -> bool:
-        """Whether an entry has had all the time of --item-timeout."""
+        """Return whether an entry has exceeded --item-timeout."""
         return self.limit_s is not None and entry.elapsed_s() > self.limit_s
 
     def _check_time(self, entry: Entry, check: Callable[[], None]) -> None:
@@ -117,6 +129,6 @@ class Opener:
             raise TimeLimitError
 
     def close(self) -> None:
-        """End every process."""
+        """End all decoder processes."""
         if self._forks is not None:
             self._forks.close()

@@ -1,8 +1,9 @@
-"""A picture's stages in a process of its own, for --item-timeout: a thread that hangs cannot be stopped, a process can.
+"""Run the stages of each picture in a separate process, because a hung process can be killed and a hung thread cannot.
 
-One server imports what the stages need, once and without torch, and forks for each picture. It has one thread, and so
-may fork; it alone waits for its children, so that no other process can get a number that is about to be killed. When
-this process ends, however that comes, the server ends its children and itself.
+Used for --item-timeout. A server process imports the modules that the stages need once, without torch, and forks a
+child for each picture. The server has a single thread, so forking is safe. It alone reaps its children, so the system
+cannot reuse the process ID of a child that is about to be killed. When the parent process ends, even by a signal, the
+server kills its children and exits.
 """
 
 from __future__ import annotations
@@ -31,18 +32,22 @@ from img2img_cli.tasks.pieces import Piece, Pipeline
 from img2img_cli.tasks.protocol import Elsewhere, describe_error, describe_traits, restore_error
 
 _NUMBER = struct.Struct("!q")
-_START = 0  # an order to fork; any other is the process to end
-GRACE_S = 1.0  # for a killed process to go
+_START = 0  # the order to fork; any other number is the ID of the process to kill
+GRACE_S = 1.0  # how long to wait for a killed process to exit
 
 
 class Forks:
-    """Starts and ends processes for pictures."""
+    """A client of the server process that starts and kills the processes of pictures.
+
+    Raises:
+        OutOfMemoryError: the server process cannot be started.
+    """
 
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair()
         command = [sys.executable, "-W", "ignore", "-m", __name__, str(theirs.fileno())]
         with theirs:
-            # A session of its own: Ctrl-C is for this process, which lets what is being written come to its end.
+            # Start a new session, so that Ctrl-C reaches only this process, which first finishes the current writes.
             try:
                 self._server = subprocess.Popen(
                     command,
@@ -57,10 +62,10 @@ class Forks:
         self._guard = threading.Lock()
 
     def start(self) -> tuple[int, Connection]:
-        """A new process and the connection to it.
+        """Start a process and return its ID and the connection to it.
 
         Raises:
-            OutOfMemoryError: there can be no more.
+            OutOfMemoryError: no process can be started.
         """
         mine, theirs = socket.socketpair()
         with theirs, mine:
@@ -70,7 +75,11 @@ class Forks:
             return process, Connection(mine.detach())
 
     def end(self, process: int) -> int:
-        """Kill a process, if it still runs; return its exit code as `subprocess` has it."""
+        """Kill a process if it still runs.
+
+        Returns:
+            its exit code, negative for a signal as in `subprocess`; 0 if the code is unknown.
+        """
         return self._order(process)
 
     def _order(self, number: int, files: Sequence[int] = ()) -> int:
@@ -82,7 +91,7 @@ class Forks:
                 return 0
 
     def close(self) -> None:
-        """End all of them."""
+        """Kill all processes and end the server."""
         with self._guard:
             self._orders.close()
         self._server.wait()
@@ -93,10 +102,13 @@ def _no_process(reason: str) -> OutOfMemoryError:
 
 
 class StagesApart:
-    """As `Stages`, in another process.
+    """The counterpart of `Stages` that runs in another process.
 
     Args:
-        time_left: seconds until its time is over.
+        time_left: returns the seconds left until the time limit.
+
+    Raises:
+        OutOfMemoryError: no process can be started.
     """
 
     def __init__(self, forks: Forks, job: Job, fingerprint: str, time_left: Callable[[], float]) -> None:
@@ -105,28 +117,28 @@ class StagesApart:
         self._connection.send((job, fingerprint))
 
     def load(self, data: bytes | None = None) -> Read:
-        """As `Stages.load`.
+        """Do as `Stages.load` does.
 
         Raises:
-            Img2ImgError: as there; its time is over; or the decoder has crashed.
+            Img2ImgError: the input cannot be read, the time limit has passed, or the decoder has crashed.
         """
         read: Read = self._ask("load", data)
         return read
 
     def prepare(self, pipeline: Pipeline) -> list[Piece]:
-        """As `Stages.prepare`.
+        """Do as `Stages.prepare` does.
 
         Raises:
-            Img2ImgError: its time is over, or the process has crashed.
+            Img2ImgError: the time limit has passed, or the process has crashed.
         """
         pieces: list[Piece] = self._ask("prepare", asdict(describe_traits(pipeline, lanes=1)))
         return pieces
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
-        """As `Stages.advance`.
+        """Do as `Stages.advance` does.
 
         Raises:
-            Img2ImgError: its time is over, or the process has crashed.
+            Img2ImgError: the time limit has passed, or the process has crashed.
         """
         advanced: list[Piece] | Encoded = self._ask("advance", images)
         return advanced
@@ -148,24 +160,24 @@ class StagesApart:
         if self._killed:
             return TimeLimitError()
         code = self._forks.end(self._process)
-        if code == -signal.SIGKILL:  # which only the system sends, when memory is short
+        if code == -signal.SIGKILL:  # only the system's out-of-memory killer sends this signal
             return OutOfMemoryError(f"{self._job.input}: its process was killed; make it smaller, or use --workers 1")
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return InputError(f"{self._job.input}: the library that reads or writes it has crashed ({ended}); convert it")
 
     def kill(self) -> None:
-        """End the process; whoever waits for its answer gets an error."""
+        """Kill the process. A thread that waits for its answer gets a `TimeLimitError`."""
         self._killed = True
         self._forks.end(self._process)
 
     def close(self) -> None:
-        """End it, when nobody waits any more."""
+        """Kill the process and close the connection. Call this only when no thread waits for an answer."""
         self.kill()
         self._connection.close()
 
 
 def _serve(orders: socket.socket) -> None:
-    """Fork and kill as ordered, until the other end closes."""
+    """Fork and kill children as ordered, until the other end closes the socket."""
     children = set[int]()
     try:
         while True:
@@ -187,7 +199,7 @@ def _serve(orders: socket.socket) -> None:
 
 
 def _fork(orders: socket.socket, file: int) -> int:
-    """The new process, or an error's number below zero."""
+    """Fork a child that works on the connection `file`; return its process ID, or a negated `errno`."""
     try:
         process = os.fork()
     except OSError as error:
@@ -199,7 +211,7 @@ def _fork(orders: socket.socket, file: int) -> int:
 
 
 def _end(process: int) -> int:
-    """Kill a child and return its exit code; 0 when it does not go, as the system itself hangs in it."""
+    """Kill a child and return its exit code; 0 if it does not exit because it hangs in a system call."""
     if process <= 0:
         return 0
     end = time.monotonic() + GRACE_S
@@ -213,7 +225,7 @@ def _end(process: int) -> int:
 
 
 def _work(connection: Connection) -> NoReturn:
-    """Be a picture's process."""
+    """Serve the stages of one picture in a child process, until the connection closes."""
     with contextlib.suppress(EOFError, OSError, MemoryError):
         stages = Stages(*connection.recv())
         while True:
@@ -224,7 +236,7 @@ def _work(connection: Connection) -> NoReturn:
                 answer = getattr(stages, name)(argument)
             except MemoryError as error:
                 answer = error
-            except Exception as error:  # noqa: BLE001 - told to whoever asked
+            except Exception as error:  # noqa: BLE001 - sent back to the caller
                 answer = restore_error(describe_error(error))
             connection.send_bytes(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
     os._exit(0)

@@ -1,4 +1,7 @@
-"""What has been done in an output folder: one SQLite file, a cache of what the results themselves tell."""
+"""The journal of an output folder: a SQLite file that caches which results are done and how jobs failed.
+
+The results carry their own records, so a lost journal can be rebuilt from them.
+"""
 
 from __future__ import annotations
 
@@ -43,38 +46,50 @@ CREATE TABLE IF NOT EXISTS holder (name TEXT);
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """How a job failed before, and would again."""
+    """The exit code and reason of a failed job."""
 
     code: int
     reason: str
 
 
 class Journal:
-    """The state of one output folder, held by one run at a time."""
+    """The state of one output folder; one run at a time holds it.
+
+    Args:
+        check: read the whole file first, to find damage.
+
+    Attributes:
+        tag: a prefix for the temporary files of this folder.
+
+    Raises:
+        OutputError: the file cannot be used.
+    """
 
     def __init__(self, folder: Path, *, check: bool = True) -> None:
         self.folder = folder
-        # Results may lie in folders that another run holds, so each knows its own temporary files.
+        # Results may lie in a folder that another run holds, so the tag tells apart the temporary files of each run.
         self.tag = f"{BATCH_TAG}{os.stat(folder).st_ino:x}-"
         self._file = StateFile(folder / STATE, _SCHEMA, _TABLES, check=check)
         self._beside: dict[tuple[object, ...], str] = {}
 
     def close(self) -> None:
-        """Leave the file to the next run."""
+        """Close the file."""
         self._file.close()
 
     def take_notes(self) -> list[str]:
-        """Lines for the user since the last call: what was wrong with the journal itself."""
+        """Return and clear the messages about damage to the journal since the last call."""
         notes, self._file.notes = self._file.notes, []
         return notes
 
     def status(self, job: Job) -> str | None:
-        """`done`, `failed`, `writing`, or None for a result that was never tried."""
+        """Return `done`, `failed` or `writing`, or None if the job was never tried."""
         row = self._find(job)
         return str(row["status"]) if row else None
 
     def trace(self, job: Job) -> Provenance:
-        """What the job's result would be made from; the hash of an input that is new or has changed is left open.
+        """Return the provenance that the result of the job would have.
+
+        `source_sha256` is None if the input is new or has changed since it was last recorded.
 
         Raises:
             InputError: the mask, style or control picture cannot be read.
@@ -91,7 +106,7 @@ class Journal:
         return Provenance(fingerprint=fingerprint, source_sha256=sha256, source_stamp=stamp, beside=beside)
 
     def _hash_beside(self, path: str) -> str:
-        """A file's hash; the file is read once while it stays as it is."""
+        """Return the SHA-256 of a file. An unchanged file is read only once."""
         try:
             status = os.stat(path)
         except (OSError, ValueError):
@@ -102,14 +117,15 @@ class Journal:
         return self._beside[key]
 
     def is_current(self, job: Job, provenance: Provenance) -> bool:
-        """Whether the result lies there already, made from the same input in the same way.
+        """Return whether the output file already exists and was made from the same input with the same settings.
 
-        Outputs are the truth: a row counts only while its file is as it was written, and a file without a row is
-        asked for its own record. The input is read only where its hash is not known and nothing else differs.
+        The output file decides: a row counts only if its file is unchanged, and a file without a row is judged by its
+        embedded record. The input is read only if its hash is unknown and nothing else differs.
 
         Raises:
             InputError: the input cannot be read.
-            OutputError: a file lies there that this tool has not made.
+            OutputError: the output is not a regular file, or is a file that this tool did not make and that
+                `job.force` does not allow to replace.
         """
         stamp = stamp_file(job.output)
         if stamp == NO_STAMP:
@@ -121,7 +137,8 @@ class Journal:
             same = (row["output_size"], row["output_mtime"]) == stamp
             sha256 = row["output_sha256"] if same else hash_file(job.output)
             if sha256 == row["previous_sha256"] != row["output_sha256"]:
-                # A run was killed before it could replace its own older result; the next one could be killed there too.
+                # A run was killed before it could replace its older result. Record the file that is there, because
+                # the next run could be killed at the same point.
                 self._update(job, output_sha256=sha256, fingerprint=None)
                 return False
             if sha256 == row["output_sha256"]:
@@ -144,7 +161,7 @@ class Journal:
         return made_of is not None
 
     def recall_failure(self, job: Job, provenance: Provenance) -> Failure | None:
-        """How the job failed before, if that was its pictures' fault and they are the same.
+        """Return the recorded failure of the job if its pictures caused it and have not changed; None otherwise.
 
         Raises:
             InputError: the input cannot be read.
@@ -155,29 +172,34 @@ class Journal:
             return None
         made_of, code, reason = rows[0]
         if provenance.source_sha256 is None:
-            if find_special(job.input):  # which can be read but once
+            if find_special(job.input):  # a FIFO can be read only once
                 return None
             provenance = Provenance(fingerprint=provenance.fingerprint, source_sha256=hash_file(job.input))
-        if not (isinstance(code, int) and isinstance(reason, str)):  # as a flipped bit can leave them
+        if not (isinstance(code, int) and isinstance(reason, str)):  # a flipped bit can change the type
             return None
         failure = Failure(code=code, reason=reason)
         return failure if made_of == _describe(job, provenance, failure) else None
 
     def begin(self, job: Job, provenance: Provenance, data: bytes) -> None:
-        """Note what is about to be written, so that a run that is killed now knows its own file again."""
+        """Record the output bytes about to be written, so that a killed run's file is recognised by the next run."""
         self._note(job, provenance, hashlib.sha256(data).hexdigest(), "writing")
 
     def finish(self, job: Job, provenance: Provenance, seconds: float | None) -> None:
-        """Note a result that lies in its place."""
+        """Record that the output file is in place.
+
+        Args:
+            seconds: the time spent on the job; None if an earlier run wrote the file.
+        """
         size, mtime = stamp_file(job.output)
         self._update(job, status="done", code=0, reason=None, output_size=size, output_mtime=mtime, seconds=seconds)
         self._forget_failure(job)
 
     def fail(self, job: Job, failure: Failure, seconds: float, lasting: Provenance | None = None) -> None:
-        """Note a failure; what lay there before is still known.
+        """Record a failure. The record of an earlier output file is kept.
 
         Args:
-            lasting: what the job would be made from, where it would fail again as long as that stays.
+            seconds: the time spent on the job.
+            lasting: the provenance of the job if the failure will repeat until the pictures change; None otherwise.
         """
         if self._find(job) is None:
             self._insert({"output": self._key(job), "input": _storable(job.input), "status": "failed"})
@@ -194,7 +216,7 @@ class Journal:
         self._file.execute("DELETE FROM failure WHERE output = ?", [self._key(job)])
 
     def hold(self, name: str) -> None:
-        """Leave a name for others who want the folder."""
+        """Record the name of this run, for the message to other runs that want the folder."""
         self._file.execute("DELETE FROM holder")
         self._file.execute("INSERT INTO holder VALUES (?)", [name])
 
@@ -202,7 +224,7 @@ class Journal:
         return _storable(os.path.relpath(job.output, self.folder))
 
     def _find(self, job: Job) -> dict[str, Any] | None:
-        """What is known of a job's result; asked for each time, as a folder may have any number of results."""
+        """Return the row of a job, or None. Rows are not cached in memory, because a folder may have very many."""
         rows = self._file.execute(f"{_SELECT} WHERE output = ?", [self._key(job)])
         return dict(zip(_COLUMNS, rows[0], strict=True)) if rows else None
 
@@ -243,7 +265,7 @@ _SELECT = f"SELECT {', '.join(_COLUMNS)} FROM result"
 
 
 def _storable(name: str) -> str | bytes:
-    """A name as the state holds it: text, or the bytes of one that is no UTF-8, so that two stay two."""
+    """Return a name as the database stores it: text, or bytes if it is not UTF-8, so that different names differ."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -252,9 +274,12 @@ def _storable(name: str) -> str | bytes:
 
 
 def _describe(job: Job, provenance: Provenance, failure: Failure) -> str:
-    """A hash of a failure to read a job's pictures and of all that it follows from, the code that reads them included.
+    """Hash a failure to read the pictures of a job with everything that determines it, including the code versions.
 
-    It covers the failure itself, as SQLite does not notice a bit that is flipped.
+    The hash also covers the failure itself, because SQLite does not detect flipped bits.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
     """
     known = job.model_dump(mode="json", exclude={"input", "output", "force", "mask", "style", "control_image"})
     made_of = [provenance.fingerprint, provenance.source_sha256, __version__, PIL.__version__]
@@ -263,9 +288,11 @@ def _describe(job: Job, provenance: Provenance, failure: Failure) -> str:
 
 
 def _read_provenance(path: str) -> tuple[str, str] | None:
-    """What a result says of itself, `("", "")` when it is one of ours that does not tell; None for a stranger.
+    """Read the fingerprint and the source hash from the record embedded in a result.
 
-    One whose pixels are damaged counts as a stranger: it is neither current nor for us to replace.
+    Returns:
+        `("", "")` for a result of this tool without these values, and None for any other file. A picture with damaged
+        pixels counts as any other file: it is neither current nor safe to replace.
     """
     try:
         record = read_record(path)
@@ -279,14 +306,14 @@ def _read_provenance(path: str) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def hold_folder(folder: Path, *, check: bool = True) -> Iterator[Journal]:
-    """Lock the output folder for this run, clear what a killed run left half-written, and open its journal.
+    """Lock the output folder for this run, open its journal, and remove temporary files that a killed run left.
 
     Args:
-        check: look for what was left and for damage; not needed soon after the last time.
+        check: look for such files and for damage to the journal; not needed soon after the last check.
 
     Raises:
-        LockedError: another run holds it; the text says which.
-        OutputError: it cannot be written to, or what is kept in it lies elsewhere.
+        LockedError: another run holds the folder; the message names it.
+        OutputError: the folder cannot be written to or locked, or its journal or lock file is a symbolic link.
     """
     for name in (STATE, LOCK):
         if os.path.islink(folder / name):

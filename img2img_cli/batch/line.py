@@ -1,4 +1,7 @@
-"""The assembly line of one pipeline: threads decode and write while the model works in its own."""
+"""The assembly line of one pipeline: a pool of threads decodes and writes while other threads run the model.
+
+A lane is a pipeline that can run a batch at the same time as the other lanes; each lane has its own thread.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,18 @@ from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.output_folder import check_place
 from img2img_cli.tasks.pieces import Piece, Pipeline
 
-LOOKAHEAD = 256  # jobs that are put in order of size at a time
+LOOKAHEAD = 256  # how many jobs are sorted by size at a time
 MAX_PIXELS_IN_FLIGHT = 96_000_000
 MAX_STYLES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """A result that lies in its place.
+    """A result that was written.
 
     Attributes:
-        error: why the journal could not be told; the result counts all the same.
+        size: width and height in pixels.
+        error: why the journal could not record the result, which still counts as done.
     """
 
     size: tuple[int, int]
@@ -47,11 +51,16 @@ class Written:
 
 
 class _LateError(Exception):
-    """A batch holds pieces of works whose time is over; it is broken off and goes on without them."""
+    """Some entries of a running batch have exceeded their time limit; the batch restarts without them."""
 
 
 class _Run:
-    """A batch in a lane."""
+    """A batch that runs in a lane.
+
+    Attributes:
+        shares: the part of the batch that belongs to each entry; the parts sum to 1.
+        late: the entries found late by the last `check`.
+    """
 
     def __init__(self, picked: Picked, lane: Pipeline) -> None:
         self.picked, self.lane, self._began = picked, lane, time.monotonic()
@@ -61,18 +70,18 @@ class _Run:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since the batch began."""
         return time.monotonic() - self._began
 
     def charge(self, entry: Entry) -> float:
-        """The entry's part of these seconds: pieces share a batch, and none is to pay for the others."""
+        """Return the seconds that an entry is charged: its share of the batch, so that it does not pay for others."""
         return self.seconds * self.shares[entry]
 
     def check(self, limit: float) -> None:
-        """Note who is late.
+        """Find the entries that have spent more than `limit` seconds.
 
         Raises:
-            _LateError: somebody is.
+            _LateError: at least one entry is late.
         """
         self.late = [entry for entry in self.entries if entry.spent_s + self.charge(entry) > limit]
         if self.late:
@@ -80,7 +89,11 @@ class _Run:
 
 
 class Line:
-    """Brings entries to their ends through one pipeline; a context that leaves no thread writing."""
+    """A context manager that takes entries through one pipeline. After it exits, no thread is writing.
+
+    Args:
+        ended: takes the `id` of each entry that ends.
+    """
 
     def __init__(self, session: Session, pipeline: Pipeline, ended: set[int]) -> None:
         self._session, self._pipeline, self._ended = session, pipeline, ended
@@ -103,7 +116,7 @@ class Line:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let what is being written come to its end and tell of it; abandon the rest."""
+        """Wait for the writes in progress and report them; abandon the other entries."""
         self._stopping = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for entry in self._preparing.values():
@@ -115,7 +128,11 @@ class Line:
         self._collect(closing=True)
 
     def run(self, entries: Sequence[Entry]) -> None:
-        """Bring every entry to its end."""
+        """Process every entry until it is done or has failed.
+
+        Raises:
+            Stop: a limit of the session is reached.
+        """
         coming = deque[Entry]()
         source = iter(entries)
         while True:
@@ -134,7 +151,7 @@ class Line:
                 return
 
     def _admit(self, coming: deque[Entry]) -> None:
-        """Start decoding, as far ahead as memory allows."""
+        """Start to decode entries, within limits on the number of entries and pixels in memory."""
         ahead = [*self._preparing.values(), *self._advancing.values(), *self._batcher.waiting()]
         pixels = sum(entry.pixels for entry in ahead)
         window = 4 * self._session.limits.workers + 2 * (self._session.limits.batch_size or 8)
@@ -154,7 +171,7 @@ class Line:
         return [self._share_style(piece) for piece in pieces]
 
     def _share_style(self, piece: Piece) -> Piece:
-        """The piece with the same style object as others of the same style, as those share batches."""
+        """Return the piece with a shared style object, because only pieces with the same object share a batch."""
         if self._limit is None or piece.style is None:
             return piece
         if len(self._styles) > MAX_STYLES:
@@ -163,7 +180,7 @@ class Line:
         return dataclasses.replace(piece, style=style)
 
     def _check_wanted(self) -> None:
-        """Raise when nobody waits for pictures any more."""
+        """Raise `Stop` if the line is stopping."""
         if self._stopping:
             raise Stop
 
@@ -176,10 +193,14 @@ class Line:
             return [self._share_style(piece) for piece in outcome]
 
     def _write(self, entry: Entry, made: Encoded) -> Written:
-        """Put a result in its place, unless it is late. Nobody else decides that: what is told as late is not there."""
+        """Write a result, unless the entry is late. A late entry fails, and its output file is not written.
+
+        Raises:
+            Img2ImgError: the entry is late, a side input has changed, or the result cannot be written.
+        """
         job, data, journal = entry.job, made.data, self._session.journal
         check_unchanged(entry.provenance.beside)
-        check_place(job.output, journal.folder)  # once more: others may write to the folder meanwhile
+        check_place(job.output, journal.folder)  # again, because another program may have changed the folder
         if self._session.opener.is_late(entry):
             raise TimeLimitError
         journal.begin(job, entry.provenance, data)
@@ -192,7 +213,7 @@ class Line:
         return Written(size=made.size, format=made.format)
 
     def _collect(self, *, closing: bool = False) -> None:
-        """Take what the threads have finished, all of it even when the journal fails at one."""
+        """Take the results of all finished threads, even if the journal fails on one of them."""
         takings: list[Callable[[], None]] = []
         for futures in (self._preparing, self._advancing):
             for future in [future for future in futures if future.done()]:
@@ -208,7 +229,7 @@ class Line:
                 stack.callback(taking)
 
     def _take(self, entry: Entry, future: Future[Any], closing: bool) -> None:
-        """Take what a thread has made of an entry."""
+        """Take the result of a thread for an entry."""
         if (error := future.exception()) is not None:
             self._fail(entry, error)
         elif isinstance(outcome := future.result(), Written):
@@ -217,7 +238,7 @@ class Line:
             self._batcher.add(entry, outcome)
 
     def _start_model(self) -> bool:
-        """Give the next batch to a lane; False when there is none."""
+        """Start the next batch in an idle lane; return False if no batch is waiting."""
         picked = self._batcher.pick()
         if picked is None:
             return False
@@ -226,7 +247,7 @@ class Line:
         return True
 
     def _watch(self, run: _Run) -> Callable[[int, int], None]:
-        """What is checked after each step, in the lane's own thread."""
+        """Return the function that the lane's thread calls after each step to check the limits."""
 
         def watch(step: int, steps: int) -> None:
             if self._stopping:
@@ -238,7 +259,7 @@ class Line:
         return watch
 
     def _settle(self, run: _Run, modelling: Future[list[Image.Image]]) -> None:
-        """Take what a lane has made, or see to what it could not."""
+        """Take the results of a batch, or handle its failure."""
         charges = {entry: run.charge(entry) for entry in run.entries}
         if self._lanes > len(self._idle) + len(self._modelling):
             self._idle.append(run.lane)
@@ -255,7 +276,7 @@ class Line:
             raise
         except OutOfMemoryError as error:
             outcomes = self._relieve(run, error)
-        except Exception as error:  # noqa: BLE001 - one bad picture must not end the others
+        except Exception as error:  # noqa: BLE001 - one bad picture must not stop the others
             self._batcher.give_back(run.picked)
             if len(run.entries) > 1:
                 self._batcher.isolate()
@@ -276,13 +297,13 @@ class Line:
                 self._advancing[self._pool.submit(self._advance, key, outcome)] = key
 
     def _charge(self, seconds: dict[Entry, float]) -> list[Entry]:
-        """Add to what entries have taken; return those that are late."""
+        """Add seconds to the time of each entry; return the entries that are late."""
         for entry, more in seconds.items():
             entry.spent_s += more
         return [entry for entry in seconds if self._session.opener.is_late(entry)]
 
     def _relieve(self, run: _Run, error: OutOfMemoryError) -> list[Outcome]:
-        """Out of memory: first one picture at a time, then whatever else there is."""
+        """Reduce memory use: first run a single lane, then shrink the batch or save memory in the pipeline."""
         if self._lanes == 1:
             return self._batcher.shrink(run.picked, run.lane, error)
         self._lanes = 1
@@ -318,7 +339,10 @@ class Line:
 
 
 def sort_by_size(entries: list[Entry], pipeline: Pipeline) -> list[Entry]:
-    """Bring those together whose pieces have one size, so that batches fill; otherwise keep the order."""
+    """Return the entries with those of equal working size next to each other, so that batches fill.
+
+    The groups, and the entries in each, keep their order. Sets `pixels` of every entry.
+    """
     order: dict[tuple[object, ...], int] = {}
     keys = []
     for entry in entries:

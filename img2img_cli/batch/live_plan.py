@@ -1,4 +1,4 @@
-"""A plan that is kept while files come, change and go: only what differs is looked at again."""
+"""The plan of a watch, updated as files are added, changed and removed. Only the differences are planned again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class LivePlan:
     """The plan of a watch.
 
     Args:
-        find: lists the inputs as they are now.
+        find: lists the current inputs.
+
+    Attributes:
+        is_unsettled: whether the last update left out files that were still changing.
     """
 
     def __init__(self, find: Callable[[], list[Item]], choices: Choices) -> None:
@@ -35,30 +38,33 @@ class LivePlan:
 
     @property
     def planned(self) -> list[Planned]:
-        """A job for each input that is there, in their order, or why it has none."""
+        """A job or a refusal for each current input, in the order of the inputs."""
         return list(self._planned.values())
 
     def start(self) -> list[Planned]:
-        """Plan everything, with all that can be refused beforehand refused.
+        """Plan all inputs and return the plan.
 
         Raises:
-            Img2ImgError: as `plan_batch` and `find_items` do.
+            Img2ImgError: as `plan_batch` and `find_items` raise it.
         """
         self._plan_all(self._find())
         return self.planned
 
     def try_again(self, jobs: Iterable[Planned]) -> None:
-        """Have jobs looked at again though nothing changes: they were skipped, or failed by no fault of their files."""
+        """Have the next update return these jobs even if nothing changes.
+
+        Use this for jobs that were skipped, or that failed for a reason outside their files.
+        """
         self._again = {(job.input, job.output) for job in jobs}
 
     def update(self) -> list[Planned]:
-        """What has come or changed since the last time, planned, and what is to be tried again.
+        """Update the plan; return the jobs that are new, have changed or are to be tried again.
 
-        Files whose size or time still changes are left for the next time (`is_unsettled`). Nothing of the plan is
-        changed where an error is raised.
+        Files whose size or time is still changing are left for the next update (see `is_unsettled`). If an error is
+        raised, the plan does not change.
 
         Raises:
-            Img2ImgError: a manifest, a preset or an option is wrong now, or the output folder is.
+            Img2ImgError: a manifest, a preset, an option or the output folder is now invalid.
         """
         items, stamps = self._look()
         names_change = "{index" in self._choices.name and list(items) != list(self._items)
@@ -66,7 +72,7 @@ class LivePlan:
             self._plan_all(list(items.values()), stamps)
             return self.planned
         gone = [key for key in self._items if key not in items]
-        is_free = bool(gone)  # which may make room for a result that had none
+        is_free = bool(gone)  # a removed input may free an output name that another input needs
         look, planned = [], dict[Key, Planned]()
         for index, (key, item) in enumerate(items.items()):
             old = self._planned.get(key)
@@ -90,7 +96,7 @@ class LivePlan:
         return [planned[key] for key in look]
 
     def _claim(self, job: Planned) -> Planned:
-        """The job, or that another one's result has its name."""
+        """Claim the output of a job; return the job, or a refusal if another job has claimed the same file."""
         if isinstance(job, Refused):
             return job
         if (pair := self._claims.add(job)) is None:
@@ -109,7 +115,7 @@ class LivePlan:
             self._claim(job)
 
     def _look(self) -> tuple[dict[Key, Item], dict[Key, Stamp]]:
-        """The inputs and their stamps, without those that are on their way."""
+        """Return the current inputs and their stamps, without the changes of files that are still being written."""
         try:
             found = self._find()
         except NothingMatchedError:
@@ -122,20 +128,20 @@ class LivePlan:
         moving = {key for key in changed if _stamp_item(items[key]) != stamps[key]}
         self.is_unsettled = bool(moving)
         for key in moving:
-            if key in self._items:  # as it was; what is known of it stays
+            if key in self._items:  # keep its last known state
                 items[key], stamps[key] = self._items[key], self._stamps[key]
             else:
                 del items[key], stamps[key]
         return items, stamps
 
     def _stamp_presets(self, items: Iterable[Item]) -> dict[str, Stamp]:
-        """The stamps of what all jobs of a preset share, where those are files."""
+        """Return the stamps of the preset and style files that jobs share."""
         names = {self._choices.preset, self._choices.style, *(item.preset for item in items)}
         return {name: _stamp(name) for name in names if name and Path(name).is_file()}
 
 
 def _stamp_item(item: Item) -> Stamp:
-    """The stamps of all pictures that an item names."""
+    """Return the stamps of all pictures of an item, joined into one tuple; -1 stands for a missing file."""
     paths = (item.path, item.mask, item.style, item.control_image)
     return tuple(part for path in paths if path for part in (_stamp(path) or (-1,)))
 

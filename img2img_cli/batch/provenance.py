@@ -1,4 +1,4 @@
-"""What a batch's results are made from, so that a later run knows which are up to date."""
+"""The provenance of batch results, by which a later run knows which results are up to date."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from img2img_cli.tasks.job import Job
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What a result is made from: the input's bytes, and everything else that decides the pixels.
+    """Identifiers of everything that determines a result: the bytes of the input and all settings.
 
     Attributes:
-        source_sha256: None until the input is read.
-        source_stamp: by which the input is known again.
-        beside: the mask, style and control picture, with their stamps from before they were hashed.
+        fingerprint: SHA-256 of everything except the input, from `make_fingerprint`.
+        source_sha256: SHA-256 of the input; None until the input is read.
+        source_stamp: the size and time by which the input is recognised without reading it.
+        beside: the names of the mask, style and control picture, with their stamps from before they were hashed.
     """
 
     fingerprint: str
@@ -30,19 +31,19 @@ class Provenance:
 
 
 def hash_file(path: str) -> str:
-    """The SHA-256 of a file's content.
+    """Return the SHA-256 of the content of a file, as hexadecimal digits.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file cannot be read.
     """
     return hash_source(path)[0]
 
 
 def stamp_beside(job: Job) -> tuple[tuple[str, Stamp], ...]:
-    """The pictures beside the input with their stamps.
+    """Return the names of the mask, style and control picture of a job, with their stamps.
 
     Raises:
-        InputError: one cannot be read twice.
+        InputError: one of them is a FIFO or other special file, which cannot be read twice.
     """
     names = [name for name in (job.mask, job.style, job.control_image) if name]
     for name in names:
@@ -52,10 +53,19 @@ def stamp_beside(job: Job) -> tuple[tuple[str, Stamp], ...]:
 
 
 def make_fingerprint(job: Job, hash_beside: Callable[[str], str] = hash_file) -> str:
-    """A hash of all that a result follows from: parameters, seed, weights, mask, style, and the form of the output.
+    """Hash everything that determines a result except its input.
+
+    This covers the parameters, seed, weights, mask, style, control picture and output format.
 
     Args:
-        hash_beside: hashes the pictures beside the input, which many jobs may share.
+        hash_beside: hashes a mask, style or control picture. A caller can cache these hashes, because jobs may share
+            such pictures.
+
+    Returns:
+        SHA-256 as hexadecimal digits.
+
+    Raises:
+        InputError: one of these pictures cannot be read.
     """
     content = {
         "parameters": job.parameters.to_record(),
@@ -74,7 +84,10 @@ def make_fingerprint(job: Job, hash_beside: Callable[[str], str] = hash_file) ->
 
 
 def match_source(job: Job, provenance: Provenance, fingerprint: str, source_sha256: str) -> Provenance | None:
-    """What a result is made from, completed by the input's hash and stamp; None if the job asks for something else.
+    """Compare a job with the recorded fingerprint and source hash of a result.
+
+    Returns:
+        the provenance, completed with the hash and stamp of the input; None if the result was made from anything else.
 
     Raises:
         InputError: the input cannot be read.

@@ -1,4 +1,4 @@
-"""A batch as one HTML page that needs no network: before and after under a slider, filters, parameters, timings."""
+"""Write an HTML report of a batch: before/after sliders, filters, parameters and timings. It needs no network."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.plan import Planned
 
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 320, 72
-# Pictures are embedded; beyond this many the page would be too heavy to open.
+# Pictures are embedded. With more pairs than this, the page would be too large to open.
 MAX_PAIRS = 2_000
 Name = tuple[str, str | None]
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -33,13 +33,15 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 def write_report(
     path: Path, ends: Mapping[Name, Sequence[dict[str, Any]]], planned: Sequence[Planned], seconds: float
 ) -> None:
-    """Write the page for one run; an existing file is replaced, because a report belongs to the last run.
+    """Write the report of one run. An existing file is replaced, because a report shows only the last run.
 
     Args:
-        ends: how each input ended, by its own name and its result's; those of `planned` are shown.
+        ends: the final events of each input, by the names of the input and the output; only those of `planned` are
+            shown.
+        seconds: how long the run took.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the page cannot be written.
     """
     by_name = {(job.input, job.output): job for job in planned}
     events = [event for name in by_name for event in ends.get(name, ())]
@@ -59,7 +61,7 @@ def write_report(
         "counts": {status: counts[status] for status in ("done", "up-to-date", "failed", "skipped")},
     }
     page = _TEMPLATE.read_text(encoding="utf-8")
-    # "</script>" inside a string would end the script; escaped like this it is the same JSON.
+    # "</script>" in a string would end the script element. This escape leaves the JSON value unchanged.
     text = json.dumps(data, ensure_ascii=True).replace("<", "\\u003c")
     page = page.replace("/*DATA*/null", text).replace("<!--TITLE-->", html.escape(f"img2img: {len(planned)} pictures"))
     write_output_bytes(page.encode(), str(path))
@@ -88,13 +90,16 @@ def _text(value: Any) -> Any:
 
 
 def make_thumbnail(path: str) -> str | None:
-    """A small upright sRGB version as a data URL; None when the file cannot be read."""
-    if find_special(path):  # which was read already, and can be read but once
+    """Return an upright sRGB WebP thumbnail as a data URL, at most 320 pixels a side; None if the file is unreadable.
+
+    Transparent parts become white.
+    """
+    if find_special(path):  # a FIFO can be read only once, and the run has read it
         return None
     return _make_thumbnail(path, stamp_file(path))
 
 
-@lru_cache(maxsize=2 * MAX_PAIRS)  # for the reports of a watch, which differ in a few pictures
+@lru_cache(maxsize=2 * MAX_PAIRS)  # successive reports of a watch differ in few pictures
 def _make_thumbnail(path: str, _: Stamp) -> str | None:
     try:
         picture = load_image(path, truncated="keep")

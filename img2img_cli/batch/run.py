@@ -1,4 +1,4 @@
-"""Many jobs, unattended: one model after the other, decoding and writing beside it, and each failure alone."""
+"""Run the entries of a batch, one model after the other. A failed entry does not stop the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from img2img_cli.errors import Img2ImgError, ModelError
 
 
 def run_entries(session: Session, entries: Sequence[Entry]) -> None:
-    """Make what is left to do. What is not tried because of a limit or a signal is skipped, and counted.
+    """Process the entries, grouped by model. Entries left untried by a limit or a signal are counted as skipped.
 
     Raises:
-        ModelError: the only model that is needed cannot be had.
+        ModelError: all entries need the same model, and it cannot be loaded.
     """
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
@@ -46,7 +46,7 @@ def _run_group(session: Session, entries: list[Entry], ended: set[int], *, alone
     except ModelError as error:
         if alone:
             raise
-        entries[0].close()  # which was decoded for nothing
+        entries[0].close()  # its picture is already decoded
         for entry in entries:
             ended.add(id(entry))
             session.fail(entry.job, error, 0.0)
@@ -59,7 +59,7 @@ def _run_group(session: Session, entries: list[Entry], ended: set[int], *, alone
 
 
 def _skip_unreadable(session: Session, entries: list[Entry], ended: set[int]) -> list[Entry]:
-    """The entries from the first on whose pictures can be decoded, so that no model is loaded for none."""
+    """Fail leading entries that cannot be decoded; return the rest, so that no model is loaded without need."""
     for index, entry in enumerate(entries):
         session.check_limits()
         error = _open_first(session, entry)
@@ -71,7 +71,7 @@ def _skip_unreadable(session: Session, entries: list[Entry], ended: set[int]) ->
 
 
 def _open_first(session: Session, entry: Entry) -> Exception | None:
-    """Decode in a thread of its own, which may hang; return why it failed."""
+    """Decode an entry in a separate thread, because decoding can hang; return the error if it fails, else None."""
     wanted = True
 
     def check() -> None:

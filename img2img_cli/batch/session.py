@@ -1,4 +1,4 @@
-"""A run over an output folder: what is done already, what has ended and how, and when to give up."""
+"""The state of one run over an output folder: finished results, counts of outcomes, and limits."""
 
 from __future__ import annotations
 
@@ -33,10 +33,15 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """When to give up, and how much to do at once.
+    """The limits of a run: when to stop, and how much to do at once.
 
     Attributes:
+        batch_size: the most pieces in one batch; None to let memory decide.
+        workers: the number of threads that decode and write.
         max_failures: a count, or a share of the inputs as a float below 1; None for no limit.
+        item_timeout_s: the seconds allowed for each input; None for no limit.
+        timeout_s: the seconds allowed for the whole run; None for no limit.
+        retry_failed: process only the jobs that failed before.
     """
 
     batch_size: int | None = None
@@ -49,7 +54,7 @@ class Limits:
 
 @dataclass
 class Tally:
-    """Where every input ended: `inputs == done + up_to_date + failed + skipped` at the end of a run."""
+    """The number of inputs for each outcome. After a run, `inputs == done + up_to_date + failed + skipped`."""
 
     inputs: int
     done: int = 0
@@ -59,20 +64,28 @@ class Tally:
 
     @property
     def open(self) -> int:
-        """Inputs without an end so far."""
+        """The number of inputs without an outcome so far."""
         return self.inputs - self.done - self.up_to_date - self.failed - self.skipped
 
 
 class Stop(Exception):  # noqa: N818 - not an error
-    """Enough failures, or no time left: the rest is skipped."""
+    """The signal to skip the remaining inputs, after too many failures or at the time limit."""
 
 
 @dataclass
 class Session:
-    """One run over jobs that share an output folder. `sort_out` first, which needs no model, then `run.run_entries`.
+    """One run over jobs that share an output folder.
+
+    Call `sort_out` first, which needs no model, and then `run.run_entries`.
 
     Attributes:
-        open_ended: what was skipped, or failed for a reason that may pass while its files stay as they are.
+        emit: takes each event of the run as a dict.
+        load: loads the pipeline for a job.
+        began: `time.monotonic()` at the start of the run.
+        timed_out: whether the run reached `limits.timeout_s`.
+        recalled: how many inputs count as failed because they failed before and have not changed.
+        open_ended: the jobs that were skipped, or failed for a reason that may go away although their files stay the
+            same.
     """
 
     journal: Journal
@@ -91,7 +104,7 @@ class Session:
         self.opener = Opener(self.limits.item_timeout_s)
 
     def sort_out(self, planned: Sequence[Planned]) -> list[Entry]:
-        """Tell what is done already and what cannot be, and return what is left to do."""
+        """Report the inputs that are up to date or cannot be processed, and return entries for the others."""
         entries: list[Entry] = []
         left = deque(planned)
         self._tell_notes()
@@ -139,7 +152,7 @@ class Session:
         return [Entry(job=job, provenance=provenance, replace=job.force or os.path.lexists(job.output))]
 
     def check_limits(self) -> None:
-        """Raise `Stop` when enough has failed or the time is over."""
+        """Raise `Stop` after too many failures or at the time limit."""
         limit = self.limits.max_failures
         if limit is not None:
             allowed = limit if isinstance(limit, int) else math.floor(limit * self.tally.inputs)
@@ -150,7 +163,12 @@ class Session:
             raise Stop
 
     def end(self, job: Planned, event: str, **facts: Any) -> None:
-        """Count an input's end and tell of it."""
+        """Count the outcome of an input and emit an event for it.
+
+        Args:
+            event: `done`, `up-to-date`, `failed` or `skipped`.
+            facts: further values for the event.
+        """
         counter = event.replace("-", "_")
         if event == "skipped":
             self.open_ended.append(job)
@@ -159,10 +177,12 @@ class Session:
         self.emit({"event": event, "input": job.input, "output": job.output, **facts})
 
     def fail(self, job: Job, error: Exception, seconds: float, provenance: Provenance | None = None) -> None:
-        """Note a failure with its reason, and count it.
+        """Record, count and report a failure.
 
         Args:
-            provenance: what was read, where it may be at fault.
+            error: the cause; a `TimeLimitError` without a message gets one.
+            seconds: the time spent on the job.
+            provenance: the provenance of the pictures that were read, if they may have caused the failure.
         """
         if isinstance(error, MemoryError):
             error = OutOfMemoryError(f"{job.input}: out of memory; make it smaller, or use --workers 1")

@@ -1,4 +1,4 @@
-"""What is done to one picture of a batch before and after the model: decode, work, finish, encode."""
+"""The stages of one picture of a batch around the model: decode, prepare, advance, encode."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from img2img_cli.tasks.side_inputs import load_guides
 
 @dataclass(frozen=True, kw_only=True)
 class Read:
-    """A picture that was read.
+    """The outcome of reading a picture.
 
     Attributes:
-        sha256, stamp: of the very bytes that were decoded.
-        notes: what to tell of how it was read, a sentence each.
-        error: why it cannot be decoded.
+        sha256, stamp: the hash and stamp of the bytes that were decoded.
+        notes: messages for the user about how the picture was read.
+        error: why the picture cannot be decoded; None if it was decoded.
     """
 
     sha256: str
@@ -35,7 +35,13 @@ class Read:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A result as a file's bytes."""
+    """An encoded result.
+
+    Attributes:
+        data: the bytes of the file.
+        size: width and height in pixels.
+        format: the format of the file.
+    """
 
     data: bytes
     size: tuple[int, int]
@@ -43,16 +49,22 @@ class Encoded:
 
 
 class Stages:
-    """One picture's stages, in this process: `load`, `prepare`, then `advance` until it gives the result."""
+    """The stages of one picture, run in this process: `load`, `prepare`, then `advance` until it returns the result."""
 
     def __init__(self, job: Job, fingerprint: str) -> None:
         self._job, self._fingerprint = job, fingerprint
 
     def load(self, data: bytes | None = None) -> Read:
-        """Read and decode the input, or its content as it was read before, and what is given beside it.
+        """Read and decode the input and its side inputs.
+
+        Args:
+            data: the bytes of the input, if they were already read.
+
+        Returns:
+            the hash of the bytes and, if they or a side input cannot be decoded, the error.
 
         Raises:
-            Img2ImgError: it cannot be read.
+            Img2ImgError: the input cannot be read.
         """
         job, stamp = self._job, NO_STAMP
         if data is None:
@@ -69,13 +81,13 @@ class Stages:
         return Read(sha256=self._sha256, stamp=stamp, notes=notes)
 
     def prepare(self, pipeline: Pipeline) -> list[Piece]:
-        """What the model is to work on first."""
+        """Start the work and return the first pieces for the model."""
         job = self._job
         self._work = start_work(self._picture.rgb, job.parameters, job.seed, pipeline, self._guides)
         return next(self._work.steps)
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
-        """Take what the model has made of the last pieces; return more of them, or the result."""
+        """Take the model's results for the last pieces; return further pieces, or the encoded result."""
         try:
             return self._work.steps.send(list(images))
         except StopIteration as stop:
@@ -86,7 +98,7 @@ class Stages:
         return Encoded(data=data, size=result.size, format=format_)
 
     def kill(self) -> None:
-        """Nothing: a thread cannot be stopped."""
+        """Do nothing, because a thread cannot be stopped."""
 
     def close(self) -> None:
-        """Nothing: what it holds goes with it."""
+        """Do nothing, because there is nothing to release."""

@@ -1,4 +1,4 @@
-"""A SQLite file of what could be found out again: one that is damaged is set aside, and work goes on."""
+"""A SQLite file for state that can be rebuilt. A damaged file is set aside and replaced, and work goes on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 
 from img2img_cli.errors import OutputError, advise
 
-# What reading a damaged file raises: SQLite's own errors, and Python's at text that is no UTF-8 or a number too large.
+# The errors from a damaged file: SQLite's own, and Python's for text that is not UTF-8 or a number that is too large.
 TROUBLE = (sqlite3.Error, UnicodeError, OverflowError)
 _COMPANIONS = ("", "-journal", "-wal", "-shm")
-_FORMATS = (1, 2)  # the versions for reading and writing in a header
-# Result codes that come of the disk, of rights or of other programs, with what the system says then.
+_FORMATS = (1, 2)  # valid read and write versions in the file header
+# Result codes caused by the disk, permissions or other programs, each with the matching system error.
 _CIRCUMSTANCES = {
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_IOERR: errno.EIO,
@@ -37,15 +37,15 @@ class StateFile:
     """A database that several threads use through one connection.
 
     Args:
-        schema: SQL that makes what is missing.
+        schema: SQL that creates missing tables.
         columns: the columns of each table.
-        check: read the whole file first, so that damage is found before anything is built on it.
+        check: read the whole file first, to find damage before the content is used.
 
     Attributes:
-        notes: lines for the user about damage; whoever tells them empties the list.
+        notes: messages for the user about damage. The code that shows them clears the list.
 
     Raises:
-        OutputError: the disk, rights or another program are in the way; the text says what to do.
+        OutputError: the disk, permissions or another program prevent access; the message says what to do.
     """
 
     def __init__(self, path: Path, schema: str, columns: Mapping[str, Sequence[str]], *, check: bool = True) -> None:
@@ -60,14 +60,16 @@ class StateFile:
             self._connection = self._open_new()
 
     def close(self) -> None:
-        """Leave the file to others."""
+        """Close the connection."""
         self._connection.close()
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run a statement in a transaction of its own and return its rows.
+        """Run a statement in its own transaction and return its rows.
+
+        If the file is damaged, replace it with an empty one and run the statement there.
 
         Raises:
-            OutputError: as above.
+            OutputError: the disk, permissions or another program prevent access; the message says what to do.
         """
         with self._guard:
             try:
@@ -97,7 +99,7 @@ class StateFile:
         """Read every page and every value.
 
         Raises:
-            sqlite3.Error, UnicodeError, OverflowError: something is damaged.
+            sqlite3.Error, UnicodeError, OverflowError: the file is damaged.
         """
         (found,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
@@ -113,10 +115,10 @@ class StateFile:
             raise self._explain(error) from None
 
     def _set_aside(self, error: Exception) -> None:
-        """Move a damaged file out of the way.
+        """Rename a damaged file.
 
         Raises:
-            OutputError: it is not damage, or it cannot be moved.
+            OutputError: the error has another cause, or the file cannot be renamed.
         """
         if not _is_damage(error, self.path):
             raise self._explain(error) from None
@@ -124,7 +126,7 @@ class StateFile:
             self._connection.close()
         aside = self.path.with_suffix(".damaged")
         try:
-            for companion in _COMPANIONS:  # a new file must not be completed from what was left beside the old one
+            for companion in _COMPANIONS:  # SQLite must not apply the old journal files to the new database
                 with contextlib.suppress(FileNotFoundError):
                     os.replace(f"{self.path}{companion}", f"{aside}{companion}")
         except OSError as trouble:
@@ -152,8 +154,8 @@ def _get_code(error: Exception) -> int:
 
 
 def _is_damage(error: Exception, path: Path) -> bool:
-    """Whether the file's content is at fault."""
-    if isinstance(error, sqlite3.ProgrammingError):  # such as a thread that comes after the end
+    """Return whether the content of the file caused the error."""
+    if isinstance(error, sqlite3.ProgrammingError):  # for example, a thread uses the connection after it was closed
         return False
     code = _get_code(error)
     if code & 0xFF == sqlite3.SQLITE_READONLY:
@@ -171,7 +173,7 @@ def _has_sound_header(path: Path) -> bool:
 
 
 def _ask_system(path: Path) -> OSError | None:
-    """What the system says to a new file beside this one and to this one being written to; None when it lets both."""
+    """Try to create a file next to this one and to open this one for writing; return the error, or None."""
     try:
         with tempfile.TemporaryFile(dir=path.parent) as file:
             file.write(bytes(4096))
@@ -185,7 +187,7 @@ def _ask_system(path: Path) -> OSError | None:
 
 
 def read_value(path: Path, statement: str) -> Any:
-    """The first value of a query of a file that others may hold; None where there is none or it cannot be read."""
+    """Query a file that another process may hold; return the first value, or None if there is none or on an error."""
     try:
         with contextlib.closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             row = connection.execute(statement).fetchone()

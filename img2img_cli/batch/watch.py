@@ -1,4 +1,4 @@
-"""Wake up when something changes below the inputs of a batch."""
+"""Watch the inputs of a batch for changes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from img2img_cli.tasks.inputs import GLOB_CHARACTERS, MANIFESTS, glob_root
 
 
 def watch_inputs(inputs: Sequence[str], output: Path) -> Iterator[set[str]]:
-    """Yield the paths that changed below the inputs, and an empty set after each five seconds without a change.
+    """Yield the paths that changed below the inputs, and an empty set after every five seconds without a change.
 
-    Changes inside the output folder are this tool's own and wake nobody. Ends at SIGINT.
+    Changes inside the output folder come from this tool and are ignored. The iterator ends at SIGINT.
 
     Raises:
-        InputError: there is nothing to look at, or the system does not watch so much.
+        InputError: an input folder does not exist, or the system cannot watch so many folders.
         UsageError: `watchfiles` is not installed.
     """
     try:

@@ -1,4 +1,4 @@
-"""Pieces of many works through one pipeline, in batches of one size; smaller batches when memory runs out."""
+"""Run the pieces of many works through one pipeline in batches of equal pieces; shrink them if memory runs out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from img2img_cli.tasks.pieces import Piece, Pipeline, Progress, Work
 
 @dataclass
 class _Waiting:
-    """A work whose last pieces are not all done."""
+    """A work that waits for results.
+
+    Attributes:
+        pieces: the pieces that it yielded last.
+        results: their results in order; None for those not done yet.
+    """
 
     key: Hashable
     pieces: list[Piece]
@@ -30,37 +35,48 @@ Outcome = tuple[Hashable, list[Image.Image] | OutOfMemoryError]
 
 @dataclass(frozen=True)
 class Picked:
-    """A batch on its way through a pipeline."""
+    """A batch that was picked to run.
+
+    Attributes:
+        group: the group of all its pieces.
+        entries: a waiting work and the index of one of its pieces, for each piece of the batch.
+    """
 
     group: object
     entries: list[tuple[_Waiting, int]]
 
     @property
     def pieces(self) -> list[Piece]:
-        """What the model is to work on."""
+        """The pieces to run."""
         return [waiting.pieces[index] for waiting, index in self.entries]
 
     @property
     def keys(self) -> list[Hashable]:
-        """The works that the pieces belong to."""
+        """The keys of the works that the pieces belong to, each once."""
         return list(dict.fromkeys(waiting.key for waiting, _ in self.entries))
 
     @property
     def shares(self) -> dict[Hashable, float]:
-        """What part of the batch is each work's; the parts sum up to 1."""
+        """The share of the batch that belongs to each work; the shares sum to 1."""
         counts = Counter(waiting.key for waiting, _ in self.entries)
         return {key: count / len(self.entries) for key, count in counts.items()}
 
 
 class Batcher:
-    """Collects the pieces that works wait for and picks those that fit together.
+    """A queue of pieces that groups them into batches.
 
-    A work is known by its key. `add` takes pieces, `pick` gives the next batch, `settle` takes its results and returns
-    the works whose pieces are complete, with their results in order; `run` is all of these, for one batch at a time.
+    Each work has a key. `add` queues the pieces of a work, and `pick` returns the next batch. `settle` takes the
+    results of a batch and returns the works whose pieces are complete, with their results in order. `run` does all this
+    for one batch at a time.
 
     Args:
-        mixed: pieces of several works may share a batch. Kernels round by a batch's size, so without it each result
-            is, bit for bit, what its work gives alone.
+        batch_pixels: the most pixels in a batch; by default that of the pipeline.
+        batch_size: the most pieces in a batch; by default limited only by `batch_pixels`.
+        mixed: let pieces of several works share a batch. Kernels round differently for each batch size; without
+            `mixed`, each result is bit for bit the same as when its work runs alone.
+
+    Attributes:
+        notes: messages for the user about measures against running out of memory.
     """
 
     def __init__(
@@ -84,27 +100,27 @@ class Batcher:
         return len(self._waiting)
 
     def waiting(self) -> list[Any]:
-        """The works that wait."""
+        """Return the keys of the works that wait for results."""
         return list(self._waiting)
 
     def add(self, key: Hashable, pieces: list[Piece]) -> None:
-        """Queue what a work waits for."""
+        """Queue the pieces that a work waits for."""
         waiting = self._waiting[key] = _Waiting(key, pieces)
         for index, piece in enumerate(pieces):
             self._queues[piece.group].append((waiting, index))
 
     def drop(self, key: Hashable) -> None:
-        """Forget a work."""
+        """Remove a work and its queued pieces."""
         if (waiting := self._waiting.pop(key, None)) is not None:
             for group in {piece.group for piece in waiting.pieces}:
                 self._queues[group] = [entry for entry in self._queues[group] if entry[0] is not waiting]
 
     def keys_of_next(self) -> list[Hashable]:
-        """The works whose pieces the next batch holds."""
+        """Return the keys of the works in the next batch."""
         return Picked(*self._choose()).keys
 
     def is_full(self) -> bool:
-        """Whether the next batch could not hold another piece."""
+        """Return whether the next batch has no room for another piece."""
         _group, entries = self._choose()
         return bool(entries) and (not self._mixed or len(entries) >= self._capacity(entries[0]))
 
@@ -115,11 +131,11 @@ class Batcher:
         return min(fitting, self._limit) if self._limit else fitting
 
     def isolate(self) -> None:
-        """Run the pieces of the next batch one by one, to find the one that spoils it."""
+        """Run the pieces of the next batch one by one, to find the piece that makes it fail."""
         self._alone = len(self._choose()[1])
 
     def _choose(self) -> tuple[object, list[tuple[_Waiting, int]]]:
-        """The longest queue's first entries, as many as fit."""
+        """Return the group with the longest queue and the first entries of that queue, as many as fit in a batch."""
         group = max(self._queues, key=lambda g: len(self._queues[g]), default=None)
         queue = self._queues.get(group, [])
         if not queue:
@@ -128,7 +144,7 @@ class Batcher:
         return group, entries if self._mixed else [entry for entry in entries if entry[0] is entries[0][0]]
 
     def pick(self) -> Picked | None:
-        """The next batch; None when nothing waits that is not on its way."""
+        """Remove the next batch from the queues and return it; return None if no pieces are queued."""
         group, entries = self._choose()
         if not entries:
             return None
@@ -137,12 +153,12 @@ class Batcher:
         return Picked(group, entries)
 
     def give_back(self, picked: Picked) -> None:
-        """Put a batch that came to nothing before all others; works that were dropped meanwhile stay away."""
+        """Put the pieces of a failed batch back at the front of their queue, except those of dropped works."""
         kept = [entry for entry in picked.entries if self._waiting.get(entry[0].key) is entry[0]]
         self._queues[picked.group] = [*kept, *self._queues[picked.group]]
 
     def settle(self, picked: Picked, made: Sequence[Image.Image]) -> list[Outcome]:
-        """Take a batch's results."""
+        """Take the results of a batch and return the works whose pieces are now complete, with their results."""
         self._alone = max(0, self._alone - 1)
         for (waiting, index), image in zip(picked.entries, made, strict=True):
             waiting.results[index] = image
@@ -151,7 +167,14 @@ class Batcher:
         return [(key, [image for image in waiting.results if image is not None]) for key, waiting in ready.items()]
 
     def shrink(self, picked: Picked, pipeline: Pipeline, error: OutOfMemoryError) -> list[Outcome]:
-        """Halve the batch; a single piece is tried with a thriftier pipeline; then its work is given up."""
+        """Put a batch back after it ran out of memory, and reduce the need for memory.
+
+        Halve the batch size. For a single piece, enable the next measure of the pipeline that saves memory. If none is
+        left, drop the work of the piece.
+
+        Returns:
+            the dropped work with `error`, if any.
+        """
         self.give_back(picked)
         if len(picked.entries) > 1:
             self._limit = len(picked.entries) // 2
@@ -165,7 +188,10 @@ class Batcher:
         return [(key, error)]
 
     def run(self, progress: Progress | None = None) -> list[Outcome]:
-        """Run the next batch; what else the pipeline raises ends all."""
+        """Run the next batch and return the works that are complete or were dropped for lack of memory.
+
+        Errors of the pipeline other than `OutOfMemoryError` are passed on.
+        """
         picked = self.pick()
         if picked is None:
             return []
@@ -177,10 +203,13 @@ class Batcher:
 
 
 def run_works(works: Sequence[Work], pipeline: Pipeline, progress: Progress | None = None) -> list[Image.Image]:
-    """Run works to their ends, their pieces batched together; the results in the works' order.
+    """Run works with their pieces batched together, and return the results in the order of the works.
+
+    Args:
+        progress: called with the finished hundredths of pieces and their total.
 
     Raises:
-        OutOfMemoryError: a single piece does not fit.
+        OutOfMemoryError: a single piece does not fit into memory.
     """
     batcher = Batcher(pipeline)
     results: dict[Hashable, Image.Image] = {}
@@ -202,5 +231,11 @@ def run_works(works: Sequence[Work], pipeline: Pipeline, progress: Progress | No
 
 
 def _scale_progress(progress: Progress, done: int, total: int, size: int) -> Progress:
-    """Steps of one batch as hundredths of all pieces."""
+    """Return a function that reports the steps of one batch to `progress` as hundredths of all pieces.
+
+    Args:
+        done: the number of finished pieces.
+        total: the number of all pieces.
+        size: the number of pieces in the batch.
+    """
     return lambda step, steps: progress(round(100 * (done + min(size, total - done) * step / steps)), 100 * total)

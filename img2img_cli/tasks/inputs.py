@@ -1,4 +1,4 @@
-"""What a batch is to work on: files, folders, globs, names on stdin, or the rows of a manifest."""
+"""Find the inputs of a batch: files, folders, globs, names on stdin, and rows of manifests."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from img2img_cli.presets.values import read_value
 from img2img_cli.system.source_files import find_special
 from img2img_cli.system.streams import STDIO
 
-# What is picked up from folders; more formats can be read when they are named.
+# Extensions picked up from folders. Files of other formats must be named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
-NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end so
+NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end with the extension
 MANIFESTS = (".csv", ".jsonl")
 ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
 PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
@@ -35,16 +35,19 @@ GLOB_CHARACTERS = frozenset("*?[")
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One input as it was found.
+    """One input of a batch.
 
     Attributes:
         path: the file to read.
-        relative: where its result belongs below the output folder, with the input's own name.
-        output: the result's path below the output folder when a manifest names it.
-        overrides: parameters of its own, from a manifest.
+        relative: the path of the result below the output folder, still with the name of the input.
+        output: the path of the result below the output folder, if a manifest sets it.
+        mask, style, control_image: the paths of side inputs, from a manifest.
+        preset: the preset for this input, from a manifest.
+        seed: the seed for this input, in 0..2**32 - 1, from a manifest.
+        overrides: parameters for this input, from a manifest.
         origin: manifest and line, for messages.
-        error: why nothing can be made of it; it fails alone.
-        scanned: whether it was found in a folder, by a glob or in a list on stdin, and not named itself.
+        error: why this input cannot be processed; the other inputs are not affected.
+        scanned: whether the input came from a folder, a glob or a list on stdin, rather than being named itself.
     """
 
     path: str
@@ -62,7 +65,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """What tells it from others: rows of a manifest may use one picture several times, with other parameters."""
+        """The identity of the item: path and origin, since rows of a manifest may use a picture more than once."""
         return os.path.abspath(self.path), self.origin
 
 
@@ -74,17 +77,21 @@ def find_items(
     skip_folder: Path | None = None,
     notes: list[str] | None = None,
 ) -> list[Item]:
-    """Find every input, in a stable order; a file that is found twice counts once.
+    """Find all inputs, in a stable order. A file that is found twice counts once.
 
-    A row whose values are wrong and a folder below an input that cannot be read are items with an error.
+    A manifest row with invalid values and an unreadable subfolder become items with an error.
 
     Args:
-        include, exclude: globs that a name or a path below its folder must, or must not, match.
-        skip_folder: a folder whose files are never inputs: the output folder, when it lies inside an input folder.
-        notes: takes a sentence for each FIFO, socket or device that was found and not named, and is left aside.
+        inputs: files, folders, globs, manifests, or `-` for a list of names on stdin.
+        include, exclude: globs. An input must match one of `include`, if any, and none of `exclude`, by its name or by
+            its path below the input folder. They do not apply to rows of manifests.
+        skip_folder: a folder whose files are never inputs, such as an output folder inside an input folder.
+        notes: takes a message for each FIFO, socket or device that was found by scanning and is ignored.
 
     Raises:
-        InputError, NothingMatchedError, UsageError: nothing there, or a manifest that cannot be read.
+        InputError: a manifest cannot be read.
+        NothingMatchedError: there is no input.
+        UsageError: a manifest is malformed or has an unknown column.
     """
     found = [item for name in inputs for item in _expand(name, skip_folder)]
     kept = [item for item in found if item.origin or item.error or _is_wanted(item.relative, include, exclude)]
@@ -135,31 +142,31 @@ def _expand_path(name: str, skip_folder: Path | None) -> Iterator[Item]:
     if os.path.isdir(name):
         yield from _walk(name, skip_folder)
     else:
-        # A missing file is one failed item, not the end of the batch: names from `find` can be out of date.
+        # A missing file fails as one item and does not stop the batch, because names from `find` can be out of date.
         yield Item(path=name, relative=os.path.basename(name))
 
 
 def glob_root(pattern: str) -> str:
-    """The folder part of a pattern before its first wildcard; results are mirrored from there."""
+    """Return the part of a glob before its first component with a wildcard. Results mirror the paths below it."""
     parts = Path(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if GLOB_CHARACTERS & set(part)), len(parts))
     return str(Path(*parts[:fixed])) if fixed else "."
 
 
 def _mirror(source: str) -> str:
-    """Where the result of an input named so belongs: below the output folder in any case."""
+    """Return the path for a result below the output folder; only the name if the input path is absolute or has `..`."""
     name = os.path.basename(source) if os.path.isabs(source) or ".." in Path(source).parts else source
     return os.path.normpath(name)
 
 
 def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
-    """Pictures below a folder. Linked folders are followed once each, so that a loop ends."""
+    """Yield the pictures below a folder. Each linked folder is followed only once, so that loops end."""
     visited: set[tuple[int, int]] = set()
     unreadable: list[OSError] = []
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
         try:
             status = os.stat(parent)
-        except OSError as error:  # gone a moment ago
+        except OSError as error:  # the folder was removed in the meantime
             unreadable.append(error)
             folders.clear()
             continue
@@ -182,17 +189,17 @@ def _is_below(path: str, folder: Path | None) -> bool:
 
 
 def read_names(data: bytes) -> list[str]:
-    """Names separated by NUL when there is one, by newlines otherwise."""
+    """Split a list of names, separated by NUL if it contains one and by newlines otherwise."""
     separator = b"\0" if b"\0" in data else b"\n"
     return [os.fsdecode(name.rstrip(b"\r") if separator == b"\n" else name) for name in data.split(separator) if name]
 
 
 def read_manifest(path: Path) -> list[Item]:
-    """The rows of a CSV or JSON Lines file, whose pictures are relative to the manifest's folder.
+    """Read the rows of a CSV or JSON Lines file. Paths are relative to the folder of the manifest.
 
     Raises:
-        InputError: it cannot be read.
-        UsageError: it is no such file, or has a column that means nothing; the text names the line.
+        InputError: the manifest cannot be read.
+        UsageError: the manifest is malformed or has an unknown column; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -226,7 +233,7 @@ def _read_cell(key: str, value: str) -> Any:
 
 
 def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), 1):  # JSON's strings may hold what else ends a line
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON strings may hold U+2028 and the like
         if not line.strip():
             continue
         try:
@@ -241,7 +248,11 @@ def _read_jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _make_item(path: Path, line: int, row: dict[str, Any]) -> Item:
-    """A row as an item. One whose values are wrong fails alone; an unknown column is the whole manifest's error."""
+    """Make an item from a row. Invalid values become the error of the item.
+
+    Raises:
+        UsageError: the row has an unknown column, which is an error of the whole manifest.
+    """
     origin = f"{path}:{line}"
     for key in row:
         if key not in ROW_KEYS and key not in Parameters.model_fields:
@@ -288,7 +299,7 @@ def _read_row(path: Path, origin: str, row: dict[str, Any]) -> Item:
 
 
 def _can_be_named(text: str) -> bool:
-    """Whether a file can have this name; JSON may hold NUL and halves of surrogate pairs."""
+    """Return whether a file can have this name. JSON may contain NUL and lone surrogates, which no name can hold."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -296,10 +307,13 @@ def _can_be_named(text: str) -> bool:
 
 
 def check_inside(output: str, origin: str) -> None:
-    """Refuse a path that leaves the output folder, on this system or where a backslash parts folders.
+    """Refuse a path that leaves the output folder, also on systems where a backslash separates folders.
+
+    Args:
+        origin: manifest and line, for the message.
 
     Raises:
-        UsageError: absolute, or with `..`, or not a name at all.
+        UsageError: the path names no file, is absolute, or contains `..` or NUL.
     """
     parts = re.split(r"[/\\]", output)
     if not Path(output).parts or Path(output).anchor or ".." in parts or "\0" in output:

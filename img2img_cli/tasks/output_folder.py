@@ -1,4 +1,4 @@
-"""What an output folder takes: whether it can be written to, how long names may be, which it tells apart, its room."""
+"""Check an output folder: permissions, links, free space, the length of names, and which names it distinguishes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from img2img_cli.errors import OutputError
 from img2img_cli.pictures.files.formats import EXTENSIONS
 from img2img_cli.tasks.job import Job
 
-MAX_NAME, MAX_PATH = 255, 4096  # bytes, where the system does not tell
+MAX_NAME, MAX_PATH = 255, 4096  # bytes, if the system does not tell its limits
 LOSSY = ("jpeg", "webp", "avif")
-# The least that a result takes of its input's bytes, in practice. A JPEG of quality 100 comes down to a half, one that
-# becomes AVIF to a seventh; a scan without compression that becomes a lossy file to a fortieth.
+# The smallest share of the bytes of its input that a result has in practice. A JPEG of quality 100 shrinks to 1/2, and
+# to 1/7 as AVIF. An uncompressed scan shrinks to 1/40 in a lossy format.
 LEAST_SHARE, LEAST_LOSSY_SHARE = 1 / 8, 1 / 64
 
 
 def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
-    """Refuse an output folder that cannot be written to, leads elsewhere by a link, or has too little room.
+    """Refuse an output folder that is not writable, from which links lead elsewhere, or that has too little space.
 
     Raises:
-        OutputError: naming the folder.
+        OutputError: the folder is refused; the message names it.
     """
     for path in {os.path.dirname(job.output) for job in jobs}:
         check_place(path, folder)
@@ -36,7 +36,7 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
         raise OutputError(f"{existing}: cannot be written to; check its permissions")
     try:
         free = shutil.disk_usage(existing).free
-    except OSError:  # not every file system tells
+    except OSError:  # some file systems do not tell
         return
     least = estimate_least_bytes(jobs)
     if free < least:
@@ -47,28 +47,28 @@ def check_folder(folder: Path, jobs: Sequence[Job]) -> None:
 
 
 def find_existing(folder: Path) -> Path:
-    """The folder itself, without links, or the nearest one above it that is there."""
+    """Return the folder with links resolved, or its nearest parent that exists."""
     root = Path(os.path.realpath(folder))
     return next(path for path in (root, *root.parents) if os.path.lexists(path))
 
 
 def check_place(path: str, folder: Path) -> None:
-    """Refuse a result or its folder that links lead out of the output folder.
+    """Refuse a result, or its folder, if links lead out of the output folder.
 
     Raises:
-        OutputError: naming it.
+        OutputError: a link leads out of the output folder; the message names the path.
     """
     if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise OutputError(f"{path}: a link leads out of {folder}; results would land elsewhere, remove the link")
 
 
 def estimate_bytes(jobs: Sequence[Job]) -> int:
-    """About how many bytes the results will have: as their inputs, times the scale squared."""
+    """Estimate the bytes of all results: those of their inputs, times the scale squared for upscaling."""
     return int(sum(_estimate_one(job) for job in jobs))
 
 
 def estimate_least_bytes(jobs: Sequence[Job]) -> int:
-    """A number of bytes that the results that are not there yet will hardly stay below."""
+    """Estimate a lower bound on the bytes of the results that do not exist yet."""
     return int(sum(_estimate_one(job) * _least_share(job) for job in jobs if not os.path.lexists(job.output)))
 
 
@@ -93,7 +93,7 @@ def _show_bytes(count: int) -> str:
 
 
 class NameLimits:
-    """How long names below a folder may be."""
+    """The limits on the length of names and paths below a folder, in bytes."""
 
     def __init__(self, folder: Path) -> None:
         existing = str(find_existing(folder))
@@ -101,10 +101,13 @@ class NameLimits:
         self._path = _ask_limit(existing, "PC_PATH_MAX", MAX_PATH)
 
     def check(self, output: str, where: str) -> None:
-        """Refuse a name that is too long.
+        """Refuse a path that is too long, or that has a name that is too long.
+
+        Args:
+            where: the input, for the message.
 
         Raises:
-            OutputError: naming `where`.
+            OutputError: the path or a name is too long.
         """
         longest = max(len(os.fsencode(part)) for part in output.split("/"))
         if longest > self._name or len(os.fsencode(output)) >= self._path:
@@ -120,16 +123,17 @@ def _ask_limit(folder: str, name: str, default: int) -> int:
 
 
 class NameProbe:
-    """Whether an output folder's file system tells names apart that differ only in case or Unicode form.
+    """A probe for whether the file system of an output folder distinguishes names that differ in case or Unicode form.
 
-    It is asked by making two such files in a folder of their own beside the results, which is then removed.
+    It creates a file in a temporary folder next to the results, looks for it by the other name, and then removes the
+    folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = find_existing(folder)
 
     def tell_apart(self, name: str, other: str) -> bool:
-        """Whether two different paths below the folder are two files; no where it cannot be found out."""
+        """Return whether two different paths below the folder are two files; False if the folder is not writable."""
         pairs = [(a, b) for a, b in zip(name.split("/"), other.split("/"), strict=False) if a != b]
         try:
             with tempfile.TemporaryDirectory(prefix=".img2img-names-", dir=self._folder) as place:

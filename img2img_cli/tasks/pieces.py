@@ -1,4 +1,4 @@
-"""What a task asks of the model, piece by piece, so that pieces of many pictures can share a batch."""
+"""Pieces, the units of work that tasks give to a model. Pieces of many pictures can share a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from img2img_cli.presets.schema import Offload, Parameters
 
 Progress = Callable[[int, int], None]
 
-# Two pieces can share a batch when they agree in all of these; prompts and seeds are each piece's own.
+# Two pieces can share a batch if they agree in all of these parameters. Prompts and seeds may differ.
 BATCH_KEYS = (
     "strength",
     "num_inference_steps",
@@ -29,18 +29,21 @@ BATCH_KEYS = (
     "control_guidance_start",
     "control_guidance_end",
 )
-ENLARGED_PIXELS = 4  # a x4 net's last layers work on sixteen times the pixels, though with few channels
+ENLARGED_PIXELS = 4  # the last layers of a x4 net work on 16 times the pixels, but with few channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One pass through the model: an RGB picture of the model's own size, its control picture, its noise.
+    """The input of one pass through the model.
 
     Attributes:
-        mask: `L` of the picture's size, white where to repaint; None unless the model is made for it.
-        style: RGB of any size, for an IP-Adapter; a batch has one.
-        enlarge: through an upscaling net or model, which makes it larger by its own factor.
-        reconstruct: only encode and decode, without noise: what the autoencoder makes of the picture.
+        image: RGB, with both sides divisible by `Pipeline.multiple`.
+        control: RGB of the size of `image`, for a ControlNet; None without one.
+        seed: the seed of the noise.
+        mask: `L` of the size of `image`, white where the model repaints; None for models that take no mask.
+        style: RGB of any size, for an IP-Adapter. All pieces of a batch share one style object.
+        enlarge: pass the piece through the upscaling net or model, which enlarges it by its own factor.
+        reconstruct: only encode and decode the picture with the autoencoder, without noise.
     """
 
     image: Image.Image
@@ -54,7 +57,7 @@ class Piece:
 
     @property
     def group(self) -> tuple[object, ...]:
-        """Equal for pieces that may share a batch."""
+        """A key that is equal for pieces that may share a batch."""
         if self.reconstruct:
             return self.image.size, "reconstruct"
         return (
@@ -67,7 +70,7 @@ class Piece:
 
     @property
     def pixels(self) -> int:
-        """Width times height, of what the model works on."""
+        """Width times height of the picture; 4 times as much for a piece to enlarge, which needs more memory."""
         return self.image.width * self.image.height * (ENLARGED_PIXELS if self.enlarge else 1)
 
 
@@ -76,10 +79,11 @@ Steps = Generator[list[Piece], list[Image.Image], Image.Image]
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One picture's way through the model: yields pieces, is sent what became of them, returns the result.
+    """The work on one picture.
 
     Attributes:
-        total: how many pieces it will yield in all.
+        total: how many pieces `steps` yields in all.
+        steps: a generator that yields lists of pieces, is sent their results in order, and returns the final picture.
     """
 
     total: int
@@ -87,19 +91,19 @@ class Work:
 
 
 class Pipeline(Protocol):
-    """What works are run by: a pipeline in this process, or one that a server keeps warm.
+    """A pipeline that runs pieces, in this process or in a warm server.
 
     Attributes:
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
         has_controlnet: whether pieces need a control picture.
-        enlargement: the factor of its net, or of a model made for upscaling; None when it enlarges nothing itself.
-        refines: whether the model works over a picture that was enlarged before.
-        batch_pixels: how many pixels a batch may have in all.
-        gains_from_batches: whether pictures in one batch are done sooner than one by one.
-        offload: where its parts lie while they wait.
-        device_name: where it works, such as `cuda:0`.
-        notes: what to tell its user, a sentence each; whoever shows them takes them out.
+        enlargement: the factor of the upscaling net or model; None if the pipeline has none.
+        refines: whether the model refines pictures that were enlarged before.
+        batch_pixels: the most pixels in a batch, summed over `Piece.pixels`.
+        gains_from_batches: whether a batch takes less time than its pictures one by one.
+        offload: where idle parts of the pipeline are kept.
+        device_name: the device that the model runs on, such as `cuda:0`.
+        notes: messages for the user. The code that shows them removes them from the list.
     """
 
     @property
@@ -124,28 +128,39 @@ class Pipeline(Protocol):
     def notes(self) -> list[str]: ...
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
-        """Run a batch of pieces of one group; the results in their order."""
+        """Run a batch of pieces of one group and return the RGB results in order.
+
+        Args:
+            progress: called after each step with the number of finished steps and of all steps.
+
+        Raises:
+            OutOfMemoryError: the batch does not fit into memory.
+        """
         ...
 
     def expect(self, calls: int) -> None:
-        """So many calls of the model are to come."""
+        """Announce how many calls of the model will follow."""
         ...
 
     def make_lanes(self) -> Sequence[Pipeline]:
-        """Pipelines that may work at the same time."""
+        """Return the lanes: pipelines that can run at the same time."""
         ...
 
     def share_threads(self, lanes: int) -> AbstractContextManager[Callable[[], None]]:
-        """While as many lanes work at once: yields what each one's thread calls first."""
+        """Divide the CPU threads among lanes within a context, which yields a function for each lane thread to call."""
         ...
 
     def save_memory(self) -> str | None:
-        """Switch on the next measure against running out of memory and name it; None when there is none left."""
+        """Enable the next measure that saves memory and return its name; return None if there are no more."""
         ...
 
 
 def derive_seed(seed: int, index: int) -> int:
-    """The seed of a picture's `index`-th part; the first part has the picture's own."""
+    """Return the seed for a part of a picture. Part 0 uses the seed of the picture itself.
+
+    Returns:
+        an int in 0..2**32 - 1 for every other part.
+    """
     if index == 0:
         return seed
     return int(np.random.SeedSequence([seed, index]).generate_state(1)[0])

@@ -1,4 +1,4 @@
-"""What a result says of itself: our own JSON and A1111-style text, written and read."""
+"""Write and read the record in a result: this tool's JSON, and text in the style of A1111."""
 
 from __future__ import annotations
 
@@ -22,14 +22,17 @@ from img2img_cli.tasks.job import MAX_SEED, Job
 from img2img_cli.text import printable
 
 NO_PARAMETERS = "carries no parameters that can be read; no known tool made it, or it was made with --no-metadata"
-BESIDE = ("mask", "style", "control_image")  # pictures that a job is given with its input
+BESIDE = ("mask", "style", "control_image")  # the side inputs of a job
 
 
 def make_record(job: Job, **provenance: str) -> dict[str, Any]:
-    """The JSON that `info` replays: every parameter, and names of files without their folders.
+    """Make the record that `info` replays: all parameters, the seed, the preset and file names without folders.
 
     Args:
-        provenance: hashes of what the result was made from, by which a batch knows its results again.
+        provenance: further values, such as the hashes by which a batch recognises its results.
+
+    Returns:
+        a dict for JSON.
     """
     parameters = job.parameters.to_record()
     record = {
@@ -46,7 +49,7 @@ def make_record(job: Job, **provenance: str) -> dict[str, Any]:
 
 
 def _name_file(path: str) -> str:
-    """A file's name without its folder and without bytes that are no UTF-8."""
+    """Return the name of a file without its folder, with bytes that are not UTF-8 replaced."""
     name = _writable(Path(path).name)
     return f"./{name}" if name == STDIO else name
 
@@ -56,7 +59,11 @@ def _writable(text: str) -> str:
 
 
 def format_parameters(job: Job, size: tuple[int, int]) -> str:
-    """Prompt, negative prompt and settings in the text form that A1111 and its readers use."""
+    """Format prompt, negative prompt and settings as text in the form of A1111.
+
+    Args:
+        size: width and height of the result in pixels.
+    """
     p = job.parameters
     lines = [p.full_prompt]
     if p.negative_prompt:
@@ -76,12 +83,12 @@ def format_parameters(job: Job, size: tuple[int, int]) -> str:
 
 
 def read_record(name: str) -> dict[str, Any]:
-    """The record inside a picture that this tool made.
+    """Read the record in a picture that this tool made.
 
-    Pixels are not decoded, so a picture that tells how it was made can still be damaged.
+    The pixels are not decoded, so a picture with a valid record can still be damaged.
 
     Raises:
-        InputError: not a picture, or one that does not tell how it was made.
+        InputError: the file is not a picture, or has no valid record.
     """
     with open_picture(name, read_bytes(name)) as (image, _):
         record = find_record(name, collect_texts(image))
@@ -91,10 +98,13 @@ def read_record(name: str) -> dict[str, Any]:
 
 
 def find_record(name: str, texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """Our own record among a picture's texts; None where there is none.
+    """Return this tool's record from the texts of a picture, or None if there is none.
+
+    Args:
+        name: the picture, for the message.
 
     Raises:
-        InputError: it is damaged.
+        InputError: the record is damaged.
     """
     if not texts.get("img2img"):
         return None
@@ -105,15 +115,15 @@ def find_record(name: str, texts: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def _check_record(record: dict[str, Any]) -> dict[str, Any]:
-    """A record as this tool writes it, whoever wrote this one.
+    """Validate a record, which anyone may have written, and return it in the form that this tool writes.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+        ValueError, KeyError, TypeError, AttributeError: the record is invalid.
     """
     wanted = {"task", "prompt", *({"control"} if record.get("control_image") else ())}
     if not wanted <= record["parameters"].keys():
         raise ValueError("task, prompt or control")
-    json.dumps(record, ensure_ascii=False).encode()  # no halves of surrogate pairs
+    json.dumps(record, ensure_ascii=False).encode()  # fails on lone surrogates
     checked = record | {"parameters": Parameters.model_validate(record["parameters"]).to_record()}
     if type(record["seed"]) is not int or not 0 <= record["seed"] <= MAX_SEED or not isinstance(record["preset"], str):
         raise ValueError("seed or preset")
@@ -124,7 +134,11 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare_name(text: str) -> str:
-    """A file's name that leads to no other folder, and that no command takes for an option."""
+    """Return a file name without its folder, prefixed with `./` if a command would take it for an option.
+
+    Raises:
+        ValueError: the text holds no file name.
+    """
     name = text if text == STDIO else Path(text).name
     if not name or name == "..":
         raise ValueError("no file's name")
@@ -132,12 +146,20 @@ def _bare_name(text: str) -> str:
 
 
 def replay_command(record: dict[str, Any]) -> str:
-    """The shell command that makes the picture again from its input, on one line."""
+    """Return the shell command that makes the picture again from its input, on one line.
+
+    Raises:
+        InputError: neither the preset nor that of the task can be loaded.
+    """
     return " ".join(map(quote_word, replay_words(record)))
 
 
 def quote_word(word: str) -> str:
-    """A word for a shell; in `$'...'`, as shells but not `shlex` read it, where it could steer a terminal."""
+    """Quote a word for a shell.
+
+    A word with characters that could control a terminal is written as `$'...'`, which shells understand but `shlex`
+    does not.
+    """
     if printable(word) == word:
         return shlex.quote(word)
     content = "".join(
@@ -147,7 +169,13 @@ def quote_word(word: str) -> str:
 
 
 def replay_words(record: dict[str, Any]) -> list[str]:
-    """The words of that command. Only what differs from the preset as it is now is spelled out."""
+    """Return the words of the command that makes the picture again.
+
+    The command sets only the parameters that differ from the current preset.
+
+    Raises:
+        InputError: neither the preset nor that of the task can be loaded.
+    """
     wanted = dict(record["parameters"])
     name, preset = _current_preset(str(record["preset"]), wanted["task"])
     words = ["img2img", wanted["task"], str(record["input"])]
@@ -178,7 +206,7 @@ def replay_words(record: dict[str, Any]) -> list[str]:
 
 
 def _list_added(own: list[str], references: list[str]) -> list[str]:
-    """The LoRAs or embeddings that come after the preset's own, if they can be words of a command; else none."""
+    """Return the LoRAs or embeddings that follow those of the preset; none if one holds unprintable characters."""
     added = references[len(own) :] if references[: len(own)] == own else []
     return added if all(printable(reference) == reference for reference in added) else []
 
@@ -186,10 +214,13 @@ def _list_added(own: list[str], references: list[str]) -> list[str]:
 def _complete(
     preset: Preset, overrides: dict[str, Any], wanted: dict[str, Any], added: dict[str, list[str]]
 ) -> dict[str, Any]:
-    """Overrides with which a preset gives the wanted parameters; keys draw others along: a model its revision.
+    """Extend overrides until the preset gives the wanted parameters.
+
+    This takes several rounds, because one override can change other parameters: a model changes its revision.
 
     Args:
-        added: LoRAs and embeddings that have options of their own.
+        wanted: all parameters of the record.
+        added: LoRAs and embeddings, which the command adds with their own options.
     """
     for _ in wanted:
         try:

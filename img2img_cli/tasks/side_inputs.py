@@ -1,4 +1,4 @@
-"""Pictures that are given beside the input: a mask, a style, a control picture."""
+"""Load the side inputs of a job: mask, style and control picture."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from img2img_cli.pictures.masks import read_mask
 from img2img_cli.pictures.read import load_image
 from img2img_cli.tasks.job import Job
 
-CONTROL_TOLERANCE = 0.02  # of aspect ratios, for what rounding to whole pixels does
+CONTROL_TOLERANCE = 0.02  # relative difference of aspect ratios, to allow for rounding to whole pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guides:
-    """The pictures beside the input that a job is given.
+    """The side inputs of a job.
 
     Attributes:
-        mask: `L` of the picture's size, for models that repaint.
+        mask: `L` of the size of the input, white where to repaint.
         style: RGB of any size, for an IP-Adapter.
-        control: RGB of the picture's size, for a ControlNet to look at instead.
-        notes: what to tell of how they were read, a sentence each.
+        control: RGB of the size of the input, which the ControlNet uses in place of the input.
+        notes: messages for the user about how the side inputs were read.
     """
 
     mask: Image.Image | None = None
@@ -34,10 +34,14 @@ class Guides:
 
 
 def load_guides(job: Job, size: tuple[int, int]) -> Guides:
-    """A job's guides for a picture of this size.
+    """Load the side inputs of a job.
+
+    Args:
+        size: width and height of the input in pixels.
 
     Raises:
-        InputError: not readable, or not of the picture's size or shape.
+        InputError: a picture cannot be read, a mask differs in size from the input or marks nothing, or the aspect
+            ratio of a control picture differs from that of the input by more than 2 %.
     """
     mask, notes = load_mask(job.mask, size) if job.mask else (None, ())
     return Guides(
@@ -59,14 +63,16 @@ def _load_control(name: str, size: tuple[int, int]) -> Image.Image:
 
 
 def load_style(name: str) -> Image.Image:
-    """A style picture as RGB; the same object while the file stays, as jobs that share one share batches.
+    """Load a style picture as RGB.
+
+    While the file does not change, this returns the same object, because jobs with the same object share batches.
 
     Raises:
-        InputError: not a picture that can be read.
+        InputError: the picture cannot be read.
     """
     path = Path(name)
     if not path.is_file():
-        return load_image(name).rgb  # a pipe says nothing of whether it holds the same again
+        return load_image(name).rgb  # do not cache a pipe, whose content can differ each time
     return _read_style(name, path.stat().st_mtime_ns)
 
 
@@ -76,10 +82,16 @@ def _read_style(name: str, changed: int) -> Image.Image:
 
 
 def load_mask(name: str, size: tuple[int, int]) -> tuple[Image.Image, tuple[str, ...]]:
-    """A mask as 8-bit `L`, white where to repaint, and what to tell of how it was read.
+    """Load a mask.
+
+    Args:
+        size: width and height that the mask must have.
+
+    Returns:
+        8-bit `L`, white where to repaint, and messages for the user about how it was read.
 
     Raises:
-        InputError: its size is not `size`, or it marks nothing.
+        InputError: the mask cannot be read, has another size, or marks nothing.
     """
     picture = load_image(name)
     if picture.size != size:

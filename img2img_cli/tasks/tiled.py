@@ -1,4 +1,4 @@
-"""Pictures of any size through the model in overlapping tiles: enlarging and restoring."""
+"""Upscale and restore pictures of any size in overlapping tiles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ MAX_FACTOR_PER_PASS = 4.0
 
 
 def output_size(size: tuple[int, int], content: tuple[int, int], parameters: Parameters) -> tuple[int, int]:
-    """The size asked for by `--size`."""
+    """Return the output width and height in pixels that `--size` asks for.
+
+    Args:
+        size: the size for `original`.
+        content: the size for `model`.
+    """
     if parameters.size == "original":
         return size
     if parameters.size == "model":
@@ -31,14 +36,20 @@ def output_size(size: tuple[int, int], content: tuple[int, int], parameters: Par
 
 
 def make_control(image: Image.Image, parameters: Parameters, pipeline: Pipeline) -> Image.Image | None:
-    """The control picture that the preset asks for, or None for a model without a ControlNet."""
+    """Make the control picture that the parameters ask for; return None for a pipeline without a ControlNet."""
     return make_control_image(image, parameters.control or "picture") if pipeline.has_controlnet else None
 
 
 def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
-    """The picture `scale` times larger, in passes of at most x4.
+    """Enlarge an RGB picture `scale` times, or to `--size`, in passes of at most x4 or the factor of the net.
 
-    A faithful result is corrected after each pass until, scaled down, it gives back what the pass began with.
+    With `faithful`, each pass ends with a correction, so that its result, scaled down, matches the input of the pass.
+
+    Returns:
+        the work; nothing runs yet.
+
+    Raises:
+        InputError: the result would have more than `MAX_PIXELS` pixels.
     """
     width, height = image.size
     final = round(width * parameters.scale), round(height * parameters.scale)
@@ -78,7 +89,11 @@ def _upscale(
 
 
 def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
-    """The picture as the model mends it, at its own resolution."""
+    """Restore an RGB picture at its own resolution, then resize it to `--size` if that differs.
+
+    Returns:
+        the work; nothing runs yet.
+    """
     passes = 2 if parameters.keep_detail else 1
     total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
@@ -112,11 +127,14 @@ def _transform_tiles(
     enlarge: bool = False,
     reconstruct: bool = False,
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
-    """The model's version of a picture of any size, tile by tile; each tile has its own noise.
+    """Pass a picture of any size through the model tile by tile, with separate noise for each tile.
 
     Args:
-        enlarge: `pipeline.enlargement` times as large.
-        reconstruct: only through the autoencoder.
+        enlarge: enlarge the picture by `pipeline.enlargement`.
+        reconstruct: only encode and decode the picture with the autoencoder.
+
+    Returns:
+        the picture merged from the tiles, of the size of `image` times the enlargement.
     """
     factor = (pipeline.enlargement or 1) if enlarge else 1
     padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))

@@ -1,1 +1,1 @@
-"""The recipe of the bundled model. Nothing but its own command imports it."""
+"""Train the bundled model. Only the training command imports this package."""

@@ -1,4 +1,4 @@
-"""Photographs from tar shards: decoding, a balanced draw over sources, and views of them."""
+"""Load photographs from tar shards, draw them balanced by source, and cut training views from them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,13 @@ from img2img_cli.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """One training picture: uint8 RGB pixels `(H, W, 3)`, its caption and the source it came from."""
+    """A training picture.
+
+    Attributes:
+        pixels: uint8 RGB, `(H, W, 3)`.
+        caption: a description of the picture.
+        source: the name of the data set that it comes from.
+    """
 
     pixels: np.ndarray
     caption: str
@@ -27,7 +33,11 @@ class Photograph:
 
 
 def list_shards(folder: Path) -> tuple[list[Path], Path | None]:
-    """Return the shards to train on and, when there are several, the last one, held out for evaluation."""
+    """Return the shards to train on and the last shard, held out for evaluation, or None if there is only one.
+
+    Raises:
+        UsageError: the folder holds no `.tar` file.
+    """
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         raise UsageError(f"{folder} holds no .tar shard; pass the folder that contains photos-*.tar to --data")
@@ -35,7 +45,7 @@ def list_shards(folder: Path) -> tuple[list[Path], Path | None]:
 
 
 def read_shard(shard: Path) -> list[Photograph]:
-    """Decode every picture of one tar that has a row in its `captions.jsonl`."""
+    """Decode every picture of a tar file that has a row in its `captions.jsonl`."""
     with tarfile.open(shard) as tar:
         blobs = {m.name: f.read() for m in tar if m.isfile() and (f := tar.extractfile(m)) is not None}
     rows = [json.loads(line) for line in blobs["captions.jsonl"].splitlines() if line.strip()]
@@ -50,9 +60,9 @@ def read_shard(shard: Path) -> list[Photograph]:
 
 
 class BalancedDraw:
-    """Draw photographs so that a source's share grows with the square root of its size.
+    """A random draw of photographs in which the share of a source grows with the square root of its size.
 
-    A plain draw shows mostly produce and clothes, and the model then paints everything in their colours.
+    A uniform draw shows mostly produce and clothes, and the model then paints everything in their colours.
     """
 
     def __init__(self, photographs: Sequence[Photograph]) -> None:
@@ -69,11 +79,11 @@ class BalancedDraw:
 
 
 def cut_view(photograph: Photograph, size: int, rng: np.random.Generator, *, whole: bool) -> Image.Image:
-    """Cut a random square view of `size` pixels.
+    """Cut a random square view, mirrored in half of the cases, and scale it to `size` by `size` pixels.
 
     Args:
-        whole: take 75-100 % of the short side, so that the view shows what the picture is of; otherwise a crop
-            at the picture's own resolution or up to twice reduced, so that the view shows detail.
+        whole: cut a square of 75-100 % of the short side, so that the view shows the subject. Otherwise cut a square
+            of 1 to 2 times `size`, or the short side if that is less, so that the view shows detail.
     """
     height, width = photograph.pixels.shape[:2]
     short = min(height, width)

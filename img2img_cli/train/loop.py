@@ -1,4 +1,4 @@
-"""A time-budgeted training loop that can stop at any moment and go on elsewhere."""
+"""A training loop with a time budget. A run can stop at any moment and resume from its checkpoint elsewhere."""
 
 from __future__ import annotations
 
@@ -22,12 +22,16 @@ CHECKPOINT_EVERY_S = 240.0
 
 @dataclass(kw_only=True)
 class Stage:
-    """What is trained and how.
+    """A training stage: the networks, the loss and the settings.
 
     Attributes:
-        modules: the networks by name; all of their parameters are trained and averaged.
-        compute_loss: batch and step to a scalar loss; called under autocast.
-        draw_samples: called at each checkpoint with the averaged weights in place.
+        name: the stem of the checkpoint and log files.
+        modules: the networks by name. All parameters that require gradients are trained and averaged.
+        compute_loss: returns a scalar loss for a batch and a step; called under bfloat16 autocast.
+        learning_rate: the peak learning rate.
+        ema_decay: the decay of the averaged weights.
+        draw_samples: called with the folder and step at each checkpoint, while the averaged weights are in place.
+        parameters: the parameters to train.
     """
 
     name: str
@@ -43,7 +47,11 @@ class Stage:
 
 
 def learning_rate_at(peak: float, step: int, progress: float) -> float:
-    """Linear warm-up, then a cosine over the time budget (`progress` in 0..1) down to 2 % of the peak."""
+    """Return the learning rate: a linear warm-up over 200 steps times a cosine from `peak` to 2 % of it.
+
+    Args:
+        progress: the spent share of the time budget, in 0..1, which drives the cosine.
+    """
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     return peak * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
@@ -58,10 +66,15 @@ def run_stage(
     resume: bool,
     seed: int,
 ) -> None:
-    """Train for `minutes` of wall time, those of resumed runs included, and leave the averaged weights in place.
+    """Train a stage within a time budget and leave the averaged weights in its modules.
 
     Writes `STAGE.pt` (weights, optimiser, EMA, seed, step, seconds spent) and appends to `STAGE.jsonl` in `folder`.
-    A resumed run draws other batches than those it has seen: data and noise are seeded by seed and step.
+    A resumed run draws new batches, because `seed + step` seeds the data and the noise.
+
+    Args:
+        open_batches: returns an endless iterator of batches; called after seeding.
+        minutes: the wall time spent in training steps, including that of the runs that are resumed.
+        resume: continue from `STAGE.pt` if it exists.
     """
     optimizer = torch.optim.AdamW(
         stage.parameters, lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True

@@ -1,4 +1,4 @@
-"""Figures of pictures: how near the truth, how much detail, how much colour, how much of the structure."""
+"""Metrics of pictures: error, detail, colour and structure."""
 
 from __future__ import annotations
 
@@ -9,32 +9,41 @@ from img2img_cli.pictures.lab import rgb_to_lab
 
 
 def measure_psnr(result: Image.Image, truth: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two 8-bit RGB pictures of one size, in dB."""
+    """Return the peak signal-to-noise ratio of two 8-bit RGB pictures of equal size, in dB."""
     error = np.mean((np.asarray(result, np.float64) - np.asarray(truth, np.float64)) ** 2)
     return float(10 * np.log10(255**2 / max(float(error), 1e-9)))
 
 
 def measure_detail(image: Image.Image) -> float:
-    """Mean absolute difference between neighbouring grey values."""
+    """Return the mean absolute difference of neighbouring grey values, vertical plus horizontal, in 0..510."""
     grey = np.asarray(image.convert("L"), np.float64)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
 def measure_chroma(image: Image.Image, truth: Image.Image) -> tuple[float, float, float]:
-    """Return the mean distance in a*b* from the truth, that of grey, and the picture's own mean chroma."""
+    """Measure colour in CIELAB.
+
+    Returns:
+        the mean a*b* distance of the picture from `truth`, that of a grey picture from `truth`, and the mean chroma
+        of the picture.
+    """
     found, wanted = (rgb_to_lab(np.asarray(picture))[..., 1:] for picture in (image, truth))
     error, grey, chroma = (np.hypot(d[..., 0], d[..., 1]).mean() for d in (found - wanted, wanted, found))
     return float(error), float(grey), float(chroma)
 
 
 def measure_lightness_drift(image: Image.Image, truth: Image.Image) -> float:
-    """Mean absolute difference of L*."""
+    """Return the mean absolute difference in L* of two RGB pictures of equal size, in 0..100."""
     found, wanted = (rgb_to_lab(np.asarray(picture))[..., 0] for picture in (image, truth))
     return float(np.abs(found - wanted).mean())
 
 
 def correlate_structure(image: Image.Image, reference: Image.Image) -> float:
-    """Pearson correlation of gradient strength at a quarter of the size, where strokes and stones are averaged out."""
+    """Return the Pearson correlation of the gradient strengths of two pictures of equal size, in -1..1.
+
+    Gradients are measured at a quarter of the size, where brush strokes and mosaic stones are averaged out. The
+    result is 0 if either picture has a constant gradient strength.
+    """
     first, second = (_gradient_strength(picture) for picture in (image, reference))
     return float(np.corrcoef(first, second)[0, 1]) if first.std() > 0 and second.std() > 0 else 0.0
 

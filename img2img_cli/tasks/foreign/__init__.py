@@ -1,4 +1,4 @@
-"""What other tools write into their pictures: read as fields, and told as a command of ours. Starts in `read`.
+"""Read the parameters that other tools write into pictures, and turn them into a command. Start in `read`.
 
-May import presets, jobs and pictures; never torch.
+This package may import presets, jobs and pictures, but never torch.
 """

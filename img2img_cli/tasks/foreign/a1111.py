@@ -1,4 +1,4 @@
-"""Parameters as text for people, in the form of AUTOMATIC1111's web UI, which many tools write."""
+"""Read parameters in the text form of AUTOMATIC1111's web UI, which many tools write."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from img2img_cli.tasks.foreign.fields import (
     to_text,
 )
 
-MAX_LINE = 1 << 16  # characters of settings
+MAX_LINE = 1 << 16  # the most characters read from the line of settings
 _STEPS = re.compile(r"^[ \t]*Steps: \d", re.MULTILINE)
 _SETTING = re.compile(r'([A-Za-z][\w /+-]{0,60}+):[ \t]*+("(?:\\.|[^"\\])*+"|[^,]*+)(?:,|$)')
 _LORA = re.compile(r" ?<(?:lora|lyco):([^:<>]{1,200})(?::(-?[\d.]{1,10}))?(?::[^<>]{0,100})?>")
@@ -24,12 +24,12 @@ _MAPPED = frozenset({"Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "
 
 
 def is_parameters(text: str) -> bool:
-    """Whether a text is parameters: what a screenshot or a person says of a picture is not."""
+    """Return whether a text holds parameters, rather than a comment of a person or a screenshot tool."""
     return _STEPS.search(text) is not None
 
 
 def read_parameters(text: str) -> Foreign:
-    """Prompt, negative prompt and settings; the last line that begins with `Steps:` holds these."""
+    """Read prompt, negative prompt and settings. The settings are in the last line that begins with `Steps:`."""
     text = to_text(text) or ""
     lines = text.strip().splitlines()
     last = max((index for index, line in enumerate(lines) if _STEPS.match(line)), default=len(lines))
@@ -50,7 +50,7 @@ def read_parameters(text: str) -> Foreign:
         seed=to_int(settings.get("Seed")),
         num_inference_steps=to_int(settings.get("Steps")),
         guidance_scale=to_float(settings.get("CFG scale")) if distilled is None else distilled,
-        # Beside the second pass over an enlarged picture it is that pass's.
+        # With a second pass over an enlarged picture, this value belongs to that pass.
         strength=None if "Hires upscale" in settings else to_float(settings.get("Denoising strength")),
         sampler=settings.get("Sampler") or None,
         schedule=settings.get("Schedule type") or None,
@@ -62,6 +62,6 @@ def read_parameters(text: str) -> Foreign:
 
 
 def _tell_tool(version: str) -> str:
-    """The tool by what it calls its version; the web UI's own is a number."""
+    """Return the name of the tool from the setting `Version`, which is only a number for the web UI itself."""
     name = version.split(" ")[0]
     return name if name in ("img2img", "ComfyUI") else "AUTOMATIC1111"

@@ -1,4 +1,4 @@
-"""ComfyUI's graphs: the sampler nearest to the result, and what leads to it."""
+"""Read the parameters in ComfyUI graphs from the sampler nearest to the result and the nodes that lead to it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from img2img_cli.tasks.foreign.fields import (
 )
 
 MAX_NODES = 10_000
-MAX_HOPS = 50  # from node to node, to find a value
-# The order of the values that an editor's nodes hold without names.
+MAX_HOPS = 50  # the most links followed to find a value
+# The order of the unnamed values in the nodes of the editor's format; "" marks a value that is not used.
 _WIDGETS: dict[str, tuple[str, ...]] = {
     "KSampler": ("seed", "", "steps", "cfg", "sampler_name", "scheduler", "denoise"),
     "KSamplerAdvanced": ("add_noise", "noise_seed", "", "steps", "cfg", "sampler_name", "scheduler"),
@@ -46,7 +46,7 @@ _WIDGETS: dict[str, tuple[str, ...]] = {
     "PrimitiveString": ("value",),
     "PrimitiveStringMultiline": ("value",),
 }
-# Nodes that are told in full, or bear on nothing that could be told.
+# Nodes that are read in full, or that have no parameters to report.
 _KNOWN = frozenset(
     {
         *_WIDGETS,
@@ -72,32 +72,45 @@ _TEXTS = ("text", "text_g", "text_l", "clip_l", "t5xxl", "prompt", "string", "st
 _TEXT_ENDS = ("populated_text", "text_a", "text_b", "text1", "text2")
 _PRIMITIVES = ("value", "int", "float", "number", "seed", "noise_seed", "text", "string")
 _NO_TEXT = frozenset({"clip", "model", "vae", "image", "pixels", "control_net", "style_model", "samples", "latent"})
-_PARTS = ("noise", "guider", "sampler", "sigmas")  # of a sampler that is put together from nodes
+_PARTS = ("noise", "guider", "sampler", "sigmas")  # inputs of a sampler that is assembled from other nodes
 
 
 @dataclass(frozen=True)
 class Link:
-    """What stands in place of a value: another node's output."""
+    """A reference to the output of another node, in place of a value.
+
+    Attributes:
+        node: the key of that node.
+    """
 
     node: str
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node's kind, and its inputs by name: values or links."""
+    """A node of a graph.
+
+    Attributes:
+        kind: the class of the node.
+        inputs: values or links by name.
+    """
 
     kind: str
     inputs: dict[str, Any] = field(default_factory=dict)
 
 
 def read_comfyui(texts: Mapping[str, str]) -> Foreign | None:
-    """The parameters that a graph as it was run, or as it was edited, leads to; None where there is no graph."""
+    """Read parameters from the executed graph, `prompt`, or else from the editor's graph, `workflow`.
+
+    Returns:
+        None if the texts hold no graph.
+    """
     nodes = _read_run(read_json(texts.get("prompt"))) or _read_edited(read_json(texts.get("workflow")))
     return _Graph(nodes).tell() if nodes else None
 
 
 def _read_run(graph: object) -> dict[str, Node]:
-    """Nodes of the form that is run: `{id: {class_type, inputs}}`."""
+    """Return the nodes of an executed graph, `{id: {class_type, inputs}}`."""
     nodes: dict[str, Node] = {}
     for key, entry in list(graph.items())[:MAX_NODES] if isinstance(graph, dict) else ():
         if isinstance(entry, dict) and isinstance(entry.get("class_type"), str):
@@ -113,7 +126,7 @@ def _to_link(value: object) -> object:
 
 
 def _read_edited(graph: object) -> dict[str, Node]:
-    """Nodes of the editor's form, whose values have no names: `{nodes: [...], links: [...]}`."""
+    """Return the nodes of an editor's graph, `{nodes: [...], links: [...]}`, in which values have no names."""
     if not isinstance(graph, dict) or not isinstance(graph.get("nodes"), list):
         return {}
     links = graph.get("links")
@@ -135,20 +148,20 @@ def _read_edited(graph: object) -> dict[str, Node]:
 
 
 def _read_edge(edge: object) -> tuple[str, str] | None:
-    """The name of an edge and the node that it comes from."""
+    """Return the ID of an edge and of the node that it starts from, or None for anything else."""
     if isinstance(edge, dict):
         return str(edge.get("id")), str(edge.get("origin_id"))
     return (str(edge[0]), str(edge[1])) if isinstance(edge, list) and len(edge) > 1 else None
 
 
 class _Graph:
-    """A graph, whose edges may lead anywhere, in circles too: each walk meets a node once."""
+    """A graph of nodes. Its edges may be invalid or form cycles, so each walk visits a node at most once."""
 
     def __init__(self, nodes: Mapping[str, Node]) -> None:
         self._nodes = nodes
 
     def tell(self) -> Foreign:
-        """What made the result, as far as nodes are known here."""
+        """Return the parameters that made the result, as far as the nodes are known."""
         others = sorted({node.kind for node in self._nodes.values()} - _KNOWN)
         other = {"nodes": ", ".join(others)}
         samplers = self._find_samplers()
@@ -181,7 +194,7 @@ class _Graph:
         )
 
     def _find_samplers(self) -> list[Node]:
-        """Samplers, that nearest to a saved result first."""
+        """Return the samplers, the one nearest to a saved result first."""
         ends = [key for key, node in self._nodes.items() if "Save" in node.kind]
         ends += [key for key, node in self._nodes.items() if "Preview" in node.kind]
         near = [*self._walk(*map(Link, ends)), *self._nodes.values()]
@@ -189,7 +202,7 @@ class _Graph:
         return [node for node in once if _is_core_sampler(node)] or [node for node in once if _is_sampler(node)]
 
     def _gather_inputs(self, sampler: Node) -> dict[str, Any]:
-        """A sampler's inputs, and those of the nodes that are its parts."""
+        """Return the inputs of a sampler together with those of the nodes that it is assembled from."""
         inputs = dict(sampler.inputs)
         for part in _PARTS:
             for node in self._walk(sampler.inputs.get(part), keys=_PARTS):
@@ -198,13 +211,13 @@ class _Graph:
         return inputs
 
     def _walk(self, *starts: object, keys: Iterable[str] | None = None) -> Iterator[Node]:
-        """The nodes that lead to these links, the nearest first.
+        """Yield the nodes that lead to these links, the nearest first.
 
         Args:
-            keys: of the inputs that are followed; all, without.
+            keys: the names of the inputs to follow; None for all.
         """
         waiting, seen = list(starts), set[str]()
-        for link in waiting:  # grows meanwhile
+        for link in waiting:  # the loop appends to this list
             if not isinstance(link, Link) or link.node in seen or link.node not in self._nodes:
                 continue
             seen.add(link.node)
@@ -213,7 +226,7 @@ class _Graph:
             waiting += [value for key, value in node.inputs.items() if keys is None or key in keys]
 
     def _take(self, value: object) -> object:
-        """A value, or that at the other end of its link."""
+        """Return a value, following links to the node that holds it; None if no value is found."""
         for _ in range(MAX_HOPS):
             if not isinstance(value, Link):
                 return value
@@ -222,16 +235,16 @@ class _Graph:
         return None
 
     def _take_size(self, node: Node) -> tuple[int, int] | None:
-        """The size of an empty latent; of a loader that makes one, too."""
+        """Return the size in pixels of a node that creates an empty latent, including loaders that create one."""
         prefix = "empty_latent_" if "empty_latent_width" in node.inputs else ""
         width, height = (self._take(node.inputs.get(prefix + side)) for side in ("width", "height"))
         return to_size(width, height) if "Encode" not in node.kind else None
 
     def _join_texts(self, start: object, side: str) -> str | None:
-        """The texts that a conditioning is made of, each once; None where there is none.
+        """Join the texts that form a conditioning, each once, with commas; return None if there are none.
 
         Args:
-            side: `positive` or `negative`, which nodes with both of them go on with.
+            side: `positive` or `negative`, the input to follow at nodes that have both.
         """
         if isinstance(start, str):
             return to_text(start)
@@ -250,7 +263,7 @@ class _Graph:
         return ", ".join(found) or None
 
     def _follow_model(self, start: object) -> tuple[list[str], list[str]]:
-        """Names of the checkpoint and of LoRAs with their scales, in the order that they are applied."""
+        """Return the names of the checkpoints, the nearest first, and of the LoRAs as `NAME:SCALE`, in order of use."""
         models: list[str] = []
         loras: list[str] = []
         for node in self._walk(start, keys=("model", "lora_stack", "base_model")):
@@ -265,13 +278,13 @@ def _is_core_sampler(node: Node) -> bool:
 
 
 def _is_sampler(node: Node) -> bool:
-    """Whether an unknown node takes what samplers take."""
+    """Return whether an unknown node has the inputs of a sampler."""
     has_noise = {"seed", "noise_seed", "noise"} & node.inputs.keys()
     return bool(has_noise) and bool({"steps", "sigmas"} & node.inputs.keys()) and "positive" in node.inputs
 
 
 def _choose_texts(node: Node, side: str) -> list[object]:
-    """A node's own texts, or else the links that lead to them."""
+    """Return the texts of a node or the links to them; if there are none, the other links that may lead to texts."""
     own = [node.inputs[key] for key in (*_TEXTS, *_TEXT_ENDS) if isinstance(node.inputs.get(key), str | Link)]
     own += [node.inputs[side]] if isinstance(node.inputs.get(side), str) else []
     if own:
@@ -282,7 +295,7 @@ def _choose_texts(node: Node, side: str) -> list[object]:
 
 
 def _list_loras(node: Node) -> list[tuple[object, object]]:
-    """Files and scales of a node that has one LoRA, or several with switches."""
+    """Return the files and scales of a node with one LoRA, or with several that can be switched off."""
     several = [value for key, value in node.inputs.items() if key.lower().startswith("lora_")]
     switched_on = [value for value in several if isinstance(value, dict) and value.get("on")]
     pairs = [(value.get("lora"), value.get("strength")) for value in switched_on]

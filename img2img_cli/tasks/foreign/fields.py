@@ -1,4 +1,4 @@
-"""The fields that other tools' parameters have in common, and careful ways to take them from what anybody wrote."""
+"""The fields that the parameters of other tools share, and functions that read them safely from untrusted values."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_TEXT = 1 << 22  # characters of one text that is looked at
-MAX_OTHER, MAX_SHOWN = 64, 200  # things without a counterpart that are told, and characters of each
+MAX_TEXT = 1 << 22  # the most characters read from one text
+MAX_OTHER, MAX_SHOWN = 64, 200  # the most values without a counterpart that are reported, and characters of each
 MAX_SIDE = 65_500
-MAX_NUMBER = 40  # characters of a number
+MAX_NUMBER = 40  # the most characters in a number
 MAX_LORAS = 32
 
-# What keys are called in tools that write flat JSON.
+# The names of the keys in tools that write flat JSON.
 ALIASES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "positive_prompt"),
     "negative_prompt": ("negative_prompt", "negativeprompt", "uc"),
@@ -36,17 +36,18 @@ _SIDE = re.compile(r"\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """How another tool made a picture, as far as it tells. Keys are spelled as diffusers spells them.
+    """The parameters with which another tool made a picture, as far as known, under the names that diffusers uses.
 
     Attributes:
-        text: the parameters as they stand there, where they are text for people.
-        sampler, schedule: by the tool's own names.
-        model: its name or file, without a folder.
-        family: what else tells the model's family, such as `sdxl`.
-        size: width and height that the tool worked at.
-        lora: `NAME:SCALE` each.
-        other: what has no counterpart here.
-        notes: what to tell besides, a sentence each.
+        tool: the name of the tool, or `unknown`.
+        text: the original text of the parameters, if they are stored as readable text.
+        sampler, schedule: names as the tool spells them.
+        model: the name or file of the model, without its folder.
+        family: a further hint of the model's family, such as `sdxl`.
+        size: width and height in pixels at which the tool worked.
+        lora: `NAME:SCALE` for each LoRA.
+        other: values without a counterpart in this tool.
+        notes: further messages for the user, a sentence each.
     """
 
     tool: str
@@ -67,7 +68,7 @@ class Foreign:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What is told, without what is not known."""
+        """Return the known fields as a dict for JSON, with `size` split into `width` and `height`."""
         told: dict[str, Any] = {key: value for key, value in vars(self).items() if value not in (None, (), {})}
         if self.size is not None:
             told["width"], told["height"] = told.pop("size")
@@ -78,7 +79,7 @@ class Foreign:
 
 
 def read_json(text: object) -> Any:
-    """What a text of JSON holds; None for one that is none, too long, or nested too deeply."""
+    """Parse a text as JSON; return None if it is not JSON, too long, or nested too deeply."""
     if not isinstance(text, str) or len(text) > MAX_TEXT:
         return None
     try:
@@ -88,14 +89,17 @@ def read_json(text: object) -> Any:
 
 
 def to_text(value: object) -> str | None:
-    """A text that can be written and be a word of a command; None for what is no text."""
+    """Return a text without NUL and lone surrogates, so that it can be written or used in a command; None for non-text.
+
+    The text is cut at `MAX_TEXT` characters.
+    """
     if not isinstance(value, str):
         return None
     return value[:MAX_TEXT].replace("\0", "").encode("utf-8", "replace").decode()
 
 
 def to_int(value: object) -> int | None:
-    """A whole number, also where it stands as text or as a float."""
+    """Return a whole number, also from text or a float; None for anything else."""
     if isinstance(value, str) and len(value) <= MAX_NUMBER and value.isdecimal():
         return int(value)
     number = to_float(value)
@@ -105,7 +109,7 @@ def to_int(value: object) -> int | None:
 
 
 def to_float(value: object) -> float | None:
-    """A finite number, also where it stands as text."""
+    """Return a finite number, also from text; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -116,13 +120,13 @@ def to_float(value: object) -> float | None:
 
 
 def to_size(width: object, height: object) -> tuple[int, int] | None:
-    """A size in pixels that a picture can have."""
+    """Return a width and height in pixels, both in 1..65500; None for anything else."""
     across, down = to_int(width) or 0, to_int(height) or 0
     return (across, down) if min(across, down) > 0 and max(across, down) <= MAX_SIDE else None
 
 
 def to_name(value: object) -> str | None:
-    """A model's name: text without its folder, or what a record of a model calls its name."""
+    """Return the name of a model without its folder, from text or from a mapping with `name` or `model_name`."""
     if isinstance(value, Mapping):
         value = next((value[key] for key in ("name", "model_name") if isinstance(value.get(key), str)), None)
     text = to_text(value)
@@ -130,7 +134,7 @@ def to_name(value: object) -> str | None:
 
 
 def show_others(pairs: Iterable[tuple[object, object]]) -> dict[str, str]:
-    """The first of what is left over, cut short."""
+    """Return up to `MAX_OTHER` of the pairs that have a value, as texts cut at `MAX_SHOWN` characters."""
     shown: dict[str, str] = {}
     for key, value in pairs:
         if len(shown) >= MAX_OTHER:
@@ -147,14 +151,15 @@ def show_others(pairs: Iterable[tuple[object, object]]) -> dict[str, str]:
 
 
 def read_flat(tool: str, values: Mapping[str, Any], **known: Any) -> Foreign:
-    """Fields from flat JSON, by the names that tools use for them.
+    """Read the fields from flat JSON, by the names in `ALIASES`.
 
     Args:
-        known: fields that are read already, in place of what is found.
+        tool: the name of the tool.
+        known: fields that replace those found in `values`.
     """
     taken = {name: next((key for key in keys if key in values), None) for name, keys in ALIASES.items()}
     if taken["sampler"] != "scheduler" and taken["schedule"] is None and "scheduler" in values:
-        taken["schedule"] = "scheduler"  # which is a sampler's name only where there is no other
+        taken["schedule"] = "scheduler"  # this key names the sampler only if no other key does
     found = {name: values[key] for name, key in taken.items() if key is not None}
     size = to_text(found.get("size")) or ""
     across, down, *_ = *_SIDE.findall(size[:MAX_NUMBER]), None, None
@@ -171,7 +176,10 @@ def read_flat(tool: str, values: Mapping[str, Any], **known: Any) -> Foreign:
 
 
 def _list_loras(values: Mapping[str, Any]) -> list[str]:
-    """`NAME:SCALE` of each LoRA: records with a name, lists of name and scale, or names beside a list of scales."""
+    """Return `NAME:SCALE` for each LoRA.
+
+    `loras` may hold dicts with a name, lists of name and scale, or names whose scales are in `loraweights`.
+    """
     entries, scales = values.get("loras"), values.get("loraweights")
     found = []
     for index, entry in enumerate(entries[:MAX_LORAS] if isinstance(entries, list) else ()):
@@ -186,7 +194,7 @@ def _list_loras(values: Mapping[str, Any]) -> list[str]:
 
 
 def read_plain(values: Mapping[str, Any]) -> Foreign | None:
-    """SwarmUI's, Fooocus' and like parameters: flat JSON with a prompt beside settings; None for other JSON."""
+    """Read flat JSON with a prompt and settings, as SwarmUI, Fooocus and others write it; None for other JSON."""
     inner = values.get("sui_image_params")
     if isinstance(inner, dict):
         return read_flat("SwarmUI", inner)

@@ -1,4 +1,4 @@
-"""InvokeAI's parameters, in the three forms that its versions have written."""
+"""Read the parameters of InvokeAI, in the three forms that its versions have written."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from img2img_cli.tasks.foreign.fields import Foreign, read_flat, read_json, to_text
 
-MAX_WORDS = 1 << 16  # characters of a command line of old
+MAX_WORDS = 1 << 16  # the most characters in a command line of the oldest form
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-# Options of `dream.py`, which InvokeAI grew out of.
+# Options of `dream.py`, the predecessor of InvokeAI.
 _DREAM = {
     **{"-s": "steps", "-S": "seed", "-W": "width", "-H": "height", "-C": "cfg_scale", "-A": "sampler"},
     "-f": "strength",
@@ -20,7 +20,11 @@ _DREAM = {
 
 
 def read_invokeai(texts: Mapping[str, str]) -> Foreign | None:
-    """The parameters of version 3 and later, of version 2, or of the command line before; None for none of them."""
+    """Read the parameters of version 3 and later, of version 2, or of the older command line.
+
+    Returns:
+        None if the texts hold none of these.
+    """
     new = read_json(texts.get("invokeai_metadata"))
     if isinstance(new, dict):
         model = new.get("model")
@@ -36,7 +40,7 @@ def read_invokeai(texts: Mapping[str, str]) -> Foreign | None:
 
 
 def _join_prompts(value: object) -> str | None:
-    """One prompt of several with weights, or the text that stands in their place."""
+    """Join several weighted prompts into one, without their weights; return a prompt that is a plain text as it is."""
     if isinstance(value, list):
         parts = [to_text(entry.get("prompt")) for entry in value if isinstance(entry, dict)]
         return ", ".join(part for part in parts if part)
@@ -60,7 +64,7 @@ def _read_dream(text: str) -> Foreign:
 
 
 def _split_negative(found: Foreign) -> Foreign:
-    """Words in brackets are what the picture should not show."""
+    """Move the words in brackets from the prompt to the negative prompt, unless there already is one."""
     if not found.prompt or found.negative_prompt:
         return found
     negative = ", ".join(part.strip() for part in _BRACKETS.findall(found.prompt))

@@ -1,4 +1,4 @@
-"""NovelAI's parameters: JSON in `Comment`, beside texts that say which model it was."""
+"""Read the parameters of NovelAI: JSON in the text `Comment`, with the model in other texts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 
 from img2img_cli.tasks.foreign.fields import Foreign, read_flat, read_json, to_name, to_text
 
-MAX_CHARACTERS = 32  # people and the like in a picture, who have prompts of their own
+MAX_CHARACTERS = 32  # the most characters in a picture whose separate prompts are read
 
 
 def read_novelai(texts: Mapping[str, str]) -> Foreign | None:
-    """The parameters that `Comment` holds; None where NovelAI has not written it."""
+    """Read the parameters in `Comment`; return None if NovelAI did not write it."""
     values = read_json(texts.get("Comment"))
     if not isinstance(values, dict) or not ("NovelAI" in texts.get("Software", "") or "uc" in values):
         return None
@@ -36,7 +36,7 @@ def read_novelai(texts: Mapping[str, str]) -> Foreign | None:
 
 
 def _list_captions(value: object) -> list[str]:
-    """What version 4 is told of the whole and then of each character."""
+    """Return the version 4 prompt of the whole picture, followed by that of each character."""
     caption = value.get("caption") if isinstance(value, dict) else None
     if not isinstance(caption, dict):
         return [""]

@@ -1,4 +1,4 @@
-"""How a picture was made: our own record, or what another tool tells, also in the lowest bits of its pixels."""
+"""Read how a picture was made: from this tool's record, or from another tool's texts or hidden pixel data."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LOSSLESS = ("PNG", "WEBP")  # formats in which tools hide parameters in pixels
 
 
 def read_origin(name: str) -> dict[str, Any] | Foreign:
-    """Our own record of a picture, as `record.read_record` gives it, or another tool's parameters.
+    """Read this tool's record of a picture, as `record.read_record` does, or the parameters of another tool.
 
-    Pixels are decoded only where nothing else tells.
+    The pixels are decoded only if the texts of the picture hold nothing.
 
     Raises:
-        InputError: not a picture, or one that does not tell how it was made.
+        InputError: the file is not a picture, holds no parameters, or its record is damaged.
     """
     data = read_bytes(name)
     with open_picture(name, data) as (image, _):
@@ -41,7 +41,7 @@ def read_origin(name: str) -> dict[str, Any] | Foreign:
 
 
 def read_texts(texts: Mapping[str, str]) -> Foreign | None:
-    """Another tool's parameters among a picture's texts; None where there are none."""
+    """Read another tool's parameters from the texts of a picture; return None if there are none."""
     return (
         read_invokeai(texts)
         or read_novelai(texts)
@@ -53,10 +53,10 @@ def read_texts(texts: Mapping[str, str]) -> Foreign | None:
 
 
 def _read_any(text: str | None, *, is_sure: bool = False) -> Foreign | None:
-    """Parameters in a text of any tool.
+    """Read parameters from a text of any tool; return None if it holds none.
 
     Args:
-        is_sure: it is called parameters, so that it is told in any case.
+        is_sure: the text is known to hold parameters, so report it even if its form is unknown.
     """
     values = read_json(text)
     if isinstance(values, dict):
@@ -68,13 +68,13 @@ def _read_any(text: str | None, *, is_sure: bool = False) -> Foreign | None:
 
 
 def _read_keywords(texts: Mapping[str, str]) -> Foreign | None:
-    """Easy Diffusion's parameters: a keyword each."""
+    """Read the parameters of Easy Diffusion, which stores each one under its own keyword."""
     is_told = texts.keys() >= {"prompt", "seed", "num_inference_steps"}
     return read_flat("Easy Diffusion", texts) if is_told else None
 
 
 def _read_hidden(text: str) -> Foreign | None:
-    """What the lowest bits held: text, or JSON that holds what would stand in a PNG's texts."""
+    """Read parameters from hidden text, which holds them directly or as a JSON object with the texts of a PNG."""
     values = read_json(text)
     texts = _keep_texts(values) if isinstance(values, dict) else {}
     return read_texts(texts) or _read_any(text, is_sure=True)

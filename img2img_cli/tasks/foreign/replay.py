@@ -1,4 +1,4 @@
-"""The command of ours that comes nearest to another tool's parameters, and what it cannot say."""
+"""Find the command that comes closest to another tool's parameters, and list what the command leaves out."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from img2img_cli.tasks.foreign.fields import Foreign
 from img2img_cli.tasks.job import MAX_SEED
 from img2img_cli.tasks.record import replay_command
 
-LARGE = 768 * 768  # pixels from which a picture is rather Stable Diffusion XL's than 1.5's
-# Presets by what models and families are called, the first that fits.
+LARGE = 768 * 768  # from this many pixels, a picture is more likely from Stable Diffusion XL than from 1.5
+# Presets by patterns for the names of models and families; the first match counts.
 _PRESETS = (
     (re.compile(r"flux", re.IGNORECASE), "flux-dev"),
     (re.compile(r"sd[-_ ]?3|stable[-_ ]diffusion[-_ ]3", re.IGNORECASE), "sd35-medium"),
@@ -30,17 +30,23 @@ _PLAIN = ("negative_prompt", "num_inference_steps", "guidance_scale")
 
 @dataclass(frozen=True)
 class Replay:
-    """A command on one line, or None where the prompt is unknown, and what it leaves out, a sentence each."""
+    """The counterpart of another tool's parameters.
+
+    Attributes:
+        command: a command on one line; None if the prompt is unknown.
+        notes: what the command leaves out, a sentence each.
+    """
 
     command: str | None
     notes: tuple[str, ...]
 
 
 def plan_replay(found: Foreign, name: str) -> Replay:
-    """The command that does to a picture what another tool's parameters say.
+    """Plan the command that comes closest to another tool's parameters.
 
     Args:
-        name: the picture that they are from. It is the command's input, as other tools do not keep theirs.
+        name: the picture that holds the parameters. It becomes the input of the command, because other tools do not
+            record theirs.
     """
     if not found.prompt:
         return Replay(None, (*found.notes, "no prompt was found, so there is no command"))
@@ -67,7 +73,7 @@ def plan_replay(found: Foreign, name: str) -> Replay:
 
 
 def _choose_preset(found: Foreign) -> tuple[str, str | None]:
-    """The preset for a model's family, and a note where that is only likely."""
+    """Return the preset for the family of the model, and a note if the family is a guess."""
     if found.tool == "img2img" and found.model == BUNDLED:
         return "edit", None
     for text in filter(None, (found.family, found.model)):
@@ -79,7 +85,7 @@ def _choose_preset(found: Foreign) -> tuple[str, str | None]:
 
 
 def _list_wanted(found: Foreign) -> Iterator[tuple[str, dict[str, Any], str | None]]:
-    """Fields, the parameters that they are here, and what to tell of them besides."""
+    """Yield the name of each usable field, the matching parameters of this tool, and a note or None."""
     yield "prompt", {"prompt": found.prompt}, None
     for key in _PLAIN:
         if (value := getattr(found, key)) is not None:
@@ -92,7 +98,7 @@ def _list_wanted(found: Foreign) -> Iterator[tuple[str, dict[str, Any], str | No
 
 
 def _list_missing(found: Foreign) -> Iterator[str]:
-    """What a command cannot say without files or pictures that are not here."""
+    """Yield a note for each thing that the command leaves out, such as files that are not available."""
     if found.strength is None or not 0 < found.strength < 1:
         yield "it was made from text alone, or its input is not recorded; the command takes this picture as input"
     else:

@@ -1,4 +1,4 @@
-"""Parameters that are hidden in the lowest bits of a picture: stealth PNG info of the web UI and of NovelAI."""
+"""Read parameters hidden in the lowest bits of pixels: the stealth PNG info of the web UI and of NovelAI."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from img2img_cli.tasks.foreign.fields import MAX_TEXT
 
-# Bits run down the columns, from left to right; a name of 15 bytes is followed by 32 bits, the number of bits to come.
+# The bits run down the columns, from left to right: a name of 15 bytes, the length in bits as 32 bits, the content.
 NAME_BYTES = 15
 HEAD_BYTES = NAME_BYTES + 4
 NAMES = {
@@ -19,7 +19,7 @@ NAMES = {
 
 
 def read_stealth(image: Image.Image) -> str | None:
-    """The hidden text of a decoded picture; None where there is none."""
+    """Return the hidden text of a decoded picture, or None if there is none."""
     for bands, names in NAMES.items():
         if not set(bands) <= set(image.getbands()):
             continue
@@ -34,7 +34,7 @@ def read_stealth(image: Image.Image) -> str | None:
 
 
 def _read_bytes(image: Image.Image, bands: str, count: int) -> bytes:
-    """The first bytes that the lowest bits of these bands hold; short where the picture is too small."""
+    """Return the first `count` bytes in the lowest bits of these bands, or fewer if the picture is too small."""
     columns = min(image.width, -(-count * 8 // (image.height * len(bands))))
     strip = image.crop((0, 0, columns, image.height))
     bits = np.stack([np.asarray(strip.getchannel(band)) & 1 for band in bands], -1)
@@ -42,7 +42,7 @@ def _read_bytes(image: Image.Image, bands: str, count: int) -> bytes:
 
 
 def _unpack(content: bytes) -> str | None:
-    """gzip's text, unless it is damaged or grows beyond what is looked at."""
+    """Return the text of gzip data; None if the data is damaged or unpacks to more than `MAX_TEXT` bytes."""
     unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
         text = unpacker.decompress(content, MAX_TEXT)

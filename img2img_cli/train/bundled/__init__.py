@@ -1,1 +1,1 @@
-"""The recipe of the bundled model. Start in `recipe`."""
+"""The training recipe of the bundled model. Start in `recipe`."""

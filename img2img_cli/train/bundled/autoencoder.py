@@ -1,4 +1,4 @@
-"""Stage one: the autoencoder, f=4 with 4 latent channels."""
+"""Stage one: the autoencoder, which reduces each side by 4 and has 4 latent channels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from img2img_cli.train.data import BalancedDraw, Photograph, cut_view
 from img2img_cli.train.loop import Batch, Stage
 
 CHANNELS = 64
-# No block at full resolution: measured on 2 cores, 64 channels then train as fast (34 crops of 128 px a second)
-# as 48 channels with one block there (30), with twice the parameters.
+# No block at full resolution. Measured on 2 cores, 64 channels then train as fast (34 crops of 128 px per second) as
+# 48 channels with one block at full resolution (30 crops per second), and have twice the parameters.
 ENCODER_BLOCKS = (0, 3, 6)
 LATENT_NOISE = 0.05
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """An untrained `AutoencoderTiny`: `(B, 3, H, W)` in -1..1 to latents `(B, 4, H/4, W/4)`."""
+    """Build an untrained `AutoencoderTiny` that encodes `(B, 3, H, W)` in -1..1 to latents `(B, 4, H/4, W/4)`."""
     return AutoencoderTiny(
         encoder_block_out_channels=(CHANNELS,) * 3,
         decoder_block_out_channels=(CHANNELS,) * 3,
@@ -32,7 +32,7 @@ def build_autoencoder() -> AutoencoderTiny:
 
 
 def stack_pictures(pictures: list[Image.Image]) -> torch.Tensor:
-    """uint8 RGB pictures of one size to float32 `(B, 3, H, W)` in -1..1, channels last."""
+    """Stack 8-bit RGB pictures of equal size into a float32 tensor `(B, 3, H, W)` in -1..1, channels last in memory."""
     array = np.stack([np.asarray(picture) for picture in pictures])
     pixels = torch.from_numpy(array).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
     return pixels.contiguous(memory_format=torch.channels_last)
@@ -41,7 +41,15 @@ def stack_pictures(pictures: list[Image.Image]) -> torch.Tensor:
 def draw_crops(
     photographs: Sequence[Photograph], *, size: int, batch_size: int, seed: int, styled: float = 0.0
 ) -> Iterator[Batch]:
-    """Batches of detail crops (three in four) and whole views, a share of them in a random style."""
+    """Yield batches of views, of which 75 % are detail crops and 25 % whole views.
+
+    Args:
+        size: the side of a view in pixels.
+        styled: the share of views that get a random style, in 0..1.
+
+    Yields:
+        `pixels` as float32 `(batch_size, 3, size, size)` in -1..1.
+    """
     rng, draw, styles = np.random.default_rng(seed), BalancedDraw(photographs), list(STYLES.values())
     while True:
         views = [cut_view(draw(rng), size, rng, whole=rng.random() < 0.25) for _ in range(batch_size)]
@@ -55,7 +63,11 @@ def _gradients(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def reconstruction_loss(result: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """L1 on pixels plus L1 on their differences, which keeps edges sharp without a discriminator."""
+    """Return the L1 loss of pixels plus half that of their differences, which keeps edges sharp without a GAN loss.
+
+    Args:
+        result, target: `(B, C, H, W)`.
+    """
     loss = functional.l1_loss(result, target)
     for a, b in zip(_gradients(result), _gradients(target), strict=True):
         loss = loss + 0.5 * functional.l1_loss(a, b)
@@ -63,9 +75,11 @@ def reconstruction_loss(result: torch.Tensor, target: torch.Tensor) -> torch.Ten
 
 
 def make_stage(autoencoder: AutoencoderTiny, device: torch.device) -> Stage:
-    """The training stage. Besides reconstruction it asks two things of the latents that diffusion later needs:
-    zero mean and unit variance a channel, and that halving the latents halves the picture (the scale-equivariance
-    of EQ-VAE, Kouzelis et al. 2025), which keeps them smooth.
+    """Make the stage that trains the whole autoencoder.
+
+    Besides reconstruction, the loss has two terms for latents that suit diffusion. One drives each channel to zero
+    mean and unit variance. The other requires that halved latents decode to the halved picture (the scale equivariance
+    of EQ-VAE, Kouzelis et al. 2025), which keeps the latents smooth.
     """
 
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
@@ -86,10 +100,10 @@ def make_stage(autoencoder: AutoencoderTiny, device: torch.device) -> Stage:
 
 
 def make_decoder_stage(autoencoder: AutoencoderTiny, device: torch.device) -> Stage:
-    """Train the decoder alone, on latents as they are: nothing that was trained on them is lost.
+    """Make the stage that trains only the decoder.
 
-    Photographs teach the encoder what latents are; the hard lines of drawn styles the decoder learns here, and to
-    forgive the small errors that a diffusion model leaves in latents.
+    The encoder stays frozen, so networks trained on its latents remain valid. In this stage the decoder learns the
+    hard lines of drawn styles, and noise on the latents teaches it to tolerate the small errors of a diffusion model.
     """
     autoencoder.encoder.requires_grad_(False)
 
@@ -111,7 +125,7 @@ def make_decoder_stage(autoencoder: AutoencoderTiny, device: torch.device) -> St
 
 @torch.inference_mode()
 def measure_latents(autoencoder: AutoencoderTiny, batches: Iterator[Batch], count: int = 16) -> tuple[float, float]:
-    """Return the standard deviation of the latents and the reconstruction's PSNR in dB over `count` batches."""
+    """Return the standard deviation of the latents and the PSNR of the reconstruction in dB, over `count` batches."""
     latents, errors = [], []
     for _ in range(count):
         pixels = next(batches)["pixels"].to(autoencoder.device)

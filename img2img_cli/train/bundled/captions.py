@@ -1,4 +1,4 @@
-"""Captions: what a picture is of, its colours measured from the pixels, the task and the style."""
+"""Compose training captions from the task, the style, the subject and the colours measured in the picture."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _HUE_LIMITS = (15, 42, 68, 165, 195, 258, 292, 345)
 
 
 def clean_caption(caption: str) -> str:
-    """Lower case, plain punctuation; file names ("a photo, jane doe x7f unsplash") are cut off."""
+    """Lower-case a caption, keep only letters and commas, and cut off file names ("a photo, jane doe x7f unsplash")."""
     subject = re.sub(r"^a photo,.*", "a photo", caption.lower())
     return re.sub(r"\s+", " ", re.sub(r"[^a-z ,]", " ", subject)).replace(" ,", ",").strip(" ,")
 
 
 def name_colour(red: int, green: int, blue: int) -> str:
-    """The plain English word for an 8-bit sRGB colour."""
+    """Return the common English name of an 8-bit sRGB colour."""
     hue, lightness, _ = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
     chroma = max(red, green, blue) - min(red, green, blue)
     if chroma < 28:
@@ -30,7 +30,7 @@ def name_colour(red: int, green: int, blue: int) -> str:
 
 
 def measure_colours(picture: Image.Image, count: int = 2) -> list[str]:
-    """The `count` most frequent colour words of a picture, each covering at least an eighth of it."""
+    """Return up to `count` names of the most frequent colours, each of which covers at least 1/8 of the picture."""
     pixels = np.asarray(picture.convert("RGB").resize((12, 12), Image.Resampling.BOX)).reshape(-1, 3)
     names = [name_colour(*map(int, pixel)) for pixel in pixels]
     ranked = sorted(set(names), key=names.count, reverse=True)[:count]
@@ -38,10 +38,10 @@ def measure_colours(picture: Image.Image, count: int = 2) -> list[str]:
 
 
 def compose_caption(task: str, subject: str, colours: list[str], style: str | None, rng: np.random.Generator) -> str:
-    """Join the parts, leaving some out at random so that each works alone; 12 % are empty, for guidance.
+    """Join the parts of a caption, leaving some out at random so that the model learns to use each part alone.
 
-    Task and style alone are the commonest caption, as they are the commonest prompt; an edit without a style is about
-    what is named, so something is.
+    12 % of captions are empty, for classifier-free guidance. Task and style alone form the most common caption, because
+    they are the most common prompt. An edit without a style always names its subject or its colours.
     """
     if rng.random() < 0.12:
         return ""

@@ -1,4 +1,4 @@
-"""A small network that names the style of a picture, to judge what `edit` makes."""
+"""A small network that classifies the style of a picture, to evaluate the results of `edit`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from img2img_cli.train.bundled.styles import STYLES
 from img2img_cli.train.data import BalancedDraw, Photograph, cut_view
 
 CLASSES = ("photograph", *STYLES)
-# Side in pixels and batch size, in turn: strokes look alike only at one scale, and results come at several.
+# Side in pixels and batch size, used in turn. Strokes look different at each scale, and results have several sizes.
 VIEWS = ((128, 28), (384, 6))
 
 
 def build_classifier() -> nn.Sequential:
-    """Pictures `(B, 3, H, W)` in -1..1, both sides 64 or more, to logits `(B, len(CLASSES))`."""
+    """Build an untrained classifier: pictures `(B, 3, H, W)` in -1..1, sides of 64 or more, to logits `(B, classes)`.
+
+    The classes are `CLASSES`.
+    """
     layers: list[nn.Module] = []
     for width_in, width_out in ((3, 32), (32, 48), (48, 64), (64, 96)):
         layers += [nn.Conv2d(width_in, width_out, 3, stride=2, padding=1), nn.BatchNorm2d(width_out), nn.ReLU()]
@@ -30,7 +33,11 @@ def build_classifier() -> nn.Sequential:
 def draw_styled(
     draw: BalancedDraw, rng: np.random.Generator, count: int, size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views, whole and close, in random styles or none: pixels `(B, 3, size, size)` and class indices `(B,)`."""
+    """Draw whole views and detail crops, each in a random style or none.
+
+    Returns:
+        float32 pixels `(count, 3, size, size)` in -1..1, and class indices `(count,)`.
+    """
     labels = rng.integers(len(CLASSES), size=count)
     pictures = []
     for label in labels:
@@ -40,7 +47,7 @@ def draw_styled(
 
 
 def train_classifier(photographs: Sequence[Photograph], *, steps: int = 700, seed: int = 0) -> nn.Sequential:
-    """Train on photographs in the styles themselves; two or three minutes on two cores."""
+    """Train a classifier on photographs in the styles of `STYLES`. This takes two or three minutes on two cores."""
     torch.manual_seed(seed)
     rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
     model = build_classifier()
@@ -59,5 +66,5 @@ def train_classifier(photographs: Sequence[Photograph], *, steps: int = 700, see
 
 @torch.inference_mode()
 def classify(model: nn.Module, picture: Image.Image) -> str:
-    """The most likely of `CLASSES`."""
+    """Return the most likely of `CLASSES` for an RGB picture."""
     return CLASSES[int(model(stack_pictures([picture])).argmax())]

@@ -1,4 +1,4 @@
-"""What the model is shown of a good picture: shrunk, damaged or recoloured."""
+"""Degrade good pictures into model inputs: low resolution, damage or other colours."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from PIL import Image, ImageFilter
 
 
 def shrink_and_enlarge(picture: Image.Image, factor: float) -> Image.Image:
-    """A low-resolution version enlarged again by bicubic interpolation, as `upscale` enlarges its input."""
+    """Shrink a picture by `factor` and enlarge it again with bicubic interpolation, as `upscale` enlarges its input."""
     small = max(1, round(picture.width / factor)), max(1, round(picture.height / factor))
     return picture.resize(small, Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
 
 
 def add_noise(picture: Image.Image, sigma: float, rng: np.random.Generator) -> Image.Image:
-    """Gaussian noise of `sigma` grey levels."""
+    """Add Gaussian noise with a standard deviation of `sigma` grey levels to an 8-bit RGB picture."""
     noisy = np.asarray(picture, dtype=np.float32) + rng.normal(0, sigma, (*picture.size[::-1], 3))
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
 def compress(picture: Image.Image, quality: int) -> Image.Image:
-    """One round of JPEG."""
+    """Encode a picture as JPEG and decode it again."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality)
     return Image.open(buffer).convert("RGB")
 
 
 def make_low_resolution(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The control picture of `upscale`: x2 to x4, now and then a little noise or JPEG as real pictures have."""
+    """Make the control picture of `upscale`: reduced x2 to x4, at times with a little noise or JPEG artefacts."""
     small = shrink_and_enlarge(picture, rng.choice([2.0, 2.0, 3.0, 4.0, 4.0]))
     if rng.random() < 0.25:
         small = add_noise(small, rng.uniform(1, 6), rng)
@@ -36,7 +36,7 @@ def make_low_resolution(picture: Image.Image, rng: np.random.Generator) -> Image
 
 
 def make_damaged(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The control picture of `restore`: noise, blur or JPEG artefacts, at times together."""
+    """Make the control picture of `restore`: with noise, blur or JPEG artefacts, at times combined."""
     kinds = rng.random(3) < 0.45
     if not kinds.any():
         kinds[rng.integers(3)] = True
@@ -48,7 +48,7 @@ def make_damaged(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def recolour(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The same picture in other hues: what `edit` is shown when the prompt names colours."""
+    """Rotate the hues of a picture by a random angle, to make the control picture of an edit that names colours."""
     hue, saturation, value = picture.convert("HSV").split()
     turn = int(rng.integers(24, 232))
     return Image.merge("HSV", (hue.point([(v + turn) % 256 for v in range(256)]), saturation, value)).convert("RGB")

@@ -1,4 +1,4 @@
-"""Stage two: text encoder, UNet and ControlNet, trained jointly on latents of the frozen autoencoder."""
+"""Stage two: train text encoder, UNet and ControlNet jointly on latents of the frozen autoencoder."""
 
 from __future__ import annotations
 
@@ -34,14 +34,15 @@ from img2img_cli.train.loop import Batch, Stage
 
 WIDTHS = (64, 128, 224)
 TASK_SHARES = {"colorize": 0.27, "upscale": 0.07, "restore": 0.12, "edit": 0.54}
-STYLED_SHARE = 0.85  # of edits; the others are about colours named in the prompt
-# Views that show the whole picture, by task: colours and light need context, detail needs crops.
+STYLED_SHARE = 0.85  # of edits; the others change the colours named in the prompt
+# Share of whole views by task. Colours and light need context; detail needs crops.
 WHOLE_SHARES = {"colorize": 0.85, "upscale": 0.15, "restore": 0.15, "edit": 0.6}
-# Size in pixels, batch size, share of the steps: mostly small for speed, some larger for context.
+# Size in pixels, batch size, share of the steps. Most are small for speed; some are larger for context.
 RESOLUTIONS = ((128, 16, 0.7), (192, 7, 0.15), (256, 4, 0.15))
 MIN_SNR_GAMMA = 5.0
-# The terminal step sees no signal but the control picture and the prompt, and decides colours and style. Colours and
-# styles are nearly functions of both, so a few steps from there give cleaner pictures than many from nearby.
+# At the terminal step the model sees only the control picture and the prompt, and there it decides colours and style.
+# Colours and styles are nearly functions of both, so a few steps from the terminal step give cleaner pictures than
+# many steps from a slightly earlier one.
 TERMINAL_SHARE = 0.3
 
 
@@ -57,7 +58,7 @@ class Networks:
     scheduler: DDIMScheduler
 
     def build_pipeline(self) -> StableDiffusionControlNetImg2ImgPipeline:
-        """The stock pipeline over these parts."""
+        """Build the diffusers pipeline from these parts."""
         return StableDiffusionControlNetImg2ImgPipeline(
             vae=self.vae,
             text_encoder=self.text_encoder,
@@ -72,7 +73,7 @@ class Networks:
 
 
 def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
-    """Untrained networks. Attention only at the two lowest resolutions, where the whole picture is in view."""
+    """Build untrained networks. Only the two lowest resolutions, which see the whole picture, have attention."""
     shared = {
         "block_out_channels": WIDTHS,
         "layers_per_block": 1,
@@ -85,7 +86,7 @@ def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
         sample_size=32, up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), **shared
     )
     controlnet = ControlNetModel(conditioning_embedding_out_channels=(32, 64, 96), **shared)
-    # The zero convolutions protect a pretrained UNet; one trained from nothing learns sooner without them.
+    # Zero convolutions protect a pretrained UNet. Training from scratch is faster without them.
     for convolution in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
         nn.init.xavier_uniform_(convolution.weight)
     nn.init.xavier_uniform_(controlnet.controlnet_cond_embedding.conv_out.weight)
@@ -110,7 +111,7 @@ def build_networks(vae: AutoencoderTiny, tokenizer: CLIPTokenizer) -> Networks:
 
 
 def load_networks(folder: Path) -> Networks:
-    """The networks of a trained diffusers folder, in float32, to go on from."""
+    """Load the networks of a diffusers folder in float32, to continue their training."""
 
     def load(kind: Any, name: str) -> Any:
         module = kind.from_pretrained(folder / name, use_safetensors=True).float()
@@ -129,7 +130,15 @@ def load_networks(folder: Path) -> Networks:
 def make_example(
     photograph: Photograph, size: int, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image, Image.Image, str]:
-    """One training example: the picture to make, the input it is made from, the control picture, the caption."""
+    """Make a training example for a random task.
+
+    Args:
+        size: the side of the pictures in pixels.
+
+    Returns:
+        target picture, input picture, control picture and caption. In 4 % of the examples the control picture is
+        black.
+    """
     task = str(rng.choice(list(TASK_SHARES), p=list(TASK_SHARES.values())))
     target = view = cut_view(photograph, size, rng, whole=rng.random() < WHOLE_SHARES[task])
     style = None
@@ -149,7 +158,12 @@ def make_example(
 
 
 def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image, str | None]:
-    """A view in a style beside the view itself; or, for colours named in a prompt, beside its grey or recoloured."""
+    """Make the target, control picture and style of an edit.
+
+    Returns:
+        the view in a random style, the view itself or its grey version, and the style; or, for an edit of colours, the
+        view, its recoloured or grey version, and None.
+    """
     if rng.random() < STYLED_SHARE:
         style = str(rng.choice(list(STYLES)))
         control = view if rng.random() < 0.85 else make_control_image(view, "grey")
@@ -158,7 +172,11 @@ def make_edit(view: Image.Image, rng: np.random.Generator) -> tuple[Image.Image,
 
 
 def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, seed: int) -> Iterator[Batch]:
-    """Batches of `pixels` and `source` in -1..1, `control` in 0..1 and `input_ids`, at one of `RESOLUTIONS` each."""
+    """Yield batches of training examples, each batch at one of `RESOLUTIONS`.
+
+    Yields:
+        `pixels` and `source` in -1..1 and `control` in 0..1, float32 `(B, 3, size, size)`, and `input_ids` `(B, 32)`.
+    """
     rng, draw = np.random.default_rng(seed), BalancedDraw(photographs)
     while True:
         size, batch_size, _ = RESOLUTIONS[rng.choice(len(RESOLUTIONS), p=[share for *_, share in RESOLUTIONS])]
@@ -174,8 +192,16 @@ def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, s
 
 
 def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """Min-SNR weights for v-prediction (Hang et al. 2023), shifted by one so that the terminal step, whose SNR
-    is zero and which decides the colours, is still learnt."""
+    """Return the Min-SNR loss weights for v-prediction (Hang et al. 2023), with the clamped SNR raised by 1.
+
+    The shift keeps a weight for the terminal step, which decides the colours and whose SNR is 0.
+
+    Args:
+        timesteps: integers `(B,)`.
+
+    Returns:
+        `(B,)`.
+    """
     alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1 - alphas)
     weights: torch.Tensor = (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
@@ -183,13 +209,19 @@ def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.
 
 
 def draw_residual_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """How much of the difference between input and target hides in the noise at each timestep's image, `(B, 1, 1, 1)`.
+    """Draw the weight with which the difference of input and target adds to the noise at each timestep.
 
     Image-to-image starts at some `strength` from the noised *input*, not from the noised target. Deterministic DDIM
-    from there to a perfect target meets, at any later timestep, the target's latents noised by
-    `noise + (input - target) * a0 / s0`, with `a0` and `s0` the signal and noise of the step it started from.
-    Training sees the same, for a random start at or before the timestep; the terminal step, which has no signal,
-    is the start of the classic case.
+    that ends at a perfect target meets, at any later timestep, the latents of the target noised by
+    `noise + (input - target) * a0 / s0`, where `a0` and `s0` are the signal and noise of the step it started from.
+    Training uses the same mixture, for a random start at or before the timestep in sampling order. A start at the
+    terminal step, which has no signal, gives the usual noise alone.
+
+    Args:
+        timesteps: integers `(B,)`.
+
+    Returns:
+        the weights `a0 / s0`, `(B, 1, 1, 1)`.
     """
     last = scheduler.config.num_train_timesteps - 1
     lowest = timesteps.clamp(min=int(0.25 * last)).float()
@@ -203,10 +235,13 @@ def draw_residual_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> 
 def make_stage(
     networks: Networks, device: torch.device, draw_samples: Callable[[Path, int], None] | None = None
 ) -> Stage:
-    """The training stage over text encoder, UNet and ControlNet."""
+    """Make the stage that trains text encoder, UNet and ControlNet.
+
+    Freezes the autoencoder. On a GPU, compiles the UNet and the ControlNet.
+    """
     scheduler, vae = networks.scheduler, networks.vae.requires_grad_(False)
     if device.type == "cpu":
-        # Measured: the backward pass of CPU's fused attention is slower at these sizes than plain products.
+        # Measured: on a CPU, the backward pass of fused attention is slower at these sizes than plain matrix products.
         networks.unet.set_attn_processor(AttnProcessor())
         networks.controlnet.set_attn_processor(AttnProcessor())
     else:
@@ -250,7 +285,7 @@ def make_stage(
 
 
 def save_networks(networks: Networks, folder: Path) -> None:
-    """Write the half-precision diffusers folder that plain diffusers loads."""
+    """Write a diffusers folder in half precision, with checksums. The networks are in float32 afterwards."""
     modules = (networks.vae, networks.text_encoder, networks.unet, networks.controlnet)
     for module in modules:
         module.to(torch.float16)
@@ -261,7 +296,7 @@ def save_networks(networks: Networks, folder: Path) -> None:
 
 
 def write_checksums(folder: Path) -> None:
-    """Write `SHA256SUMS` over the weights, as `sha256sum -c` reads it."""
+    """Write the SHA-256 of all weights below the folder to `SHA256SUMS`, in the format of `sha256sum -c`."""
     files = sorted(folder.rglob("*.safetensors"))
     sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder).as_posix()}" for file in files]
     (folder / "SHA256SUMS").write_text("\n".join(sums) + "\n")

@@ -1,4 +1,4 @@
-"""What a trained model does to photographs it has never seen: figures, a contact sheet, and both in its card."""
+"""Evaluate a trained model on unseen photographs: metrics and a contact sheet, also for the model card."""
 
 from __future__ import annotations
 
@@ -44,7 +44,14 @@ BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Mean figures by name and set of pictures, figures of `edit` by style, and the contact sheet."""
+    """The results of an evaluation.
+
+    Attributes:
+        counts: the number of pictures in each set, and under `styles` the number used for each style.
+        figures: the mean of each metric for each set of pictures.
+        styles: the metrics of `edit` for each style.
+        sheet: the contact sheet.
+    """
 
     counts: dict[str, int]
     figures: Figures
@@ -53,31 +60,35 @@ class Evaluation:
 
 
 class Model:
-    """One model behind the four presets of its tasks."""
+    """One model with a method for each of its four tasks.
+
+    Args:
+        reference: the model, as `--model` takes it.
+    """
 
     def __init__(self, reference: str, placement: Placement) -> None:
         self._reference = reference
         self.pipeline: ImagePipeline = build_pipeline(self.parameters("edit", prompt="fog"), placement)
 
     def parameters(self, preset: str, **overrides: Any) -> Parameters:
-        """A preset's parameters for this model."""
+        """Return the parameters of a preset for this model."""
         return resolve(load_preset(preset), {"model": self._reference} | overrides).parameters
 
     def colorize(self, image: Image.Image) -> Image.Image:
-        """The picture's grey version in the model's colours."""
+        """Convert a picture to grey and colorize it."""
         grey = image.convert("L").convert("RGB")
         return transform_image(grey, self.parameters("colorize"), 0, self.pipeline)
 
     def upscale(self, image: Image.Image, scale: float) -> Image.Image:
-        """The picture enlarged."""
+        """Enlarge a picture `scale` times."""
         return transform_image(image, self.parameters("upscale", scale=scale), 0, self.pipeline)
 
     def restore(self, image: Image.Image) -> Image.Image:
-        """The damaged picture restored."""
+        """Restore a damaged picture."""
         return transform_image(image, self.parameters("restore"), 0, self.pipeline)
 
     def edit(self, image: Image.Image, prompt: str) -> Image.Image:
-        """The picture under a prompt, by the style preset that has this prompt, if there is one."""
+        """Edit a picture, with the style preset that has this prompt or else with the preset `edit`."""
         preset = _style_presets().get(prompt, "edit")
         return transform_image(image, self.parameters(preset, prompt=prompt), 0, self.pipeline)
 
@@ -89,7 +100,7 @@ def _style_presets() -> dict[str, str]:
 
 
 def crop_square(pixels: np.ndarray, side: int) -> Image.Image:
-    """The middle square, scaled to `side` pixels."""
+    """Crop the central square of uint8 pixels `(H, W, 3)` and scale it to `side` by `side` pixels."""
     image = Image.fromarray(pixels)
     short = min(image.size)
     left, top = (image.width - short) // 2, (image.height - short) // 2
@@ -99,10 +110,18 @@ def crop_square(pixels: np.ndarray, side: int) -> Image.Image:
 def evaluate_model(
     reference: str, *, data: Path, count: int, placement: Placement, say: Callable[[str], None]
 ) -> Evaluation:
-    """Measure on the held-out shard of `data` and, when it is installed, on scikit-image's photographs.
+    """Evaluate a model on the held-out shard of `data` and, if scikit-image is installed, on its photographs.
+
+    If `data` holds a single shard, that shard is used.
 
     Args:
-        count: photographs of the held-out shard, spread evenly; a quarter of them also for every style.
+        reference: the model, as `--model` takes it.
+        count: the number of photographs from the held-out shard, evenly spaced. A quarter of them is also edited in
+            every style.
+        say: takes progress messages.
+
+    Raises:
+        UsageError: `data` holds no shard.
     """
     shards, held_out = list_shards(data)
     strangers = read_shard(held_out or shards[0])
@@ -116,7 +135,7 @@ def evaluate_model(
             for key, value in _measure_picture(crop_square(pixels, SIDE), model):
                 columns[key][name].append(value)
     say("style classifier")
-    # One shard is enough: what it learns is the styles, not the photographs.
+    # One shard is enough, because the classifier learns the styles, not the photographs.
     classifier = train_classifier(read_shard(shards[0]))
     subjects = [
         crop_square(pixels, EDIT_SIDE) for pixels in [*held_out_pixels[: max(1, count // 4)], *sets["scikit-image"]]
@@ -198,7 +217,11 @@ def _time_tasks(picture: Image.Image, model: Model) -> Figures:
 
 
 def draw_sheet(subjects: Sequence[Image.Image], model: Model) -> Image.Image:
-    """A row a picture: grey and coloured, small and enlarged, damaged and restored (twice), then every style."""
+    """Draw a contact sheet with the results for each picture.
+
+    Each picture takes two lines: grey and colorized, small and enlarged, two damaged versions each followed by its
+    restoration, the picture itself, and then every style.
+    """
     rows = []
     for subject in subjects:
         view = subject.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS)
@@ -218,7 +241,7 @@ def draw_sheet(subjects: Sequence[Image.Image], model: Model) -> Image.Image:
 
 
 def format_tables(evaluation: Evaluation) -> str:
-    """The figures as two Markdown tables."""
+    """Format the metrics as two Markdown tables."""
     sets = [name for name in ("held out", "scikit-image") if evaluation.counts.get(name)]
     lines = [
         "| mean of | " + " | ".join(f"{name} ({evaluation.counts[name]})" for name in sets) + " |",
@@ -238,9 +261,11 @@ def format_tables(evaluation: Evaluation) -> str:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) -> None:
-    """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg`.
+    """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg` to a folder.
 
-    Given a card, the tables go between its marks, the figures and the contact sheet at half the size beside it.
+    Args:
+        card: the model card. Its text between `BEGIN` and `END` is replaced by the tables; `evaluation.json` and the
+            contact sheet at half size are written next to it. None for no card.
     """
     folder.mkdir(parents=True, exist_ok=True)
     figures = {"counts": evaluation.counts, "figures": evaluation.figures, "styles": evaluation.styles}

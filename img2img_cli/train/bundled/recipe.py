@@ -1,4 +1,4 @@
-"""The recipe of the bundled model: from a folder of tar shards to a diffusers folder."""
+"""Train the bundled model from a folder of tar shards and write a diffusers folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CROP, BATCH_SIZE = 128, 16
 
 
 class _Stream(IterableDataset[Batch]):
-    """An endless generator in a loader's worker, seeded differently in each."""
+    """An endless data set that calls `make` with a different seed in each worker of a loader."""
 
     def __init__(self, make: Callable[[int], Iterator[Batch]]) -> None:
         self._make = make
@@ -53,12 +53,21 @@ def train_bundled(
     seed: int,
     say: Callable[[str], None],
 ) -> Path:
-    """Train tokenizer, autoencoder and diffusion networks within `minutes`; return the diffusers folder.
+    """Train tokenizer, autoencoder and diffusion networks within `minutes`.
 
     Args:
-        start: a diffusers folder to go on from. Its tokenizer and its encoder are kept as they are, because the other
-            networks know no others.
-        resume: stages go on from their checkpoints in `out`; the budget counts the minutes of earlier runs.
+        data: the folder of tar shards.
+        out: the folder for checkpoints, logs and the result.
+        start: a diffusers folder to continue from; None to start from scratch. Its tokenizer and encoder are kept,
+            because its other networks depend on them.
+        resume: continue each stage from its checkpoint in `out`. The budget includes the minutes of earlier runs.
+        say: takes progress messages.
+
+    Returns:
+        the diffusers folder, `out / "bundled"`.
+
+    Raises:
+        UsageError: `data` holds no shard.
     """
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()

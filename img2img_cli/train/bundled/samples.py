@@ -1,4 +1,4 @@
-"""The contact sheet that training draws at every checkpoint: what the model makes of pictures it never sees."""
+"""Draw a contact sheet of results on unseen pictures at every training checkpoint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PROMPTS = (
 
 
 def make_controls(view: Image.Image) -> list[Image.Image]:
-    """The control picture for each of `PROMPTS`."""
+    """Return the control picture for each of `PROMPTS`."""
     rng = np.random.default_rng(0)
     damaged = [shrink_and_enlarge(view, 4), add_noise(view, 25, rng), compress(view, 15)]
     return [make_control_image(view, "grey"), *damaged, *[view] * (len(PROMPTS) - 4)]
@@ -37,7 +37,10 @@ def make_controls(view: Image.Image) -> list[Image.Image]:
 def make_drawer(
     networks: Networks, photographs: Sequence[Photograph], device: torch.device
 ) -> Callable[[Path, int], None]:
-    """Return a function `(folder, step)` that writes `samples-STEP.jpg`: rows of photograph, controls over results."""
+    """Return a function that takes a folder and a step and writes `samples-STEP.jpg` to the folder.
+
+    For each photograph, the sheet shows the photograph and a row of control pictures above the row of results.
+    """
     rng = np.random.default_rng(0)
     views = [cut_view(photograph, SIZE, rng, whole=True) for photograph in photographs]
 

@@ -1,4 +1,4 @@
-"""The bundled model's tokenizer and text encoder: CLIP's own classes, small."""
+"""The tokenizer and text encoder of the bundled model: CLIP classes of a small size."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WIDTH = 192
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int = 3000) -> CLIPTokenizer:
-    """Learn a byte-pair vocabulary from captions and save it in CLIP's format.
+    """Learn a byte-pair vocabulary from captions, save it to a folder in CLIP's format, and return the tokenizer.
 
-    All bytes are in the alphabet, so any text in any script can be encoded.
+    The alphabet contains all bytes, so any text in any script can be encoded.
     """
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
@@ -39,7 +39,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int = 300
     tokenizer.train_from_iterator(captions, trainer)
     learnt = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(learnt["vocab"], key=learnt["vocab"].__getitem__)
-    # CLIP's vocabulary holds every byte also as the end of a word, so that a rare word can still be spelt.
+    # As in CLIP's vocabulary, add every byte also as the end of a word, so that rare words can be spelled.
     tokens += [byte + "</w>" for byte in sorted(alphabet) if byte + "</w>" not in learnt["vocab"]]
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {token: index for index, token in enumerate([*tokens, START, END])}
@@ -54,7 +54,7 @@ def train_tokenizer(captions: Iterable[str], folder: Path, vocab_size: int = 300
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained `CLIPTextModel`: token ids `(B, 32)` to hidden states `(B, 32, 192)`."""
+    """Build an untrained `CLIPTextModel` that maps token IDs `(B, 32)` to hidden states `(B, 32, 192)`."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
