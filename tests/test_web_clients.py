@@ -32,7 +32,7 @@ from img2img_cli.server.a1111 import orders, schema
 from img2img_cli.server.a1111.schema import Img2ImgRequest
 from img2img_cli.server.app import _run, make_app
 from img2img_cli.server.guard import Guard
-from img2img_cli.server.orders import RefusedError, decode_base64
+from img2img_cli.server.orders import RefusedError, decode_base64, resolve_offer
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
@@ -732,3 +732,12 @@ def test_a_mask_cannot_be_enlarged(served: Served) -> None:
 )
 def test_ways_of_asking(served: Served, method: str, path: str, status: int) -> None:
     assert served.ask(method, path)[0] == status
+
+
+def test_a_request_gets_the_controlnet_of_the_control_that_it_asks_for(tmp_path: Path) -> None:
+    preset = tmp_path / "scribble.yaml"
+    preset.write_text("extends: edit\nmodel: owner/name\ncontrolnets:\n  depth: owner/depth\n", encoding="utf-8")
+    state = State(dispatcher=Dispatcher(Pool(600)), presets={"scribble": str(preset)})
+    assert resolve_offer(state, "scribble", {"control": "depth"}).parameters.controlnet == "owner/depth"
+    with pytest.raises(UsageError, match="--control canny: preset 'scribble' has depth"):
+        resolve_offer(state, "scribble", {"control": "canny"})

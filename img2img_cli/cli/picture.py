@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from img2img_cli.cli.choices import check_format, check_offload, check_truncated
 from img2img_cli.cli.options import SharedOptions
 from img2img_cli.errors import UsageError
-from img2img_cli.presets.catalogue import Resolved, choose_controlnet, resolve, speed_up
-from img2img_cli.presets.files import load_preset, suggest
+from img2img_cli.presets.catalogue import Resolved, resolve_preset
+from img2img_cli.presets.files import suggest
 from img2img_cli.presets.references import BUNDLED
 from img2img_cli.presets.schema import Parameters, Task
 from img2img_cli.presets.values import read_value
@@ -90,19 +90,9 @@ def resolve_parameters(task: Task, own: Mapping[str, Any], shared: SharedOptions
     model = overrides.get("model", BUNDLED)
     # The bundled presets are tuned for a small model; a real checkpoint starts from Stable Diffusion's.
     name = shared.preset or (task if model == BUNDLED else f"sd15-{task}")
-    preset = load_preset(name)
-    if shared.fast:
-        overrides = speed_up(preset, overrides)
-    resolved = resolve(preset, overrides, more_lora=shared.lora, more_embeddings=shared.embedding)
-    resolved = choose_controlnet(name, resolved, overrides)
-    if resolved.parameters.task != task:
-        other = resolved.parameters.task
-        raise UsageError(f"preset '{name}' is for {other}; run `img2img {other}` or choose another preset")
-    if task == "edit" and "prompt" not in overrides and not resolved.parameters.prompt:
-        raise UsageError(
-            "--prompt is missing: say what the result should show, or choose a preset that does (style-...)"
-        )
-    return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
+    return resolve_preset(
+        name, overrides, task=task, fast=shared.fast, more_lora=shared.lora, more_embeddings=shared.embedding
+    )
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:

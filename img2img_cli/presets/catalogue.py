@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from img2img_cli.errors import PresetError, UsageError
-from img2img_cli.presets.files import EXTENDS, Preset, replace_values, suggest
+from img2img_cli.presets.files import EXTENDS, Preset, load_preset, replace_values, suggest
 from img2img_cli.presets.references import BUNDLED
-from img2img_cli.presets.schema import Parameters, fewest_steps
+from img2img_cli.presets.schema import Parameters, Task, fewest_steps
 
 DEFAULT, COMMAND_LINE = "default", "command line"
 MAX_SHOWN = 200  # characters of a value in a message
@@ -29,6 +29,46 @@ class Resolved:
     name: str
     parameters: Parameters
     origin: Mapping[str, str]
+
+
+def resolve_preset(
+    name: str,
+    overrides: Mapping[str, Any],
+    *,
+    shown: str | None = None,
+    task: Task | None = None,
+    fast: bool = False,
+    needs_prompt: bool = True,
+    more_lora: Sequence[str] = (),
+    more_embeddings: Sequence[str] = (),
+) -> Resolved:
+    """Load a preset, replace some of its values and check the outcome, as every command, row and request does.
+
+    Args:
+        name: a preset's name or file.
+        shown: the name that the user knows it by; `name` if None.
+        task: the only task that is accepted.
+        fast: whether `speed_up` applies.
+        needs_prompt: whether an edit is refused for which neither the preset nor `overrides` gives a prompt.
+        more_lora, more_embeddings: as `resolve`.
+
+    Raises:
+        PresetError: as `load_preset` and `resolve`.
+        UsageError: the preset is for another task, has no such ControlNet or lacks a prompt.
+    """
+    shown = shown or name
+    preset = load_preset(name)
+    if fast:
+        overrides = speed_up(preset, overrides)
+    resolved = resolve(preset, overrides, more_lora=more_lora, more_embeddings=more_embeddings)
+    resolved = choose_controlnet(shown, resolved, overrides)
+    p = resolved.parameters
+    if task is not None and p.task != task:
+        raise UsageError(f"preset '{shown}' is for {p.task}; run `img2img {p.task}` or choose another preset")
+    if needs_prompt and p.task == "edit" and not p.prompt and "prompt" not in overrides:
+        what = "say what the result should show with --prompt, or choose a preset that has one (style-...)"
+        raise UsageError(f"preset '{shown}': no prompt; {what}")
+    return dataclasses.replace(resolved, name=shown)
 
 
 def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:

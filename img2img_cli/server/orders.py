@@ -24,8 +24,8 @@ from fastapi.routing import APIRoute
 from PIL import Image
 
 from img2img_cli.errors import InputError, PresetError, UsageError
-from img2img_cli.presets.catalogue import COMMAND_LINE, Resolved, resolve
-from img2img_cli.presets.files import load_preset, suggest
+from img2img_cli.presets.catalogue import COMMAND_LINE, Resolved, resolve_preset
+from img2img_cli.presets.files import suggest
 from img2img_cli.server.queue import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
 from img2img_cli.tasks.job import MAX_SEED, Job, check_control, check_style, choose_seed
@@ -94,10 +94,9 @@ def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) 
         hint = suggest(name, offered) or f"; there are {', '.join(offered)}"
         raise UsageError(f"no preset '{name}' is ready here{hint}; `img2img models pull` fetches others")
     try:
-        resolved = resolve(load_preset(offered[name]), overrides)
+        return resolve_preset(offered[name], overrides, shown=name, needs_prompt=False)
     except PresetError as error:
         raise UsageError(str(error).replace(f"{COMMAND_LINE}: ", "")) from None
-    return Resolved(name=name, parameters=resolved.parameters, origin=resolved.origin)
 
 
 def make_pictures(state: State, order: Order, owner: str, cancelled: threading.Event) -> list[Result]:

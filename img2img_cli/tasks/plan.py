@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from img2img_cli.errors import Img2ImgError, OutputError, UsageError
 from img2img_cli.pictures.files.formats import EXTENSIONS, Format, Truncated
-from img2img_cli.presets.catalogue import choose_controlnet, resolve, speed_up
+from img2img_cli.presets.catalogue import resolve, resolve_preset
 from img2img_cli.presets.files import Preset, load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.inputs import Item, check_inside
@@ -228,13 +228,13 @@ def _check_free(relative: str, where: str) -> None:
 def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
     if not preset:
         raise UsageError("no preset; name one with --preset, as in --preset colorize")
-    overrides, loaded = {**choices.overrides, **item.overrides}, load_preset(preset)
-    if choices.fast:
-        overrides = speed_up(loaded, overrides)
-    resolved = resolve(loaded, overrides, more_lora=choices.more_lora, more_embeddings=choices.more_embeddings)
-    parameters = choose_controlnet(preset, resolved, overrides).parameters
-    if parameters.task == "edit" and not parameters.prompt:
-        raise UsageError(f"preset {preset}: no prompt; give --prompt or a preset that has one")
+    parameters = resolve_preset(
+        preset,
+        {**choices.overrides, **item.overrides},
+        fast=choices.fast,
+        more_lora=choices.more_lora,
+        more_embeddings=choices.more_embeddings,
+    ).parameters
     parameters.check_references()
     return parameters
 
