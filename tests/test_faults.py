@@ -356,6 +356,6 @@ def test_a_thread_that_cannot_start_is_told(monkeypatch, capsys) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(app, "build_command", lambda: fail)
+    monkeypatch.setattr(app, "build_command", lambda *_: fail)
     assert app._run() == 8
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -536,8 +536,10 @@ def test_webui_client(server: Running, photograph: Image.Image) -> None:
 
 def test_webui_resize_modes(photograph: Image.Image) -> None:
     from img2img_cli.server.a1111.orders import fit
+    from img2img_cli.server.orders import wrap_picture
 
-    square = [Image.open(io.BytesIO(fit(encode(photograph), "x", (60, 60), mode))) for mode in (0, 1, 2)]
+    picture = wrap_picture(photograph, "x")
+    square = [fit(picture, (60, 60), mode).rgb for mode in (0, 1, 2)]
     assert [image.size for image in square] == [(60, 60)] * 3
     middle = photograph.crop((12, 0, 84, 72)).resize((60, 60), Image.Resampling.LANCZOS)
     assert np.abs(np.asarray(square[1], int) - np.asarray(middle, int)).mean() < 2

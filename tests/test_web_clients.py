@@ -32,7 +32,7 @@ from img2img_cli.server.a1111 import orders, schema
 from img2img_cli.server.a1111.schema import Img2ImgRequest
 from img2img_cli.server.app import _run, make_app
 from img2img_cli.server.guard import Guard
-from img2img_cli.server.orders import RefusedError, decode_base64, resolve_offer
+from img2img_cli.server.orders import Order, RefusedError, decode_base64, resolve_offer
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
@@ -254,8 +254,8 @@ def test_fields_that_are_refused(served: Served, fields: dict[str, Any], status:
 def test_opaque_leaves_no_transparency(served: Served) -> None:
     clear = PICTURE.copy()
     clear.putalpha(make_mask())
-    assert Image.open(io.BytesIO(read(served, {"background": "opaque"}, image=encode(clear))[1].image)).mode == "RGB"
-    assert Image.open(io.BytesIO(read(served, {}, image=encode(clear))[1].image)).mode == "RGBA"
+    assert read(served, {"background": "opaque"}, image=encode(clear))[1].picture.alpha is None
+    assert read(served, {}, image=encode(clear))[1].picture.alpha is not None
 
 
 def test_a_mask_goes_with_the_pictures_own_size(served: Served) -> None:
@@ -263,7 +263,7 @@ def test_a_mask_goes_with_the_pictures_own_size(served: Served) -> None:
     mask.putalpha(make_mask())
     _, order = read(served, {"size": "64x48"}, encode(mask))
     assert order.resolved.parameters.size == "original"
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(order.mask))), 255 - np.asarray(make_mask()))
+    assert np.array_equal(np.asarray(order.mask.rgb.convert("L")), 255 - np.asarray(make_mask()))
 
 
 def test_json_is_read_as_the_form_is(served: Served) -> None:
@@ -552,11 +552,11 @@ def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> N
     state = State(dispatcher=served.state.dispatcher, presets={"flow": str(tmp_path / "flow.yaml")})
     asked = request(**{**QUICK, "sampler_name": "Euler a"})
     (one,) = orders.read_orders(state, asked, {"sd_model_checkpoint": "flow"})
-    assert one.order.resolved.parameters.scheduler is None
-    assert [note.partition(":")[0] for note in one.order.notes] == ["sampler_name"]
+    assert one.resolved.parameters.scheduler is None
+    assert [note.partition(":")[0] for note in one.notes] == ["sampler_name"]
     (one,) = read_orders(served, sampler_name="Euler a")
-    assert one.order.resolved.parameters.scheduler == "EulerAncestralDiscreteScheduler"
-    wrong = one.order.resolved.parameters
+    assert one.resolved.parameters.scheduler == "EulerAncestralDiscreteScheduler"
+    wrong = one.resolved.parameters
     with pytest.raises(PresetError, match=r"^scheduler: "):
         _make_scheduler(FlowMatchEulerDiscreteScheduler(), wrong)
 
@@ -581,25 +581,21 @@ def test_formats_of_results(chosen: dict[str, Any], expected: tuple[str, int | N
         assert schema.choose_format(chosen) == expected
 
 
-def read_orders(served: Served, **fields: Any) -> list[orders.Wanted]:
+def read_orders(served: Served, **fields: Any) -> list[Order]:
     return orders.read_orders(served.state, request(**{**QUICK, **fields}), {"sd_model_checkpoint": "quick"})
 
 
-def open_image(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data))
-
-
 def test_one_side_alone_is_512_by_the_other(served: Served) -> None:
-    assert open_image(read_orders(served, width=64)[0].order.image).size == (64, 512)
-    assert open_image(read_orders(served)[0].order.image).size == (64, 48)
+    assert read_orders(served, width=64)[0].picture.size == (64, 512)
+    assert read_orders(served)[0].picture.size == (64, 48)
 
 
 def test_several_pictures_are_one_batch_with_a_seed_each(served: Served) -> None:
     other = base64.b64encode(encode(PICTURE.rotate(180))).decode()
-    orders = [one.order for one in read_orders(served, init_images=[DATA, other], batch_size=2, n_iter=2)]
+    orders = read_orders(served, init_images=[DATA, other], batch_size=2, n_iter=2)
     assert [(order.seed, order.count) for order in orders] == [(5, 1), (6, 1), (7, 1), (8, 1)]
-    assert [order.image == FILE for order in orders] == [True, False, True, False]
-    (order,) = [one.order for one in read_orders(served, batch_size=2, n_iter=2)]
+    assert [order.picture.rgb.tobytes() == PICTURE.tobytes() for order in orders] == [True, False, True, False]
+    (order,) = read_orders(served, batch_size=2, n_iter=2)
     assert (order.seed, order.count) == (5, 4)
 
 
@@ -614,7 +610,7 @@ def test_masks_in_the_forms_that_clients_send(served: Served, kind: str) -> None
         mask = mask.point(lambda value: 255 - value)
     asked = {"mask": base64.b64encode(encode(mask)).decode(), "inpaint_full_res": False}
     (one,) = read_orders(served, **asked, inpainting_mask_invert=int(kind == "inverted"))
-    read_mask = np.asarray(open_image(one.order.mask))
+    read_mask = np.asarray(one.mask.rgb.convert("L"))
     assert read_mask.shape == (48, 64)
     assert read_mask[:, :30].min() == 255
     assert read_mask[:, 34:].max() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import sys
 import threading
@@ -13,36 +14,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from img2img_cli import __version__
-from img2img_cli.cli.commands.batch import batch
-from img2img_cli.cli.commands.colorize import colorize
-from img2img_cli.cli.commands.doctor import doctor
-from img2img_cli.cli.commands.edit import edit
-from img2img_cli.cli.commands.info import info
-from img2img_cli.cli.commands.models import models
-from img2img_cli.cli.commands.presets import presets
-from img2img_cli.cli.commands.restore import restore
-from img2img_cli.cli.commands.serve import serve
-from img2img_cli.cli.commands.train import train
-from img2img_cli.cli.commands.upscale import upscale
 from img2img_cli.errors import DISK_ERRORS, ExitCode, Img2ImgError
 from img2img_cli.system.interrupts import INTERRUPTS, Interrupted
 from img2img_cli.system.streams import protect_streams
 
 THREAD_PREFIX = "img2img-"  # of a batch's own threads
 
-app = typer.Typer(
-    name="img2img",
-    help="Turn one picture into another with Stable Diffusion, offline from the first minute.",
-    invoke_without_command=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for command in (upscale, edit, colorize, restore, batch, serve, info, doctor):
-    app.command()(command)
-app.add_typer(presets, name="presets")
-app.add_typer(models, name="models")
-app.add_typer(train, name="train")
+COMMANDS = ("upscale", "edit", "colorize", "restore", "batch", "serve", "info", "doctor")  # as `--help` lists them
+GROUPS = ("presets", "models", "train")
 
 
 def _show_version(wanted: bool) -> None:
@@ -51,7 +30,6 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     context: typer.Context,
     version: Annotated[
@@ -63,8 +41,28 @@ def _options(
 
 
 @functools.cache
-def build_command() -> Callable[..., object]:
-    """What parses the command line; it takes a while to make of all signatures."""
+def build_command(name: str | None = None) -> Callable[..., object]:
+    """Return what parses the command line.
+
+    Args:
+        name: the command that was given; if it is known, the others are neither imported nor built, which takes time.
+    """
+    app = typer.Typer(
+        name="img2img",
+        help="Turn one picture into another with Stable Diffusion, offline from the first minute.",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    wanted = (name,) if name in (*COMMANDS, *GROUPS) else (*COMMANDS, *GROUPS)
+    for one in wanted:
+        found = getattr(importlib.import_module(f"img2img_cli.cli.commands.{one}"), one)
+        if one in GROUPS:
+            app.add_typer(found, name=one)
+        else:
+            app.command()(found)
     return typer.main.get_command(app)
 
 
@@ -90,7 +88,7 @@ def main() -> NoReturn:
 def _run() -> int:
     try:
         try:
-            code = build_command()(standalone_mode=False)
+            code = build_command(*sys.argv[1:2])(standalone_mode=False)
             sys.stdout.flush()
         except Exception:
             INTERRUPTS.check()  # a library may have made another error of a signal

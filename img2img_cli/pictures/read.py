@@ -187,7 +187,7 @@ def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | N
 
 def _decode(name: str, data: bytes, *, keep: bool = False) -> Picture:
     with open_picture(name, data) as (file, frames):
-        _check_limits(label(name), file.size)
+        check_size(label(name), file.size)
         bits = find_jp2_depth(data) if file.format == "JPEG2000" else 8
         return _normalise(name, file, frames, bits, keep=keep)
 
@@ -235,7 +235,12 @@ def _too_large(name: str) -> str:
     return f"{name}: more than {MAX_PIXELS // 1_000_000} million pixels; make it smaller first"
 
 
-def _check_limits(name: str, size: tuple[int, int]) -> None:
+def check_size(name: str, size: tuple[int, int]) -> None:
+    """Refuse a picture of too few or too many pixels, or with one side far longer than the other.
+
+    Raises:
+        InputError: naming the picture.
+    """
     width, height = size
     if min(size) < MIN_SIDE:
         raise InputError(f"{name}: only {width} x {height} pixels; both sides must be at least {MIN_SIDE}")

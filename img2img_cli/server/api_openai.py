@@ -17,24 +17,28 @@ from fastapi.responses import JSONResponse, Response
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartParser
 
 from img2img_cli.errors import InputError, UsageError
-from img2img_cli.pictures.read import load_image
+from img2img_cli.pictures.read import Picture
+from img2img_cli.server.guard import MAX_BODY_BYTES
 from img2img_cli.server.orders import (
     FORMATS,
     Order,
     RefusedError,
     Result,
     WebFormat,
-    as_png,
     decode_base64,
+    decode_picture,
     encode_base64,
     make_pictures,
     resolve_offer,
     run_unless_left,
+    wrap_picture,
 )
 from img2img_cli.server.state import State
 
+MultiPartParser.spool_max_size = MAX_BODY_BYTES  # no file that is sent goes to the disk, however large
 MOST = 10  # results of one request, as OpenAI has it
 _FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)")  # names that clients send when nobody chose one
 _INDEX = re.compile(r"\[\d*\]$")  # of one of several files: `image[]`, `image[0]`
@@ -266,14 +270,14 @@ def read_order(state: State, sent: Sent) -> tuple[EditRequest, Order]:
     if model is not None:
         _check_model(state, model)
     overrides: dict[str, Any] = {"prompt": wish.prompt} if wish.prompt else {}
-    image = sent.images[0]
-    if wish.size != "auto" and not (sent.mask is not None and _is_size(image, wish.size)):
+    picture = decode_picture(sent.images[0], "image")
+    if wish.size != "auto" and (sent.mask is None or wish.size != f"{picture.size[0]}x{picture.size[1]}"):
         overrides["size"] = wish.size
     resolved = resolve_offer(state, model, overrides)
     if resolved.parameters.task == "edit" and not resolved.parameters.prompt:
         raise UsageError("prompt: is missing; say what the result should show")
     return wish, Order(
-        image=_drop_alpha(image) if wish.background == "opaque" else image,
+        picture=_drop_alpha(picture) if wish.background == "opaque" else picture,
         mask=None if sent.mask is None else read_mask(sent.mask),
         resolved=resolved,
         count=wish.n,
@@ -290,27 +294,21 @@ def _check_model(state: State, name: str) -> None:
         raise RefusedError(f"model: {error}", status=404, param="model", code="model_not_found") from None
 
 
-def _is_size(image: bytes, size: str) -> bool:
-    """Whether a picture has this size, so that a mask keeps its pixels."""
-    return "{}x{}".format(*load_image("image", image).size) == size
+def _drop_alpha(picture: Picture) -> Picture:
+    return picture if picture.alpha is None else wrap_picture(picture.rgb, picture.name)
 
 
-def _drop_alpha(image: bytes) -> bytes:
-    picture = load_image("image", image)
-    return image if picture.alpha is None else as_png(picture.rgb)
-
-
-def read_mask(data: bytes) -> bytes:
+def read_mask(data: bytes) -> Picture:
     """A mask as the command takes it, white where to repaint: OpenAI's is transparent there.
 
     Raises:
         UsageError: it has no transparency.
         InputError: not a picture.
     """
-    alpha = load_image("mask", data).alpha
+    alpha = decode_picture(data, "mask").alpha
     if alpha is None:
         raise UsageError("mask: has no transparency; make it transparent where the picture is to change")
-    return as_png(alpha.point(lambda value: 255 - value))
+    return wrap_picture(alpha.point(lambda value: 255 - value), "mask")
 
 
 def _describe(order: Order, results: list[Result]) -> dict[str, Any]:

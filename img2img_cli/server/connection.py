@@ -13,6 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from img2img_cli.server.guard import describe_refusal
 from img2img_cli.server.sockets import is_own
 
+# uvicorn's own limits fall short of SECURITY.md: beyond `limit_concurrency`, and to what is no HTTP, it answers in
+# plain text, not in JSON, and `timeout_keep_alive` ends with the first byte of a head, which may then take for ever.
 MOST_CONNECTIONS = 256
 HEAD_S = 20.0  # for the whole head of a request, and for silence between two requests
 CROWDED_S = 1.0  # the same for connections over the number

@@ -1,17 +1,15 @@
-"""Pictures that come and go by HTTP, made as the command makes them: from files in a folder that nobody else sees."""
+"""Pictures that come and go by HTTP: decoded once, made as the command makes them, encoded once, never in a file."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import binascii
-import io
+import functools
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import unquote
 
@@ -23,17 +21,21 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from PIL import Image
 
-from img2img_cli.errors import InputError, PresetError, UsageError
+from img2img_cli.errors import PresetError, UsageError
+from img2img_cli.pictures.colour import to_srgb
+from img2img_cli.pictures.read import Picture, check_size, load_image
 from img2img_cli.presets.catalogue import COMMAND_LINE, Resolved, resolve_preset
 from img2img_cli.presets.files import suggest
 from img2img_cli.server.queue import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
+from img2img_cli.system.source_files import check_length
+from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.job import MAX_SEED, Job, check_control, check_style, choose_seed
 from img2img_cli.tasks.protocol import Spec
-from img2img_cli.tasks.run import run_jobs
+from img2img_cli.tasks.run import Finished, Loaded, encode_result, finish_jobs
+from img2img_cli.tasks.side_inputs import Guides, check_mask
 
 WebFormat = Literal["png", "jpeg", "webp"]
-EXTENSION = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 FORMATS: dict[str, WebFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}  # as clients name them
 _URL_SAFE = str.maketrans("-_", "+/")
 Made = TypeVar("Made")
@@ -53,33 +55,35 @@ class RefusedError(UsageError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What somebody wants made.
-
-    Attributes:
-        image, mask: bytes of a picture's file.
-        seed: None for a fresh one; each result has the next.
-        quality: 1 to 100, for JPEG and WebP.
-        notes: what of the request cannot be done here, for the client to be told.
-    """
-
-    image: bytes
-    mask: bytes | None = None
-    resolved: Resolved
-    seed: int | None = None
-    count: int = 1
-    format: WebFormat = "png"
-    quality: int | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Result:
     """A file's bytes and what they were made with."""
 
     data: bytes
     job: Job
     size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What somebody wants made.
+
+    Attributes:
+        picture, mask: as they were sent, or as the request wants them cut and resized.
+        seed: None for a fresh one; each result has the next.
+        quality: 1 to 100, for JPEG and WebP.
+        notes: what of the request cannot be done here, for the client to be told.
+        encode: makes a file of a job's result; None to encode it as the command does.
+    """
+
+    picture: Picture
+    mask: Picture | None = None
+    resolved: Resolved
+    seed: int | None = None
+    count: int = 1
+    format: WebFormat = "png"
+    quality: int | None = None
+    notes: tuple[str, ...] = ()
+    encode: Callable[[Job, Finished], Result] | None = None
 
 
 def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) -> Resolved:
@@ -111,32 +115,33 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
     if order.mask is not None and (parameters.size != "original" or parameters.task == "upscale"):
         raise UsageError("a mask keeps the picture's own pixels, so the result cannot have another size")
     parameters.check_references()
+    guides = Guides()
+    if order.mask is not None:
+        guides = Guides(mask=check_mask(order.mask, order.picture.size)[0])
     seed = choose_seed() if order.seed is None else order.seed
-    with tempfile.TemporaryDirectory(prefix="img2img-") as name:
-        folder = Path(name)
-        (folder / "image").write_bytes(order.image)
-        if order.mask is not None:
-            (folder / "mask").write_bytes(order.mask)
-        jobs = [
-            Job(
-                input=str(folder / "image"),
-                output=str(folder / f"{index}{EXTENSION[order.format]}"),
-                preset=order.resolved.name,
-                parameters=parameters,
-                seed=(seed + index) % (MAX_SEED + 1),
-                mask=str(folder / "mask") if order.mask is not None else None,
-                format=order.format,
-                quality=order.quality,
-            )
-            for index in range(order.count)
-        ]
-        spec = Spec(parameters=parameters, device=state.device, offload=state.offload)
-        pipeline = QueuedPipeline(state.dispatcher, spec, owner, cancelled)
-        try:
-            made = list(run_jobs(jobs, pipeline))
-        except InputError as error:  # whoever sent the picture knows no folder
-            raise InputError(str(error).replace(f"{folder}/", "")) from None
-        return [Result(data=Path(result.job.output).read_bytes(), job=result.job, size=result.size) for result in made]
+    jobs = [
+        Job(
+            input="image",
+            output=STDIO,
+            preset=order.resolved.name,
+            parameters=parameters,
+            seed=(seed + index) % (MAX_SEED + 1),
+            mask="mask" if order.mask is not None else None,
+            format=order.format,
+            quality=order.quality,
+        )
+        for index in range(order.count)
+    ]
+    spec = Spec(parameters=parameters, device=state.device, offload=state.offload)
+    pipeline = QueuedPipeline(state.dispatcher, spec, owner, cancelled)
+    encode = order.encode or functools.partial(encode_picture, order.picture)
+    loaded = Loaded(picture=order.picture, guides=guides)
+    return [encode(job, finished) for job, finished in finish_jobs(jobs, pipeline, loaded)]
+
+
+def encode_picture(picture: Picture, job: Job, finished: Finished) -> Result:
+    """A finished picture as a file's bytes, with the metadata of the picture that it was made from."""
+    return Result(data=encode_result(finished, picture, job)[0], job=job, size=finished.size)
 
 
 class _Request(Request):
@@ -224,8 +229,25 @@ def encode_base64(results: Sequence[Result]) -> list[str]:
     return [base64.b64encode(result.data).decode() for result in results]
 
 
-def as_png(image: Image.Image) -> bytes:
-    """A picture as PNG, quickly."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+def decode_picture(data: bytes, what: str) -> Picture:
+    """A picture from a file's bytes, under the limits that files on the disk have.
+
+    Args:
+        what: the field's name, for messages.
+
+    Raises:
+        InputError: not a picture, damaged, or outside the limits.
+    """
+    check_length(what, data)
+    return load_image(what, data)
+
+
+def wrap_picture(image: Image.Image, what: str) -> Picture:
+    """A picture of decoded pixels (8-bit `L` or RGB), in the colour space that they carry; without other metadata.
+
+    Raises:
+        InputError: outside the limits that files have.
+    """
+    check_size(what, image.size)
+    native, rgb, profile = to_srgb(image, image.info.get("icc_profile"))
+    return Picture(name=what, rgb=rgb, native=native, icc_profile=profile, grey=image.mode == "L")

@@ -18,6 +18,7 @@ from img2img_cli.errors import ExitCode, Img2ImgError
 from img2img_cli.presets.schema import Offload, Parameters
 from img2img_cli.tasks.pieces import Piece
 
+# safetensors keeps its header's words to itself when it loads, reads no stream, and takes longer to pack.
 PREFIX = struct.Struct("!I")
 OWNER = "X-Img2Img-Owner"  # header that tells whose turn a request takes
 CONTENT_TYPE = "application/vnd.img2img"

@@ -81,21 +81,32 @@ def run_jobs(
     """
     began = time.monotonic()
     loaded = loaded or load_pictures(jobs[0])
-    picture, guides = loaded.picture, loaded.guides
-    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
-    for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
-        result = finish_picture(made, picture, job, guides.mask)
-        data, format_ = encode_result(result, picture, job)
+    for job, finished in finish_jobs(jobs, pipeline, loaded, progress):
+        data, format_ = encode_result(finished, loaded.picture, job)
         write_output(data, job.output, replace=job.force or job.in_place)
         yield Result(
             job=job,
-            size=result.size,
+            size=finished.size,
             format=format_,
             seconds=time.monotonic() - began,
-            frames=picture.frames,
-            narrowed=picture.narrowed,
-            damaged=picture.damaged,
+            frames=loaded.picture.frames,
+            narrowed=loaded.picture.narrowed,
+            damaged=loaded.picture.damaged,
         )
+
+
+def finish_jobs(
+    jobs: Sequence[Job], pipeline: Pipeline, loaded: Loaded, progress: Progress | None = None
+) -> Iterator[tuple[Job, Finished]]:
+    """Run jobs as `run_jobs` does, and yield each with its result as it is to be encoded; open and write no file.
+
+    Raises:
+        Img2ImgError: as the pipeline does.
+    """
+    picture, guides = loaded.picture, loaded.guides
+    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
+    for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
+        yield job, finish_picture(made, picture, job, guides.mask)
 
 
 def start_work(

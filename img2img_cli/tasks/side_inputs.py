@@ -10,7 +10,7 @@ from PIL import Image
 
 from img2img_cli.errors import InputError
 from img2img_cli.pictures.masks import read_mask
-from img2img_cli.pictures.read import load_image
+from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.tasks.job import Job
 
 CONTROL_TOLERANCE = 0.02  # relative difference of aspect ratios, to allow for rounding to whole pixels
@@ -93,7 +93,16 @@ def load_mask(name: str, size: tuple[int, int]) -> tuple[Image.Image, tuple[str,
     Raises:
         InputError: the mask cannot be read, has another size, or marks nothing.
     """
-    picture = load_image(name)
+    return check_mask(load_image(name), size)
+
+
+def check_mask(picture: Picture, size: tuple[int, int]) -> tuple[Image.Image, tuple[str, ...]]:
+    """A decoded mask as `load_mask` returns it.
+
+    Raises:
+        InputError: its size is not `size`, or it marks nothing.
+    """
+    name = picture.name
     if picture.size != size:
         width, height = picture.size
         raise InputError(

@@ -58,18 +58,14 @@ def make_router(state: State) -> APIRouter:
         override = {key: value for key, value in body.override_settings.items() if value not in (None, "")}
 
         def work(cancelled: threading.Event) -> dict[str, Any]:
-            wanted = read_orders(state, body, options | override)
-            results = [
-                one.finish(result)
-                for one in wanted
-                for result in make_pictures(state, one.order, f"web {id(request)}", cancelled)
-            ]
+            orders = read_orders(state, body, options | override)
+            results = [r for o in orders for r in make_pictures(state, o, f"web {id(request)}", cancelled)]
             if not body.override_settings_restore_afterwards:
                 _set_options(state, options, override)
             left_out = set() if body.include_init_images else {"init_images", "mask"}
             parameters = dict.fromkeys(left_out) | body.model_dump(exclude=left_out)
             images = encode_base64(results) if body.send_images else []
-            return {"images": images, "parameters": parameters, "info": _describe(body, results, wanted[0].order)}
+            return {"images": images, "parameters": parameters, "info": _describe(body, results, orders[0])}
 
         return await answer_unless_left(state, request, work)
 

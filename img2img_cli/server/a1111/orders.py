@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image, ImageOps
@@ -15,30 +15,30 @@ from img2img_cli.errors import UsageError
 from img2img_cli.pictures import masks
 from img2img_cli.pictures.colour import from_srgb
 from img2img_cli.pictures.keep import feather_mask, paste_masked, restore_alpha
-from img2img_cli.pictures.read import load_image
-from img2img_cli.pictures.write import encode_image
+from img2img_cli.pictures.read import Picture
 from img2img_cli.presets.references import BUNDLED
 from img2img_cli.presets.schema import MAX_PIXELS, Parameters, fewest_steps
 from img2img_cli.server.a1111.schema import ExtraRequest, Img2ImgRequest, choose_format, choose_sampler
-from img2img_cli.server.orders import Order, Result, as_png, decode_base64, resolve_offer
+from img2img_cli.server.orders import (
+    Order,
+    Result,
+    decode_base64,
+    decode_picture,
+    encode_picture,
+    resolve_offer,
+    wrap_picture,
+)
 from img2img_cli.server.state import State
-from img2img_cli.tasks.job import MAX_SEED, choose_seed
-from img2img_cli.tasks.record import format_parameters, make_record
+from img2img_cli.tasks.job import MAX_SEED, Job, choose_seed
+from img2img_cli.tasks.run import Finished
 
 MOST = 64  # results of one request
 SIDE = 512  # the web UI's, for a request that gives only one
 Box = tuple[int, int, int, int]
+Make = Callable[..., Order]  # an order of the request for a picture and its mask
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """An order, and what becomes of its results before they are sent."""
-
-    order: Order
-    finish: Callable[[Result], Result] = lambda result: result
-
-
-def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) -> list[Wanted]:
+def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) -> list[Order]:
     """An order for each picture that was sent, or for each result where several were.
 
     Args:
@@ -68,16 +68,20 @@ def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) ->
         resolved = resolve_offer(state, checkpoint, overrides | {"image_size": side})
     format_, quality = choose_format(settings)
     seed = choose_seed() if body.seed < 0 else body.seed % (MAX_SEED + 1)
-    template = Order(image=b"", resolved=resolved, seed=seed, count=count, format=format_, quality=quality, notes=notes)
-    wanted = [_read_picture(body, text, size, template) for text in body.init_images]
-    if len(wanted) == 1:
-        return wanted
+    mask = None
+    if body.mask:
+        mask, told = read_mask(decode_base64(body.mask, "mask"), invert=bool(body.inpainting_mask_invert))
+        notes += told
+    make = functools.partial(
+        Order, resolved=resolved, seed=seed, count=count, format=format_, quality=quality, notes=notes
+    )
+    pictures = [decode_picture(decode_base64(text, "init_images"), "init_images") for text in body.init_images]
+    orders = [_read_picture(body, picture, mask, size, make) for picture in pictures]
+    if len(orders) == 1:
+        return orders
     # Several pictures are the web UI's batch: each has the next seed, in every round.
-    rounds = [one for _ in range(body.n_iter) for one in wanted]
-    return [
-        replace(one, order=replace(one.order, seed=(seed + index) % (MAX_SEED + 1), count=1))
-        for index, one in enumerate(rounds)
-    ]
+    rounds = [order for _ in range(body.n_iter) for order in orders]
+    return [replace(order, seed=(seed + index) % (MAX_SEED + 1), count=1) for index, order in enumerate(rounds)]
 
 
 def _read_size(body: Img2ImgRequest) -> tuple[int, int] | None:
@@ -111,57 +115,43 @@ def has_flow(parameters: Parameters) -> bool:
     return isinstance(scheduler, list) and "FlowMatch" in str(scheduler[-1:])
 
 
-def _read_picture(body: Img2ImgRequest, text: str, size: tuple[int, int] | None, template: Order) -> Wanted:
-    data = decode_base64(text, "init_images")
-    if not body.mask:
-        return Wanted(order=replace(template, image=fit(data, "init_images", size, body.resize_mode)))
-    mask, notes = read_mask(decode_base64(body.mask, "mask"), invert=bool(body.inpainting_mask_invert))
-    template = replace(template, notes=template.notes + notes)
-    if body.inpaint_full_res and mask.getbbox() is not None:
-        return _read_masked_part(body, data, mask, size, template)
-    image = fit(data, "init_images", size, body.resize_mode)
-    whole = fit_image(mask, size or load_image("init_images", image).size, body.resize_mode)
-    return Wanted(order=replace(template, image=image, mask=as_png(whole)))
+def _read_picture(
+    body: Img2ImgRequest, picture: Picture, mask: Image.Image | None, size: tuple[int, int] | None, make: Make
+) -> Order:
+    if mask is not None and body.inpaint_full_res and mask.getbbox() is not None:
+        return _read_masked_part(body, picture, mask, size, make)
+    fitted = fit(picture, size, body.resize_mode)
+    if mask is None:
+        return make(picture=fitted)
+    whole = fit_image(mask, fitted.size, body.resize_mode)
+    return make(picture=fitted, mask=wrap_picture(whole, "mask"))
 
 
 def _read_masked_part(
-    body: Img2ImgRequest, data: bytes, mask: Image.Image, size: tuple[int, int] | None, template: Order
-) -> Wanted:
+    body: Img2ImgRequest, picture: Picture, mask: Image.Image, size: tuple[int, int] | None, make: Make
+) -> Order:
     """Only the surroundings of the mask, at the wanted size; the result is pasted into the whole picture.
 
     The web UI calls this "only masked".
     """
-    picture = load_image("init_images", data)
     mask = fit_image(mask, picture.size, 0)
     box = find_part(mask, body.inpaint_full_res_padding, size or picture.size)
     working = size or (box[2] - box[0], box[3] - box[1])
-    parts = [fit_image(image.crop(box), working, 0) for image in (picture.rgb, mask)]
-    parameters = template.resolved.parameters
+    image, hard_mask = (fit_image(whole.crop(box), working, 0) for whole in (picture.rgb, mask))
+    order = make(picture=wrap_picture(image, "image"), mask=wrap_picture(hard_mask, "mask"))
+    parameters = order.resolved.parameters
     soft = feather_mask(mask, parameters.mask_feather)
     hard = parameters.model_copy(update={"mask_feather": 0.0})  # it fades in when it is pasted
 
-    def paste(result: Result) -> Result:
-        with Image.open(io.BytesIO(result.data)) as made:
-            part = made.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
+    def paste(job: Job, finished: Finished) -> Result:
+        part = finished.image.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
         whole = picture.native.copy()
         part = paste_masked(from_srgb(part, picture.icc_profile), whole.crop(box), soft.crop(box))
         whole.paste(part, box)
-        job = result.job.model_copy(update={"parameters": parameters})
-        text = format_parameters(job, whole.size)
-        encoded = encode_image(
-            restore_alpha(whole, picture.alpha),
-            picture,
-            template.format,
-            quality=template.quality,
-            record=make_record(job),
-            text=text,
-        )
-        return Result(data=encoded, job=job, size=whole.size)
+        pasted = Finished(image=restore_alpha(whole, picture.alpha), format=order.format)
+        return encode_picture(picture, job.model_copy(update={"parameters": parameters}), pasted)
 
-    order = replace(
-        template, image=as_png(parts[0]), mask=as_png(parts[1]), resolved=replace(template.resolved, parameters=hard)
-    )
-    return Wanted(order=order, finish=paste)
+    return replace(order, resolved=replace(order.resolved, parameters=hard), encode=paste)
 
 
 def find_part(mask: Image.Image, padding: int, shape: tuple[int, int]) -> Box:
@@ -183,10 +173,11 @@ def find_part(mask: Image.Image, padding: int, shape: tuple[int, int]) -> Box:
     return left, top, left + width, top + height
 
 
-def fit(data: bytes, what: str, size: tuple[int, int] | None, resize_mode: int) -> bytes:
-    """A picture's file at the wanted size."""
-    picture = load_image(what, data)
-    return data if size is None or picture.size == size else as_png(fit_image(picture.rgb, size, resize_mode))
+def fit(picture: Picture, size: tuple[int, int] | None, resize_mode: int) -> Picture:
+    """A picture at the wanted size; the same one if it has that already."""
+    if size is None or picture.size == size:
+        return picture
+    return wrap_picture(fit_image(picture.rgb, size, resize_mode), "image")
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], resize_mode: int) -> Image.Image:
@@ -215,7 +206,7 @@ def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...
     Raises:
         InputError: not a picture, or one that marks nothing clearly.
     """
-    picture = load_image("mask", data)
+    picture = decode_picture(data, "mask")
     note = None
     if picture.alpha is not None and picture.alpha.getextrema() != (255, 255):
         mask = picture.alpha.point(lambda value: 255 if value > 128 else 0)
@@ -244,14 +235,13 @@ def read_enlargement(state: State, body: ExtraRequest, text: str, settings: dict
     name = "upscale" if body.upscaler_1 in ("None", "") else body.upscaler_1
     if name not in names:
         raise UsageError(f"upscaler_1: no such upscaler: '{name}'; there are {', '.join(names)}")
-    data = decode_base64(text, "image")
+    picture = decode_picture(decode_base64(text, "image"), "image")
     overrides: dict[str, Any] = {"scale": body.upscaling_resize}
     if body.resize_mode == 1:
         wanted = (body.upscaling_resize_w, body.upscaling_resize_h)
-        picture = load_image("image", data)
         if body.upscaling_crop:
             shape = ImageOps.contain(Image.new("1", wanted), picture.size).size
-            data = as_png(ImageOps.fit(picture.rgb, shape))
+            picture = wrap_picture(ImageOps.fit(picture.rgb, shape), "image")
         overrides = {"size": f"{wanted[0]}x{wanted[1]}"}
     format_, quality = choose_format(settings)
-    return Order(image=data, resolved=resolve_offer(state, name, overrides), format=format_, quality=quality)
+    return Order(picture=picture, resolved=resolve_offer(state, name, overrides), format=format_, quality=quality)
