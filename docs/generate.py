@@ -136,15 +136,13 @@ def write_manual() -> str:
     lines = [f'.TH IMG2IMG 1 "" "img2img {__version__}" "User Commands"', ".SH NAME"]
     lines += ["img2img \\- turn one picture into another with Stable Diffusion", ".SH SYNOPSIS"]
     lines += [".B img2img", r"\fICOMMAND\fR [\fIOPTIONS\fR] [\fIARGUMENTS\fR]", ".SH DESCRIPTION"]
-    lines += [_roff(build_command().help), ".SH COMMANDS"]
+    lines += [_roff(build_command().help), ".SH OPTIONS", *_list_parameters("img2img", build_command()), ".SH COMMANDS"]
     for name, command in list_commands():
-        usage, text, panels = describe(name, command)
-        if name == "img2img" or not (panels or text):
+        if name == "img2img":
             continue
+        usage, text, _ = describe(name, command)
         lines += [f".SS {_roff(name)}", ".B " + _roff(usage), ".PP", _roff(text)]
-        for records in panels.values():
-            for left, right in records:
-                lines += [".TP", ".B " + _roff(left), _roff(right) or "\\&"]
+        lines += _list_parameters(name, command)
     lines += [".SH EXIT STATUS"]
     for code, text in CODES.items():
         lines += [".TP", f".B {int(code)}", _roff(text)]
@@ -152,6 +150,11 @@ def write_manual() -> str:
     for name, text in ENVIRONMENT.items():
         lines += [".TP", f".B {name}", _roff(text)]
     return "\n".join(lines) + "\n"
+
+
+def _list_parameters(name: str, command: Any) -> list[str]:
+    records = [record for panel in describe(name, command)[2].values() for record in panel]
+    return [line for left, right in records for line in (".TP", ".B " + _roff(left), _roff(right) or "\\&")]
 
 
 def _roff(text: str) -> str:
