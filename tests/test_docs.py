@@ -219,6 +219,16 @@ def test_every_exit_code_is_explained() -> None:
     assert told == {int(code) for code in ExitCode}
 
 
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    code = "".join(path.read_text() for path in sorted((ROOT / "img2img_cli").rglob("*.py")))
+    code = re.sub(r'"\s*\n\s*f?"', "", code)
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    quoted = [heading for heading in re.findall(r"^### (.+)$", page, re.M) if heading[0].islower()]
+    assert len(quoted) > 20
+    missing = [part for heading in quoted for part in re.split(r", | or (?=unknown)", heading) if part not in code]
+    assert missing == [], "bring docs/troubleshooting.md up to date"
+
+
 def load_generator() -> ModuleType:
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs/generate.py")
     assert spec is not None and spec.loader is not None
