@@ -1,4 +1,4 @@
-"""What becomes of each mode and depth of pixels: README's table, to the bit."""
+"""What becomes of each mode and depth of pixels: the table in docs/picture-modes.md, to the bit."""
 
 from __future__ import annotations
 
