@@ -25,7 +25,7 @@ from img2img_cli.pictures.read import load_image
 from img2img_cli.presets.strict_yaml import parse_scalar
 from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.run import run_jobs
 
 # Typical sizes of photographs, from a thumbnail to 12 megapixels.
@@ -86,7 +86,7 @@ def main() -> None:
         make_pictures(root / "in", arguments.count, arguments.longest)
         plans = {}
         for run in ("warm", "before", "batch", "after"):
-            choices = Choices(folder=root / run, preset=arguments.preset, overrides=overrides)
+            choices = BatchChoices(folder=root / run, preset=arguments.preset, overrides=overrides)
             plans[run] = plan_batch(find_items([str(root / "in")]), choices)
             (root / run).mkdir()
         pipeline = build_pipeline(plans["warm"][0].parameters, choose_placement("auto", "auto"))

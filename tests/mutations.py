@@ -98,8 +98,8 @@ MUTATIONS = (
         tests=("tests/test_faults.py", "-k", "behind_a_stream and stdout"),
     ),
     Mutation(
-        name="single results may collide",
-        changes=change("tasks/job.py", "        if job.output != STDIO and key in seen:\n", "        if False:\n"),
+        name="a result may replace a mask",
+        changes=change("tasks/claims.py", "        for path in job.reads:\n", "        for path in (job.input,):\n"),
         tests=("tests/test_job.py",),
     ),
     Mutation(

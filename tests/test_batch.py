@@ -29,7 +29,7 @@ from img2img_cli.presets.files import load_preset
 from img2img_cli.tasks.batching import Batcher
 from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.pieces import Piece
-from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, plan_batch
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
 QUICK_VALUES = {"num_inference_steps": 1, "num_samples": 1, "image_size": 64}
@@ -478,7 +478,9 @@ def test_the_accounting_always_closes(kinds, allowed, pipeline, photograph, tmp_
             photograph.save(root / "out" / f"{index}.png")
 
     def once(inputs: list[str], limits: Limits) -> tuple[Tally, list[dict]]:
-        jobs = plan_batch(find_items(inputs), Choices(folder=root / "out", preset="colorize", overrides=QUICK_VALUES))
+        jobs = plan_batch(
+            find_items(inputs), BatchChoices(folder=root / "out", preset="colorize", overrides=QUICK_VALUES)
+        )
         tally, seen = Tally(inputs=len(jobs)), []
         with hold_folder(root / "out") as journal:
             session = Session(journal=journal, limits=limits, emit=seen.append, tally=tally, load=lambda job: pipeline)
@@ -543,7 +545,7 @@ def test_a_plan_of_many_files_is_quick(tmp_path: Path, photograph: Image.Image, 
         os.link(tmp_path / "0.png", tmp_path / "in" / f"{index}.png")
     began = time.process_time()
     items = find_items([str(tmp_path / "in")])
-    jobs = plan_batch(items, Choices(folder=tmp_path / "out", preset="colorize"))
+    jobs = plan_batch(items, BatchChoices(folder=tmp_path / "out", preset="colorize"))
     seconds = time.process_time() - began
     assert len(jobs) == 3000
     assert seconds < 20  # 100,000 in a minute is 1.8 s; the rest is for slow machines

@@ -281,6 +281,15 @@ def read_terminal(terminal: int) -> bytes:
         return b""
 
 
+def test_a_batch_takes_the_parameters_that_a_single_command_takes(here, tmp_path: Path, picture: Path) -> None:
+    options = ["--strength", "0.4", "--steps", "30", "--guidance-scale", "2.5", "--negative-prompt", "blur"]
+    options += ["--size", "model", "--prompt", "fog", "--preset", "edit", "--dry-run", "--seed", "1"]
+    alone = yaml.safe_load(here("edit", picture, *options).out)
+    (together,) = yaml.safe_load(here("batch", picture, "-o", tmp_path / "out", *options).out)["presets"].values()
+    assert together == alone["parameters"]
+    assert (together["strength"], together["num_inference_steps"], together["size"]) == (0.4, 30, "model")
+
+
 def test_doctor_passes(here) -> None:
     done = here("doctor", "--json")
     assert done.code == 0, done.err

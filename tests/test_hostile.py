@@ -28,7 +28,7 @@ from img2img_cli.tasks.foreign.read import read_origin
 from img2img_cli.tasks.foreign.replay import plan_replay
 from img2img_cli.tasks.inputs import read_manifest
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, Refused, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, Refused, plan_batch
 from img2img_cli.tasks.record import make_record, read_record, replay_command
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
@@ -104,7 +104,7 @@ def test_hostile_presets_are_refused_with_one_line(tmp_path: Path) -> None:
 
 
 def test_hostile_manifests_are_refused_with_one_line(tmp_path: Path) -> None:
-    choices, alone = Choices(folder=tmp_path / "out", preset="colorize"), 0
+    choices, alone = BatchChoices(folder=tmp_path / "out", preset="colorize"), 0
     for seed in range(1500):
         name, content = make_manifest(seed)
         (tmp_path / name).write_bytes(content)

@@ -21,9 +21,10 @@ from img2img_cli.errors import (
     UsageError,
 )
 from img2img_cli.presets.schema import Parameters
+from img2img_cli.tasks.claims import check_outputs
 from img2img_cli.tasks.inputs import check_inside, find_items, read_manifest, read_names
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, Refused, check_outputs, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, Refused, plan_batch
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def found(*inputs: str, **options: object) -> list[str]:
 
 def plan(*inputs: str, **choices: object) -> list[str]:
     settings = {"folder": Path("out"), "preset": "colorize"} | choices
-    return [job.output for job in plan_batch(find_items(inputs), Choices(**settings))]
+    return [job.output for job in plan_batch(find_items(inputs), BatchChoices(**settings))]
 
 
 def test_folders_are_searched_and_mirrored(tree: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_manifest_row_is_a_job(tree: Path) -> None:
     )
     items = read_manifest(manifest)
     assert [Path(item.path) for item in items] == [tree / "in/a.jpg", tree / "in/sub/b.PNG"]
-    jobs = plan_batch(items, Choices(folder=Path("out"), preset=None))
+    jobs = plan_batch(items, BatchChoices(folder=Path("out"), preset=None))
     assert jobs[0].output == "out/x/one.png"
     assert (jobs[0].parameters.prompt, jobs[0].parameters.strength, jobs[0].seed) == ("fog, grey", 0.5, 7)
     assert jobs[1].output == "out/sub/b.PNG"
@@ -120,7 +121,7 @@ def test_json_lines_are_a_manifest_too(tree: Path) -> None:
     manifest.write_text(
         '{"input": "in/a.jpg", "saturation": 0.5}\n\n{"input": "in/a.jpg", "output": "b.jpg", "saturation": 1}\n'
     )
-    jobs = plan_batch(find_items([str(manifest)]), Choices(folder=Path("out"), preset="colorize"))
+    jobs = plan_batch(find_items([str(manifest)]), BatchChoices(folder=Path("out"), preset="colorize"))
     assert [job.parameters.saturation for job in jobs] == [0.5, 1.0]
     assert jobs[0].output == "out/in/a.jpg"
 
@@ -142,7 +143,7 @@ def test_json_lines_are_a_manifest_too(tree: Path) -> None:
 def test_a_manifest_that_is_none_is_refused_with_its_line(tree: Path, name: str, text: str, words: list[str]) -> None:
     (tree / name).write_text(text)
     with pytest.raises((UsageError, PresetError)) as caught:
-        plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
+        plan_batch(find_items([name]), BatchChoices(folder=Path("out"), preset="colorize"))
     for word in words:
         assert word in str(caught.value)
 
@@ -171,7 +172,7 @@ def test_a_manifest_that_is_none_is_refused_with_its_line(tree: Path, name: str,
 )
 def test_a_bad_row_fails_alone_and_is_named_by_its_line(tree: Path, name: str, text: str, words: list[str]) -> None:
     (tree / name).write_text(text)
-    good, bad = plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
+    good, bad = plan_batch(find_items([name]), BatchChoices(folder=Path("out"), preset="colorize"))
     assert isinstance(good, Job)
     assert isinstance(bad, Refused)
     for word in words:
@@ -194,7 +195,7 @@ def test_a_bad_row_fails_alone_and_is_named_by_its_line(tree: Path, name: str, t
 def test_options_that_are_wrong_are_told_once_and_not_of_every_row(tree: Path, choices, words: str) -> None:
     (tree / "m.csv").write_text("input,saturation\na.jpg,0.5\nb.jpg,1\n")
     with pytest.raises(Img2ImgError, match=words) as caught:
-        plan_batch(find_items(["m.csv"]), Choices(**({"folder": Path("out"), "preset": "colorize"} | choices)))
+        plan_batch(find_items(["m.csv"]), BatchChoices(**({"folder": Path("out"), "preset": "colorize"} | choices)))
     assert "m.csv" not in str(caught.value)
 
 
@@ -217,14 +218,14 @@ def test_any_name_that_a_file_can_have_is_an_ordinary_name(tree: Path, name: str
 
 def test_a_name_that_would_lead_out_elsewhere_fails_alone(tree: Path) -> None:
     (tree / "in" / "x\\..\\..\\y.png").write_bytes(b"x")
-    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize"))
+    planned = plan_batch(find_items(["in"]), BatchChoices(folder=Path("out"), preset="colorize"))
     assert [type(job) for job in planned] == [Job, Refused, Job, Job]
     assert "'..'" in str(planned[1].error)
 
 
 @pytest.mark.parametrize("name", ["gone/", "gone/..", "..//gone.png", "gone.png"])
 def test_a_name_of_nothing_fails_alone(tree: Path, name: str, here) -> None:
-    (job,) = plan_batch(find_items([name]), Choices(folder=Path("out"), preset="colorize"))
+    (job,) = plan_batch(find_items([name]), BatchChoices(folder=Path("out"), preset="colorize"))
     assert job.input == name
 
 
@@ -237,7 +238,7 @@ def test_a_result_of_a_glob_that_climbs_stays_below_the_output_folder(tree: Path
 def test_a_result_whose_name_gets_too_long_fails_alone_and_before_any_work(tree: Path, choices) -> None:
     long = "y" * 248 + ".jpg"
     (tree / "in" / long).write_bytes(b"x")
-    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize", **choices))
+    planned = plan_batch(find_items(["in"]), BatchChoices(folder=Path("out"), preset="colorize", **choices))
     (refused,) = [job for job in planned if isinstance(job, Refused)]
     assert long in refused.input
     assert "255" in str(refused.error)
@@ -252,7 +253,7 @@ def test_a_folder_that_cannot_be_read_fails_alone(tree: Path, monkeypatch: pytes
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    planned = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize"))
+    planned = plan_batch(find_items(["in"]), BatchChoices(folder=Path("out"), preset="colorize"))
     assert [job.output for job in planned] == ["out/a.jpg", "out/sub/b.PNG", None]
     assert planned[-1].input == "in/sub/deep"
     assert "Permission denied" in str(planned[-1].error)
@@ -378,7 +379,7 @@ def test_seeds_follow_names_unless_one_is_given(tree: Path) -> None:
     def seeds(*inputs: str, **choices: object) -> list[int]:
         return [
             job.seed
-            for job in plan_batch(find_items(inputs), Choices(folder=Path("out"), preset="colorize", **choices))
+            for job in plan_batch(find_items(inputs), BatchChoices(folder=Path("out"), preset="colorize", **choices))
         ]
 
     assert seeds("in") == seeds("in")

@@ -15,7 +15,10 @@ from img2img_cli.errors import Img2ImgError, InputError, OutputError, UsageError
 from img2img_cli.pictures.files.formats import EXTENSIONS
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.system.streams import STDIO
-from img2img_cli.tasks.job import MAX_SEED, Job, check_collisions, check_input, choose_seed, plan_jobs, telling_suffix
+from img2img_cli.tasks.claims import check_outputs
+from img2img_cli.tasks.job import MAX_SEED, Job, check_input, choose_seed
+from img2img_cli.tasks.plan import plan_variations
+from img2img_cli.tasks.result_names import choose_suffix
 from img2img_cli.text import printable
 
 
@@ -32,7 +35,7 @@ def photo(tmp_path):
 
 
 def planned(job, output=None, **options):
-    return [Path(made.output) for made in plan_jobs(job, output if output is None else str(output), **options)]
+    return [Path(made.output) for made in plan_variations(job, output if output is None else str(output), **options)]
 
 
 @pytest.mark.parametrize(("task", "suffix"), [("edit", "-edit"), ("colorize", "-colorize"), ("upscale", "-x2")])
@@ -42,7 +45,7 @@ def test_the_result_lies_beside_the_input_under_a_telling_name(photo, task, suff
 
 @pytest.mark.parametrize(("scale", "suffix"), [(2.0, "-x2"), (1.5, "-x1.5"), (8.0, "-x8")])
 def test_the_factor_is_in_the_suffix(scale, suffix):
-    assert telling_suffix(Parameters(task="upscale", scale=scale)) == suffix
+    assert choose_suffix(Parameters(task="upscale", scale=scale)) == suffix
 
 
 @pytest.mark.parametrize(
@@ -75,13 +78,13 @@ def test_an_output_folder_gets_a_telling_name(photo, tmp_path, end):
 
 
 def test_variations_are_numbered_and_seeded_in_a_row(photo, tmp_path):
-    jobs = plan_jobs(make_job(photo, seed=41), str(tmp_path / "new.png"), variations=3)
+    jobs = plan_variations(make_job(photo, seed=41), str(tmp_path / "new.png"), variations=3)
     assert [Path(job.output).name for job in jobs] == ["new-1.png", "new-2.png", "new-3.png"]
     assert [job.seed for job in jobs] == [41, 42, 43]
 
 
 def test_seeds_wrap_around(photo):
-    seeds = [job.seed for job in plan_jobs(make_job(photo, seed=MAX_SEED), None, variations=2)]
+    seeds = [job.seed for job in plan_variations(make_job(photo, seed=MAX_SEED), None, variations=2)]
     assert seeds == [MAX_SEED, 0]
 
 
@@ -92,7 +95,7 @@ def test_chosen_seeds_differ_and_stay_in_range():
 
 
 def test_jobs_survive_json(photo):
-    (job,) = plan_jobs(make_job(photo), None)
+    (job,) = plan_variations(make_job(photo), None)
     assert Job.model_validate_json(job.model_dump_json()) == job
 
 
@@ -196,33 +199,32 @@ def test_a_mask_comes_from_a_file(photo):
 def test_only_one_result_goes_to_stdout(photo, monkeypatch, tmp_path):
     with (tmp_path / "stdout").open("w") as file:
         monkeypatch.setattr("sys.stdout", file)
-        assert [job.output for job in plan_jobs(make_job(photo), STDIO)] == [STDIO]
+        assert [job.output for job in plan_variations(make_job(photo), STDIO)] == [STDIO]
         with pytest.raises(UsageError):
-            plan_jobs(make_job(photo), STDIO, variations=2)
-
-
-def test_outputs_that_differ_in_case_only_collide(tmp_path):
-    jobs = [make_job("a", output=str(tmp_path / name)) for name in ("Photo.png", "photo.PNG")]
-    with pytest.raises(OutputError, match=r"photo\.PNG"):
-        check_collisions(jobs)
-    check_collisions(jobs[:1])
-    check_collisions([make_job("a", output=STDIO)] * 2)
-
-
-def test_outputs_that_meet_through_a_link_collide(tmp_path):
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    with pytest.raises(OutputError):
-        check_collisions([make_job("a", output=str(tmp_path / folder / "x.png")) for folder in ("real", "link")])
+            plan_variations(make_job(photo), STDIO, variations=2)
 
 
 def test_no_result_lands_on_another_jobs_input(tmp_path, photo):
     other = tmp_path / "photo-edit.jpg"
     other.write_bytes(photo.read_bytes())
-    jobs = [job for source in (photo, other) for job in plan_jobs(make_job(source, force=True), None)]
+    jobs = [job for source in (photo, other) for job in plan_variations(make_job(source, force=True), None)]
     with pytest.raises(OutputError, match=r"photo-edit\.jpg"):
-        check_collisions(jobs)
-    check_collisions(plan_jobs(make_job(photo, in_place=True), None))
+        check_outputs(jobs, tmp_path)
+    check_outputs(plan_variations(make_job(photo, in_place=True), None), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["mask", "style", "control_image"])
+@pytest.mark.parametrize("link", [None, os.link, os.symlink])
+def test_no_result_lands_on_a_side_input(tmp_path, photo, kind, link):
+    side = tmp_path / "side.jpg"
+    side.write_bytes(photo.read_bytes())
+    target = side
+    if link is not None:
+        target = tmp_path / "linked.jpg"
+        link(side, target)
+    job = make_job(photo, output=str(target), force=True, **{kind: str(side)})
+    with pytest.raises(OutputError, match=r"side\.jpg"):
+        check_outputs([job], tmp_path)
 
 
 @given(st.text())

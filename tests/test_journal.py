@@ -23,7 +23,7 @@ from img2img_cli.pictures.read import load_image
 from img2img_cli.pictures.write import write_output
 from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.run import Finished, encode_result
 
 FLIPS = 250
@@ -31,7 +31,7 @@ FLIPS = 250
 
 def plan(folder: Path, **choices: object) -> list[Job]:
     items = find_items([str(folder / "in")])
-    return plan_batch(items, Choices(**({"folder": folder / "out", "preset": "restore"} | choices)))
+    return plan_batch(items, BatchChoices(**({"folder": folder / "out", "preset": "restore"} | choices)))
 
 
 def sort_out(folder: Path, jobs: list[Job], **limits: object) -> tuple[list[Entry], list[dict], Session]:

@@ -11,7 +11,7 @@ from img2img_cli.batch import live_plan
 from img2img_cli.batch.live_plan import LivePlan
 from img2img_cli.errors import UsageError
 from img2img_cli.tasks.inputs import find_items
-from img2img_cli.tasks.plan import Choices, Planned, Refused
+from img2img_cli.tasks.plan import BatchChoices, Planned, Refused
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +27,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def watch(*inputs: str, **choices: object) -> LivePlan:
     settings = {"folder": Path("out"), "preset": "colorize"} | choices
-    plan = LivePlan(lambda: find_items(inputs or ["in"]), Choices(**settings))
+    plan = LivePlan(lambda: find_items(inputs or ["in"]), BatchChoices(**settings))
     plan.start()
     return plan
 

@@ -21,7 +21,7 @@ from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.run import encode_result, finish_picture
 from img2img_cli.tasks.side_inputs import Guides, load_guides, load_mask
 
@@ -196,6 +196,6 @@ def test_style_and_control_pictures_come_from_pipes_too(tmp_path: Path) -> None:
 def test_a_batch_takes_no_style_from_a_pipe(tmp_path: Path) -> None:
     make_picture("coffee", SIZE).save(tmp_path / "a.png")
     os.mkfifo(tmp_path / "style")
-    choices = Choices(folder=tmp_path / "out", preset="sd15-style", style=str(tmp_path / "style"))
+    choices = BatchChoices(folder=tmp_path / "out", preset="sd15-style", style=str(tmp_path / "style"))
     with pytest.raises(UsageError, match="regular file"):
         plan_batch(find_items([str(tmp_path / "a.png")]), choices)

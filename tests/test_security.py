@@ -35,7 +35,7 @@ from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import Dispatcher
 from img2img_cli.server.state import State
 from img2img_cli.tasks.inputs import find_items
-from img2img_cli.tasks.plan import Choices, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.record import read_record, replay_command
 from img2img_cli.text import printable
 
@@ -73,11 +73,11 @@ def batch(here: Callable[..., Outcome], *more: object) -> Outcome:
 )
 def test_a_name_is_no_program(folder: Path, name: str) -> None:
     with pytest.raises(UsageError):
-        plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize", name=name))
+        plan_batch(find_items(["in"]), BatchChoices(folder=Path("out"), preset="colorize", name=name))
 
 
 def test_a_name_may_count_in_columns(folder: Path) -> None:
-    (job,) = plan_batch(find_items(["in"]), Choices(folder=Path("out"), preset="colorize", name="{index:04}{ext}"))
+    (job,) = plan_batch(find_items(["in"]), BatchChoices(folder=Path("out"), preset="colorize", name="{index:04}{ext}"))
     assert job.output == "out/0001.png"
 
 

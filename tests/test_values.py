@@ -12,17 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from img2img_cli.cli import app, picture
+from img2img_cli.cli import app
+from img2img_cli.cli.choices import parse_assignment
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
 from img2img_cli.presets.references import parse_lora, split_references
 from img2img_cli.presets.schema import CARD_KEYS, Parameters
 from img2img_cli.presets.values import read_value, write_value
+from img2img_cli.tasks import plan
 from img2img_cli.tasks.inputs import read_manifest
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.record import _check_record, make_record, quote_word, replay_command, replay_words
@@ -130,12 +133,11 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
     """The job that a command line means, by way of Typer."""
     seen: list[Job] = []
 
-    def plan(task: Any, source: str, output: Any, own: Any, shared: Any, beside: Any = None, **_: Any) -> None:
-        resolved = picture.resolve_parameters(task, own, shared)
-        rest = {"preset": resolved.name, "parameters": resolved.parameters, "seed": shared.seed or 0, **(beside or {})}
-        seen.append(Job(input=source, output="out.png", **rest))
+    def plan_only(template: Job, output: Any, *, variations: int) -> list[Job]:
+        seen.append(template.model_copy(update={"output": "out.png"}))
+        raise typer.Exit
 
-    monkeypatch.setattr(picture, "run_picture_command", plan)
+    monkeypatch.setattr(plan, "plan_variations", plan_only)
     app.build_command()(args=words, standalone_mode=False)
     return seen[0]
 
@@ -215,7 +217,7 @@ def test_a_csv_file_holds_every_value(tmp_path: Path, preset: str, values: dict[
 )
 def test_json_and_yaml_are_values(key: str, text: str, value: Any) -> None:
     assert read_value(key, text) == value
-    assert picture.parse_assignment(f"{key}={text}") == (key, value)
+    assert parse_assignment(f"{key}={text}") == (key, value)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.pictures.write import choose_format, encode_image, write_output
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.system.streams import STDIO
-from img2img_cli.tasks.job import Job, plan_jobs
+from img2img_cli.tasks.job import Job
+from img2img_cli.tasks.plan import plan_variations
 from img2img_cli.tasks.record import format_parameters, make_record, read_record
 
 PROMPT = 'Ein Mädchen, 漢字 \U0001f3a8 & <b>"quotes"</b>\nsecond line'
@@ -296,7 +297,7 @@ def test_an_existing_file_is_not_replaced_unasked(tmp_path, content):
 def test_a_file_that_appears_after_planning_is_not_replaced(tmp_path, content):
     source, target = tmp_path / "in.png", tmp_path / "out.png"
     source.write_bytes(content)
-    (job,) = plan_jobs(make_job(input=str(source)), str(target))
+    (job,) = plan_variations(make_job(input=str(source)), str(target))
     target.write_bytes(b"somebody else's")
     with pytest.raises(OutputError, match="exists already"):
         write_output(content, job.output, replace=job.force or job.in_place)

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from img2img_cli.errors import NothingMatchedError
+from img2img_cli.tasks.claims import Claims, collide
 from img2img_cli.tasks.inputs import Item
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.output_folder import check_folder
-from img2img_cli.tasks.plan import Choices, Claims, Planned, Planner, Refused, collide, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, Planned, Planner, Refused, plan_batch
 
 SETTLE_S = 0.5
 Key = tuple[str, str | None]
@@ -27,7 +28,7 @@ class LivePlan:
         is_unsettled: whether the last update left out files that were still changing.
     """
 
-    def __init__(self, find: Callable[[], list[Item]], choices: Choices) -> None:
+    def __init__(self, find: Callable[[], list[Item]], choices: BatchChoices) -> None:
         self._find, self._choices = find, choices
         self._again: set[tuple[str, str | None]] = set()
         self._items: dict[Key, Item]

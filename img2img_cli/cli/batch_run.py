@@ -22,7 +22,7 @@ from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.tasks.inputs import Item, find_items
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.output_folder import estimate_bytes
-from img2img_cli.tasks.plan import Choices, Planned, Refused, plan_batch
+from img2img_cli.tasks.plan import BatchChoices, Planned, Refused, plan_batch
 from img2img_cli.text import printable
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> 
     return Limits(batch_size=size, max_failures=allowed, **others)
 
 
-def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -> int:
+def run_batch_command(choices: BatchChoices, limits: Limits, options: BatchOptions) -> int:
     """Run, once or as files arrive; return the exit code."""
     options.engine.check()
     if options.watch and "-" in options.inputs:
@@ -83,7 +83,7 @@ def run_batch_command(choices: Choices, limits: Limits, options: BatchOptions) -
     return print_plan(planned, notes) if options.dry_run else passes.run(planned, planned, notes)
 
 
-def find(choices: Choices, options: BatchOptions, notes: list[str]) -> list[Item]:
+def find(choices: BatchChoices, options: BatchOptions, notes: list[str]) -> list[Item]:
     """Every input; `notes` takes what is left aside."""
     inputs, folder = options.inputs, choices.folder
     return find_items(inputs, include=options.include, exclude=options.exclude, skip_folder=folder, notes=notes)
@@ -257,7 +257,7 @@ class Passes:
         open_ended: what the last pass skipped, or could not make for a reason that may pass.
     """
 
-    def __init__(self, choices: Choices, limits: Limits, options: BatchOptions) -> None:
+    def __init__(self, choices: BatchChoices, limits: Limits, options: BatchOptions) -> None:
         self.choices, self.limits, self.options = choices, limits, options
         self.open_ended: list[Planned] = []
         self._pipelines, self._recorder = Pipelines(options), Recorder(options)

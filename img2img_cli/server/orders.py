@@ -30,7 +30,7 @@ from img2img_cli.server.queue import FullError, QueuedPipeline
 from img2img_cli.server.state import MOST_WORKS, State
 from img2img_cli.system.source_files import check_length
 from img2img_cli.system.streams import STDIO
-from img2img_cli.tasks.job import MAX_SEED, Job, check_control, check_style, choose_seed
+from img2img_cli.tasks.job import Job, check_side_inputs, choose_seed, vary_job
 from img2img_cli.tasks.protocol import Spec
 from img2img_cli.tasks.run import Finished, Loaded, encode_result, finish_jobs
 from img2img_cli.tasks.side_inputs import Guides, check_mask
@@ -110,28 +110,22 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
         Img2ImgError: as the command does, with pictures named by what they are.
     """
     parameters = order.resolved.parameters
-    check_style(parameters, None, f"preset '{order.resolved.name}'")
-    check_control(parameters, None, f"preset '{order.resolved.name}'")
-    if order.mask is not None and (parameters.size != "original" or parameters.task == "upscale"):
-        raise UsageError("a mask keeps the picture's own pixels, so the result cannot have another size")
+    check_side_inputs(parameters, f"preset '{order.resolved.name}'", mask=order.mask is not None)
     parameters.check_references()
     guides = Guides()
     if order.mask is not None:
         guides = Guides(mask=check_mask(order.mask, order.picture.size)[0])
-    seed = choose_seed() if order.seed is None else order.seed
-    jobs = [
-        Job(
-            input="image",
-            output=STDIO,
-            preset=order.resolved.name,
-            parameters=parameters,
-            seed=(seed + index) % (MAX_SEED + 1),
-            mask="mask" if order.mask is not None else None,
-            format=order.format,
-            quality=order.quality,
-        )
-        for index in range(order.count)
-    ]
+    job = Job(
+        input="image",
+        output=STDIO,
+        preset=order.resolved.name,
+        parameters=parameters,
+        seed=choose_seed() if order.seed is None else order.seed,
+        mask="mask" if order.mask is not None else None,
+        format=order.format,
+        quality=order.quality,
+    )
+    jobs = vary_job(job, [STDIO] * order.count)
     spec = Spec(parameters=parameters, device=state.device, offload=state.offload)
     pipeline = QueuedPipeline(state.dispatcher, spec, owner, cancelled)
     encode = order.encode or functools.partial(encode_picture, order.picture)

@@ -1,14 +1,11 @@
-"""From found inputs to jobs: names of results, seeds, parameters, and everything that can be refused beforehand."""
+"""The planner: from inputs to jobs with names, seeds and parameters; it refuses what can be refused before any work."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-import re
-import string
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,35 +16,63 @@ from img2img_cli.errors import Img2ImgError, OutputError, UsageError
 from img2img_cli.pictures.files.formats import EXTENSIONS, Format, Truncated
 from img2img_cli.presets.catalogue import resolve, resolve_preset
 from img2img_cli.presets.files import Preset, load_preset
-from img2img_cli.presets.schema import Parameters
+from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.schema import Parameters, Task
+from img2img_cli.system.streams import STDIO
+from img2img_cli.tasks.claims import Claims, check_outputs
 from img2img_cli.tasks.inputs import Item, check_inside
-from img2img_cli.tasks.job import Job, check_control, check_input, check_style
-from img2img_cli.tasks.output_folder import NameLimits, NameProbe, check_folder
-
-NAME_FIELDS = ("stem", "ext", "name", "preset", "task", "seed", "index")
-DEFAULT_NAME = "{stem}{ext}"
-_WIDTH = re.compile(r"\d{0,2}")
-MAX_PAIRS = 5
+from img2img_cli.tasks.job import Job, check_input, check_side_inputs, choose_seed, vary_job
+from img2img_cli.tasks.output_folder import NameLimits, check_folder
+from img2img_cli.tasks.result_names import (
+    DEFAULT_NAME,
+    check_template,
+    fill_template,
+    find_unknown_extension,
+    name_output,
+    number_name,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the command line says of all results."""
+    """What the command line says of one result or of all.
 
-    folder: Path
-    preset: str | None
+    Attributes:
+        preset: a preset's name or file.
+        overrides: parameters by name that replace the preset's.
+        more_lora, more_embeddings: references that are added to the preset's.
+        style: the path of a style picture.
+        seed: None to choose one: at random for a single picture, by the input's name in a batch.
+        fast: whether the preset is sped up (`resolve_preset`).
+        metadata: whether results get EXIF and the record.
+    """
+
+    preset: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     more_lora: Sequence[str] = ()
     more_embeddings: Sequence[str] = ()
     style: str | None = None
-    name: str = DEFAULT_NAME
     format: Format = "keep"
     quality: int | None = None
     seed: int | None = None
     force: bool = False
+    in_place: bool = False
     fast: bool = False
     metadata: bool = True
     truncated: Truncated = "refuse"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchChoices(Choices):
+    """What the command line says of all results of a batch.
+
+    Attributes:
+        folder: the output folder.
+        name: the template of results' names (`fill_template`).
+    """
+
+    folder: Path
+    name: str = DEFAULT_NAME
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +80,7 @@ class Refused:
     """An input of which no job can be made: it fails alone, for this reason.
 
     Attributes:
-        output: where its result would lie, if that is known.
+        output: the path of its result, if that is known.
     """
 
     input: str
@@ -67,9 +92,124 @@ class Refused:
 Planned = Job | Refused
 
 
-def plan_batch(items: Sequence[Item], choices: Choices) -> list[Planned]:
-    """A job for each item, in their order, or why there is none: what an input's name or row does wrong is its own
-    failure, and what would be wrong without it is everybody's.
+def plan_picture(item: Item, choices: Choices, output: str | None, *, task: Task, variations: int = 1) -> list[Job]:
+    """Plan the results of a single picture, one for each variation.
+
+    Args:
+        output: a file, a folder, `-` for stdout, or None for a name beside the input.
+        task: the task that the preset must have; its own preset is the default.
+        variations: how many results, with seeds in a row.
+
+    Raises:
+        InputError, OutputError, UsageError, PresetError, ModelError: before anything was written.
+    """
+    preset = choices.preset
+    if preset is None:
+        # The bundled presets are tuned for a small model; another checkpoint starts from Stable Diffusion's.
+        preset = task if choices.overrides.get("model", BUNDLED) == BUNDLED else f"sd15-{task}"
+    parameters = resolve_parameters(preset, choices.overrides, choices, task=task)
+    seed = choose_seed() if choices.seed is None else choices.seed
+    job = make_job(item, choices, output=STDIO, preset=preset, parameters=parameters, seed=seed)
+    jobs = plan_variations(job, output, variations=variations)
+    parameters.check_references()
+    return jobs
+
+
+def plan_variations(template: Job, output: str | None, *, variations: int = 1) -> list[Job]:
+    """Give each variation its seed and output, and refuse what cannot be read or written.
+
+    Args:
+        template: the job; its own output does not matter.
+        output, variations: as for `plan_picture`.
+
+    Raises:
+        InputError, OutputError, UsageError: before anything was written.
+    """
+    check_input(template.input)
+    sides = {"mask": template.mask, "style": template.style, "control": template.control_image}
+    for option, path in sides.items():
+        if path == STDIO:
+            raise UsageError(f"--{option} cannot be read from stdin; give a file")
+        if path is not None:
+            check_input(path)
+    _check_side_inputs(template, f"preset '{template.preset}'")
+    base = name_output(template, output)
+    if base == STDIO and variations > 1:
+        raise UsageError("several variations cannot go to stdout; name an OUTPUT file or folder")
+    outputs = [number_name(base, index) for index in range(variations)] if variations > 1 else [base]
+    if template.in_place and outputs != [template.input]:
+        raise UsageError("--in-place makes one result in the input's own place; leave out OUTPUT and --variations")
+    jobs = vary_job(template, outputs)
+    for job in jobs:
+        try:
+            _check_output(job)
+        except OSError as error:
+            raise OutputError(f"{job.output}: cannot be written ({error.strerror}); name another OUTPUT") from None
+    return jobs
+
+
+def _check_output(job: Job) -> None:
+    """Refuse a single result that cannot be written or would replace what it must not."""
+    path, target = job.output, Path(job.output)
+    if path == STDIO:
+        return
+    if (unknown := find_unknown_extension(path, job.format)) is not None:
+        known = ", ".join(sorted(EXTENSIONS))
+        raise OutputError(f"{path}: unknown picture format '{unknown}'; use one of {known} or --format")
+    if not target.parent.is_dir():
+        raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
+    if not os.access(target.parent, os.W_OK):
+        raise OutputError(f"{path}: the folder {target.parent} cannot be written to; check its permissions")
+    if Claims(target.parent, [job]).find_replaced(job) is not None:
+        raise OutputError(f"{path}: is the input itself; name another OUTPUT, or use --in-place to replace it")
+    if target.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file")
+    if os.path.lexists(target) and not (job.force or job.in_place):
+        raise OutputError(f"{path}: exists already; use --force to replace it, or name another OUTPUT")
+
+
+def resolve_parameters(
+    preset: str, overrides: Mapping[str, Any], choices: Choices, *, task: Task | None = None
+) -> Parameters:
+    """Resolve a preset with overrides and what the command line adds to them.
+
+    Raises:
+        PresetError, UsageError: as `resolve_preset`.
+    """
+    return resolve_preset(
+        preset,
+        overrides,
+        task=task,
+        fast=choices.fast,
+        more_lora=choices.more_lora,
+        more_embeddings=choices.more_embeddings,
+    ).parameters
+
+
+def make_job(item: Item, choices: Choices, *, output: str, preset: str, parameters: Parameters, seed: int) -> Job:
+    """Make the job of an item."""
+    return Job(
+        input=item.path,
+        output=output,
+        preset=preset,
+        parameters=parameters,
+        seed=seed,
+        mask=item.mask,
+        style=item.style or choices.style,
+        control_image=item.control_image,
+        format=choices.format,
+        quality=choices.quality,
+        force=choices.force,
+        in_place=choices.in_place,
+        metadata=choices.metadata,
+        truncated=choices.truncated,
+    )
+
+
+def plan_batch(items: Sequence[Item], choices: BatchChoices) -> list[Planned]:
+    """Plan a job for each item, in their order, or say why there is none.
+
+    What is wrong with an input's name or row is that input's failure alone; what is wrong without it is everybody's.
 
     Raises:
         UsageError, PresetError, ModelError, InputError: options that cannot be.
@@ -87,14 +227,14 @@ def plan_batch(items: Sequence[Item], choices: Choices) -> list[Planned]:
 
 
 class Planner:
-    """Makes jobs of items, one by one.
+    """Plans the items of a batch, one by one.
 
     Raises:
         UsageError, InputError: a name for results or a style picture that cannot be.
     """
 
-    def __init__(self, choices: Choices) -> None:
-        _check_name(choices.name)
+    def __init__(self, choices: BatchChoices) -> None:
+        check_template(choices.name)
         self._choices = choices
         self._limits = NameLimits(choices.folder)
         self._resolved: dict[str, Parameters | Img2ImgError] = {}
@@ -102,7 +242,7 @@ class Planner:
         self._probe_name()
 
     def plan(self, item: Item, index: int) -> Planned:
-        """An item's job, or why it has none.
+        """Plan an item's job, or say why it has none.
 
         Args:
             index: the item's place among all, from 0.
@@ -112,57 +252,43 @@ class Planner:
         """
         if item.error is not None:
             return Refused(input=item.path, error=item.error)
-        preset = item.preset or self._choices.preset or ""
+        choices = self._choices
+        preset = item.preset or choices.preset or ""
+        seed = item.seed if item.seed is not None else choices.seed
+        if seed is None:
+            # By its name, so that a rerun, or a run over more files, makes the same picture again.
+            seed = int.from_bytes(hashlib.sha256(item.relative.encode("utf-8", "surrogateescape")).digest()[:4])
         try:
             parameters = self._resolve(preset, item)
-            style = item.style or self._choices.style
-            _check_beside(item, style, parameters, preset)
+            job = make_job(item, choices, output=STDIO, preset=preset, parameters=parameters, seed=seed)
+            _check_side_inputs(job, item.origin or f"preset '{preset}'")
         except Img2ImgError as error:
             if item.origin is None:
                 raise
             return Refused(input=item.path, error=error, preset=preset)
-        seed = item.seed if item.seed is not None else self._choices.seed
-        if seed is None:
-            # By its name, so that a rerun, or a run over more files, makes the same picture again.
-            seed = int.from_bytes(hashlib.sha256(item.relative.encode("utf-8", "surrogateescape")).digest()[:4])
         output = None
         try:
-            relative = item.output or _name_result(item, index, self._choices, parameters, seed)
+            relative = item.output or self._name_result(item, parameters, seed, index)
             where = item.origin or item.path
-            check_inside(relative, where)
-            _check_free(relative, where)
-            output = str(self._choices.folder / relative)
-            _check_format(relative, where, self._choices)
+            self._check_name(relative, where)
+            output = str(choices.folder / relative)
+            self._check_extension(relative, where)
             self._limits.check(output, where)
         except Img2ImgError as error:
             return Refused(input=item.path, output=output, error=error, preset=preset)
-        return self._make_job(item, output, preset, parameters, seed, style)
-
-    def _make_job(
-        self, item: Item, output: str, preset: str, parameters: Parameters, seed: int, style: str | None
-    ) -> Job:
-        return Job(
-            input=item.path,
-            output=output,
-            preset=preset,
-            parameters=parameters,
-            seed=seed,
-            mask=item.mask,
-            style=style,
-            control_image=item.control_image,
-            format=self._choices.format,
-            quality=self._choices.quality,
-            force=self._choices.force,
-            metadata=self._choices.metadata,
-            truncated=self._choices.truncated,
-        )
+        return job.model_copy(update={"output": output})
 
     def _resolve(self, preset: str, item: Item) -> Parameters:
-        """The item's parameters; found out once for all that name the same."""
+        """Return the item's parameters, resolved once for all items that name the same."""
         key = json.dumps([preset, item.overrides], sort_keys=True, default=str)
         if key not in self._resolved:
             try:
-                self._resolved[key] = _resolve(preset, item, self._choices)
+                if not preset:
+                    raise UsageError("no preset; name one with --preset, as in --preset colorize")
+                overrides = {**self._choices.overrides, **item.overrides}
+                parameters = resolve_parameters(preset, overrides, self._choices)
+                parameters.check_references()
+                self._resolved[key] = parameters
             except Img2ImgError as error:
                 self._resolved[key] = error
         found = self._resolved[key]
@@ -171,7 +297,7 @@ class Planner:
         return found
 
     def _check_own_values(self) -> None:
-        """Refuse what the options alone do wrong, before it is told of every row."""
+        """Refuse what the options alone do wrong, before every row is refused for it."""
         choices = self._choices
         if choices.preset is not None:
             load_preset(choices.preset)
@@ -193,139 +319,34 @@ class Planner:
     def _probe_name(self) -> None:
         """Refuse a --name that would be wrong for a picture with the plainest name."""
         item = Item(path="picture.png", relative="picture.png", preset="preset")
-        relative = _name_result(item, 0, self._choices, Parameters(), 0)
+        relative = self._name_result(item, Parameters(), 0, 0)
         where = f"--name {self._choices.name}"
+        self._check_name(relative, where)
+        self._check_extension(relative, where)
+
+    def _name_result(self, item: Item, parameters: Parameters, seed: int, index: int) -> str:
+        choices, preset = self._choices, item.preset or self._choices.preset or ""
+        return fill_template(
+            choices.name, item.relative, choices.format, preset=preset, parameters=parameters, seed=seed, index=index
+        )
+
+    @staticmethod
+    def _check_name(relative: str, where: str) -> None:
+        """Refuse a name outside the output folder, or one of those that a batch keeps beside its results."""
         check_inside(relative, where)
-        _check_free(relative, where)
-        _check_format(relative, where, self._choices)
+        if os.path.basename(relative).lower().startswith(".img2img"):
+            raise UsageError(f"{where}: {relative}: names that begin with .img2img are the batch's own; choose another")
+
+    def _check_extension(self, relative: str, where: str) -> None:
+        if (unknown := find_unknown_extension(relative, self._choices.format)) is not None:
+            raise UsageError(f"{where}: {relative}: unknown picture format '{unknown}'; use --name or --format")
 
 
-def _check_name(template: str) -> None:
-    try:
-        parts = string.Formatter().parse(template)
-        fields = [(name, "!" if change else width) for _, name, width, change in parts if name is not None]
-    except ValueError as error:
-        raise UsageError(f"--name {template}: {error}; use braces in pairs, such as {DEFAULT_NAME}") from None
-    for name, width in fields:
-        if name not in NAME_FIELDS:
-            raise UsageError(f"--name {template}: unknown field {{{name}}}; use one of {', '.join(NAME_FIELDS)}")
-        if not _WIDTH.fullmatch(width or ""):
-            raise UsageError(f"--name {template}: after the colon comes a width alone, such as {{index:04}}")
-
-
-def _check_format(relative: str, where: str, choices: Choices) -> None:
-    extension = os.path.splitext(relative)[1]
-    if choices.format == "keep" and extension.lower() not in EXTENSIONS:
-        raise UsageError(f"{where}: {relative}: unknown picture format '{extension}'; use --name or --format")
-
-
-def _check_free(relative: str, where: str) -> None:
-    """Refuse the names of what a batch keeps beside its results."""
-    if os.path.basename(relative).lower().startswith(".img2img"):
-        raise UsageError(f"{where}: {relative}: names that begin with .img2img are the batch's own; choose another")
-
-
-def _resolve(preset: str, item: Item, choices: Choices) -> Parameters:
-    if not preset:
-        raise UsageError("no preset; name one with --preset, as in --preset colorize")
-    parameters = resolve_preset(
-        preset,
-        {**choices.overrides, **item.overrides},
-        fast=choices.fast,
-        more_lora=choices.more_lora,
-        more_embeddings=choices.more_embeddings,
-    ).parameters
-    parameters.check_references()
-    return parameters
-
-
-def _check_beside(item: Item, style: str | None, parameters: Parameters, preset: str) -> None:
-    """Refuse the pictures beside an input that do not go with its parameters; rows may share those and differ here."""
-    if item.mask and (parameters.size != "original" or parameters.task == "upscale"):
-        raise UsageError(f"{item.origin}: a mask keeps the picture's own pixels, so it needs size original")
-    where = item.origin or f"preset '{preset}'"
-    check_style(parameters, style, where)
-    check_control(parameters, item.control_image, where)
-
-
-def _name_result(item: Item, index: int, choices: Choices, parameters: Parameters, seed: int) -> str:
-    stem, extension = os.path.splitext(os.path.basename(item.relative))
-    if choices.format != "keep":
-        extension = {"jpeg": ".jpg", "tiff": ".tif"}.get(choices.format, f".{choices.format}")
-    elif extension.lower() not in EXTENSIONS:
-        extension = ".png"
-    preset = Path(item.preset or choices.preset or "").stem
-    values = {"stem": stem, "ext": extension, "name": os.path.basename(item.relative), "preset": preset}
-    name = choices.name.format(**values, task=parameters.task, seed=seed, index=index + 1)
-    return os.path.join(os.path.dirname(item.relative), name)
-
-
-def check_outputs(jobs: Sequence[Job], folder: Path) -> None:
-    """Refuse results that would get one name, also where the folder does not tell case or Unicode forms apart, and
-    results that would replace an input, also by way of links.
-
-    Raises:
-        OutputError: naming the pairs.
-    """
-    claims = Claims(folder, jobs)
-    if pairs := [pair for job in jobs if (pair := claims.add(job))]:
-        more = f" and {len(pairs) - MAX_PAIRS} more" if len(pairs) > MAX_PAIRS else ""
-        raise collide("; ".join(pairs[:MAX_PAIRS]) + more)
-
-
-def collide(pairs: str) -> OutputError:
-    """The error that results have one name or an input's place."""
-    return OutputError(
-        f"results would get in each other's way: {pairs}; "
-        "use --name, such as '{name}{ext}' or '{stem}-{index}{ext}', or another output folder"
+def _check_side_inputs(job: Job, where: str) -> None:
+    check_side_inputs(
+        job.parameters,
+        where,
+        mask=job.mask is not None,
+        style=job.style is not None,
+        control_image=job.control_image is not None,
     )
-
-
-class Claims:
-    """Which results have which names below the output folder."""
-
-    def __init__(self, folder: Path, jobs: Iterable[Job] = ()) -> None:
-        self._folder = folder
-        self._probe = NameProbe(folder)
-        self._jobs: dict[str, dict[str, Job]] = {}
-        self._inputs: dict[tuple[int, int], str] = {}
-        for job in jobs:
-            self.add_input(job)
-
-    def add_input(self, job: Job) -> None:
-        """Let no result take the place of a job's input."""
-        if (identity := _identify(job.input)) is not None:
-            self._inputs[identity] = job.input
-
-    def add(self, job: Job) -> str | None:
-        """Give a job its result's name; what is in its way, as text, if it cannot have it."""
-        name, form = self._name(job)
-        holders = self._jobs.setdefault(form, {})
-        for held, holder in holders.items():
-            if held == name or not self._probe.tell_apart(held, name):
-                return f"{holder.input} and {job.input} -> {job.output}"
-        if (identity := _identify(job.output)) is not None and identity in self._inputs:
-            source = self._inputs[identity]
-            if _identify(source) == identity:  # rather than a number that has been given to another file since
-                return f"{job.input} -> {job.output}, which is the input {source}"
-        holders[name] = job
-        return None
-
-    def drop(self, job: Job) -> None:
-        """Take a job's name back, if it is its own."""
-        name, form = self._name(job)
-        if self._jobs.get(form, {}).get(name) is job:
-            del self._jobs[form][name]
-
-    def _name(self, job: Job) -> tuple[str, str]:
-        """A result's name, and the form that it shares with others on file systems that tell less apart."""
-        name = os.path.relpath(job.output, self._folder)
-        return name, unicodedata.normalize("NFC", name).casefold()
-
-
-def _identify(path: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino

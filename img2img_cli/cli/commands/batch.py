@@ -7,31 +7,12 @@ from typing import Annotated, Optional
 
 import typer
 
-from img2img_cli.cli.options import (
-    CompileOption,
-    ControlnetOption,
-    DeviceOption,
-    DtypeOption,
-    EmbeddingOption,
-    FastOption,
-    FormatOption,
-    KeepWarmOption,
-    LoraOption,
-    MetadataOption,
-    ModelOption,
-    NoServerOption,
-    OffloadOption,
-    QualityOption,
-    QuietOption,
-    SchedulerOption,
-    SetOption,
-    TruncatedOption,
-    VaeOption,
-)
+from img2img_cli.cli.options import SharedOptions, StyleOption, with_options
 
-_FIND, _PRESET, _OUTPUT, _RUN = "Inputs", "Preset and model", "Output", "Run"
+_FIND, _OUTPUT, _RUN = "Inputs", "Output", "Run"
 
 
+@with_options(SharedOptions)
 def batch(
     *,
     inputs: Annotated[
@@ -55,40 +36,16 @@ def batch(
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with what arrives, until interrupted.", rich_help_panel=_FIND)
     ] = False,
-    preset: Annotated[
-        Optional[str],
-        typer.Option(help="Preset name or YAML file; it knows its task.", rich_help_panel=_PRESET, show_default=False),
-    ] = None,
-    prompt: Annotated[
-        Optional[str], typer.Option("--prompt", "-p", rich_help_panel=_PRESET, show_default=False)
-    ] = None,
-    model: ModelOption = None,
-    lora: LoraOption = [],  # noqa: B006
-    embedding: EmbeddingOption = [],  # noqa: B006
-    style: Annotated[
-        Optional[str],
-        typer.Option(
-            help="Picture whose style to take; for presets with an IP-Adapter.",
-            rich_help_panel=_PRESET,
-            show_default=False,
-        ),
-    ] = None,
-    controlnet: ControlnetOption = None,
-    vae: VaeOption = None,
-    scheduler: SchedulerOption = None,
-    set_: SetOption = [],  # noqa: B006
+    style: StyleOption = None,
     name: Annotated[
         str,
         typer.Option(
             help="Name of a result: {stem} {ext} {name} {preset} {task} {seed} {index}.", rich_help_panel=_OUTPUT
         ),
     ] = "{stem}{ext}",
-    format: FormatOption = "keep",
-    quality: QualityOption = None,
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Do all again, and replace strangers' files.", rich_help_panel=_OUTPUT)
     ] = False,
-    no_metadata: MetadataOption = False,
     report: Annotated[
         Optional[Path],
         typer.Option(
@@ -121,46 +78,15 @@ def batch(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Only what failed before.", rich_help_panel=_RUN)
     ] = False,
-    truncated: TruncatedOption = "refuse",
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = None,
-    fast: FastOption = False,
-    compile: CompileOption = None,
-    offload: OffloadOption = "auto",
-    no_server: NoServerOption = False,
-    keep_warm: KeepWarmOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.", rich_help_panel=_RUN)] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="One JSON event a line on stdout.", rich_help_panel=_RUN)
-    ] = False,
-    quiet: QuietOption = False,
+    shared: SharedOptions,
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
-    from img2img_cli.cli.choices import check_format, check_offload, check_truncated
+    from img2img_cli.cli.choices import check_offload, collect_choices
     from img2img_cli.cli.engine import Engine
-    from img2img_cli.cli.picture import parse_assignment
-    from img2img_cli.tasks.plan import Choices
+    from img2img_cli.tasks.plan import BatchChoices
 
-    overrides = {"prompt": prompt, "model": model, "dtype": dtype, "compile": compile}
-    overrides |= {"controlnet": controlnet, "vae": vae, "scheduler": scheduler}
-    overrides = {key: value for key, value in overrides.items() if value is not None}
-    choices = Choices(
-        folder=output,
-        preset=preset,
-        style=style,
-        overrides=overrides | dict(parse_assignment(text) for text in set_),
-        more_lora=lora,
-        more_embeddings=embedding,
-        name=name,
-        format=check_format(format),
-        quality=quality,
-        seed=seed,
-        force=force,
-        fast=fast,
-        metadata=not no_metadata,
-        truncated=check_truncated(truncated),
-    )
+    choices = BatchChoices(**collect_choices(shared), folder=output, name=name, style=style, seed=seed, force=force)
     limits = read_limits(
         batch_size=batch_size,
         workers=workers,
@@ -175,11 +101,11 @@ def batch(
         exclude=exclude,
         watch=watch,
         report=report,
-        device=device,
-        offload=check_offload(offload),
-        dry_run=dry_run,
-        json=json,
-        quiet=quiet,
-        engine=Engine(server=not no_server, keep_warm=keep_warm, quiet=quiet),
+        device=shared.device,
+        offload=check_offload(shared.offload),
+        dry_run=shared.dry_run,
+        json=shared.json,
+        quiet=shared.quiet,
+        engine=Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet),
     )
     return run_batch_command(choices, limits, options)
