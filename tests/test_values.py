@@ -138,6 +138,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
         raise typer.Exit
 
     monkeypatch.setattr(plan, "plan_variations", plan_only)
+    monkeypatch.setattr(plan, "choose_seed", lambda: 0)
     app.build_command()(args=words, standalone_mode=False)
     return seen[0]
 
