@@ -251,7 +251,7 @@ MUTATIONS = (
         name="an owner's requests all come before another's",
         changes=change(
             "server/queue.py",
-            "                    self._queues[request.owner] = queue  # at the end: the others come first\n",
+            "                    self._queues[request.owner] = queue  # at the end: this owner has had its turn\n",
             "                    self._queues = {request.owner: queue, **self._queues}\n",
         ),
         tests=("tests/test_server.py", "-k", "owners_take_turns"),
