@@ -1,4 +1,4 @@
-"""Everything that can go wrong, each with its exit code and a sentence that says what to do next."""
+"""Exceptions for every error that a user can cause, each with its exit code."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ExitCode(IntEnum):
 
 
 class Img2ImgError(Exception):
-    """Base of every error a user can cause; its text is one line."""
+    """Base of every error that a user can cause. Line breaks in the message become spaces."""
 
     exit_code: ExitCode = ExitCode.BUG
 
     def __init__(self, message: str = "") -> None:
-        super().__init__(" ".join(message.splitlines()))  # names of files and keys may hold line breaks
+        super().__init__(" ".join(message.splitlines()))  # file names and keys can contain line breaks
 
 
 class UsageError(Img2ImgError):
@@ -53,15 +53,15 @@ class InputError(Img2ImgError):
 
 
 class DamageError(InputError):
-    """A picture that its decoder cannot make sense of."""
+    """A picture that its decoder cannot decode."""
 
 
 class ReadError(InputError):
-    """A file that cannot be read now: it is gone, or its permissions or the disk are in the way."""
+    """A file that cannot be read now: it is missing, or its permissions or the disk prevent it."""
 
 
 class ChangedError(ReadError):
-    """A file that another process was writing to; it may be whole the next time."""
+    """A file that another process was writing to; it may be complete on the next try."""
 
 
 class NothingMatchedError(Img2ImgError):
@@ -71,7 +71,7 @@ class NothingMatchedError(Img2ImgError):
 
 
 class ModelError(Img2ImgError):
-    """A model that is missing, refused, damaged or out of reach."""
+    """A model that is missing, refused, damaged or cannot be downloaded."""
 
     exit_code = ExitCode.MODEL
 
@@ -89,19 +89,19 @@ class OutOfMemoryError(Img2ImgError):
 
 
 class LockedError(Img2ImgError):
-    """Another run holds the output folder."""
+    """Another run has locked the output folder."""
 
     exit_code = ExitCode.LOCKED
 
 
 class TimeLimitError(Img2ImgError):
-    """The time given with --timeout or --item-timeout is over."""
+    """The time limit of --timeout or --item-timeout is over."""
 
     exit_code = ExitCode.TIMEOUT
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether memory ran out; libraries have many ways to say so."""
+    """Return whether an error means that memory ran out, in any of the wordings that libraries use."""
     return isinstance(error, MemoryError) or any(words in str(error).lower() for words in _SHORTAGES)
 
 
@@ -124,5 +124,5 @@ _ADVICE = {
 
 
 def advise(error: OSError) -> str:
-    """What to do about a file or folder that cannot be written or made."""
+    """Return what to do about a file or folder that cannot be written or created."""
     return _ADVICE.get(error.errno or 0, "choose another place")

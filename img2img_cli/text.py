@@ -1,4 +1,4 @@
-"""Text for people."""
+"""Text that is safe to show in a terminal."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u206
 
 
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal, and that every stream can take."""
+    """Replace control characters, text-direction marks and lone surrogates with U+FFFD."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

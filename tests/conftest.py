@@ -1,4 +1,4 @@
-"""Fixtures: the command in a fresh process and in this one, a tiny Stable Diffusion, pictures."""
+"""Fixtures: run the command in a new process or in this one, a tiny Stable Diffusion, pictures."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind."""
+    """The exit code and output of a command."""
 
     code: int
     out: bytes
@@ -70,7 +70,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[byt
 
 @pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compute with one thread, alone and in a lane alike: sums over large maps are rounded by threads."""
+    """Compute with one thread, alone and in lanes, because the number of threads affects how large sums are rounded."""
     import torch
 
     before = torch.get_num_threads()
@@ -81,7 +81,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photograph() -> Image.Image:
-    """A 96 x 72 colour photograph."""
+    """Return a colour photograph of 96 x 72 pixels."""
     from skimage import data
 
     return Image.fromarray(data.coffee()).resize((96, 72), Image.Resampling.LANCZOS)
@@ -89,7 +89,7 @@ def photograph() -> Image.Image:
 
 @pytest.fixture
 def picture(tmp_path: Path, photograph: Image.Image) -> Path:
-    """The photograph as a PNG file."""
+    """Return the path of the photograph as a PNG file."""
     path = tmp_path / "photo.png"
     photograph.save(path)
     return path
@@ -97,7 +97,7 @@ def picture(tmp_path: Path, photograph: Image.Image) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A diffusers folder with Stable Diffusion 1.5's classes at tiny size and seeded random weights."""
+    """Return a diffusers folder with Stable Diffusion 1.5's classes at tiny size and seeded random weights."""
     import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -138,7 +138,7 @@ def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Count:
-    """Counts a module's calls and the batches it is given."""
+    """Counts a module's calls and records their batch sizes."""
 
     def __init__(self, module: Any) -> None:
         self.batches: list[int] = []
@@ -156,6 +156,6 @@ class Count:
 
 
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures, in dB."""
+    """Return the peak signal-to-noise ratio of two 8-bit pictures in dB."""
     error = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))

@@ -1,7 +1,7 @@
-"""The process behind `faults.Driver`: loads everything once, then forks a child for each command it is told.
+"""The process behind `faults.Driver`: load everything once, then fork a child for each command.
 
-The parent computes with one thread only, as a forked child has no other threads. The model is loaded once and what it
-makes is remembered, by the bytes that went in; all else is the command's own code, to the end of the interpreter.
+The parent computes with one thread, because a forked child has no other threads. The model is loaded once, and its
+results are stored by the bytes of its input. Everything else is the command's own code, to the end of the interpreter.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def share_models() -> None:
 
 
 def recall_results() -> None:
-    """Take what the model makes from memory where it has been made before."""
+    """Replace the model's results by stored ones if it has had the same input before."""
     transform = ImagePipeline.transform
 
     def recall(self: ImagePipeline, pieces: Sequence[Piece], progress: Any = None) -> list[Image.Image]:
@@ -81,7 +81,7 @@ def _identify(piece: Piece) -> tuple[object, ...]:
 
 
 def listen_within(stage: str, orders: Orders) -> None:
-    """Have the shim count only while a stage runs."""
+    """Make the shim count calls only while a stage runs."""
     for place in PARTS[stage]:
         path, last = place.rsplit(".", 1)
         owner: Any = pkgutil.resolve_name(f"img2img_cli.{path}")
@@ -100,7 +100,7 @@ def _listening(part: Callable[..., Any], orders: Orders) -> Callable[..., Any]:
 
 
 def start(order: dict[str, Any], orders: Orders) -> NoReturn:
-    """Be the command, to the end of the process."""
+    """Run the command in a forked child, to the end of the process."""
     os.chdir(order["root"])
     redirect(order)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - the parent's has read ahead
@@ -116,7 +116,7 @@ def start(order: dict[str, Any], orders: Orders) -> NoReturn:
 
 
 def run_main() -> int:
-    """The command's exit code."""
+    """Run the command and return its exit code."""
     try:
         app.main()
     except SystemExit as ended:
@@ -127,7 +127,7 @@ def run_main() -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """What the interpreter does at its end, but for taking a thousand modules down, which takes two seconds."""
+    """Do what the interpreter does at exit, except unloading a thousand modules, which takes two seconds."""
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()
@@ -140,7 +140,7 @@ def leave(code: int) -> NoReturn:
 
 
 def redirect(order: dict[str, Any]) -> None:
-    """The command's own files in place of this process's."""
+    """Use the command's own files as stdin, stdout and stderr of this process."""
     for name, target in (("out", 1), ("err", 2)):
         file = os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         os.dup2(file, target)
@@ -149,7 +149,7 @@ def redirect(order: dict[str, Any]) -> None:
 
 
 def wait_for(pid: int, seconds: float) -> int:
-    """The exit code; killed when it takes longer."""
+    """Return a child's exit code. Kill the child if it takes too long."""
     process = os.pidfd_open(pid)
     if not select.select([process], [], [], seconds)[0]:
         os.kill(pid, signal.SIGKILL)
@@ -159,7 +159,7 @@ def wait_for(pid: int, seconds: float) -> int:
 
 
 def remember(order: dict[str, Any]) -> int:
-    """Run a command in this very process."""
+    """Run a command in this process and store the model's results."""
     kept = {number: os.dup(number) for number in (0, 1, 2)}
     redirect(order)
     sys.argv = ["img2img", *order["arguments"]]
@@ -175,7 +175,7 @@ def remember(order: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    """Take orders, a line each, until there are no more."""
+    """Read one order per line and carry it out, until stdin ends."""
     orders = Orders(Path(os.environ["FAULT_FILE"]))
     share_models()
     recall_results()

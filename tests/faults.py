@@ -1,6 +1,6 @@
-"""Faults on order: a shim under the command makes its n-th call of a kind fail or its last, and what is left is judged.
+"""Inject faults: a shim makes the command's n-th call of a kind fail, or kills it there; then judge what it left.
 
-`Driver` is a process under the shim that has loaded everything and forks a child for each command, so that a run costs
+`Driver` is a process under the shim that has loaded everything and forks a child for each command, so that a run takes
 a tenth of a second instead of ten.
 """
 
@@ -48,13 +48,13 @@ _TESTS = Path(__file__).parent
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What is to happen at which call.
+    """A fault to inject, and the call to inject it at.
 
     Attributes:
         kinds: which calls count.
-        at: the call that it happens at, from 1; 0 to count only.
+        at: number of the call that fails, from 1; 0 to count only.
         error: an errno; 0 for SIGKILL.
-        sticky: all later calls fail too.
+        sticky: whether all later calls fail too.
         stage: only calls within this stage of a command count.
     """
 
@@ -66,13 +66,13 @@ class Fault:
     size: int = LARGE
 
     def __str__(self) -> str:
-        """For messages."""
+        """Describe the fault for messages."""
         what = errno.errorcode[self.error] if self.error else "SIGKILL"
         return f"{what}{' from' if self.sticky else ' at'} {'/'.join(self.kinds)} {self.at} {self.stage or ''}".strip()
 
 
 class Orders:
-    """The file through which the shim takes orders and gives counts."""
+    """The file through which the shim receives orders and reports counts."""
 
     def __init__(self, file: Path) -> None:
         if not file.exists():
@@ -81,23 +81,23 @@ class Orders:
             self._memory = mmap.mmap(opened.fileno(), _LAYOUT.size)
 
     def set(self, fault: Fault, root: str, *, armed: bool) -> None:
-        """Order a fault below `root`."""
+        """Order a fault for calls below `root`."""
         kinds = sum(KINDS[kind] for kind in fault.kinds)
         values = (kinds, fault.at, fault.error, fault.sticky, fault.size, armed, 0, 0, os.fsencode(root))
         self._memory[:] = _LAYOUT.pack(*values)
 
     def arm(self, armed: bool) -> None:
-        """Let calls count, or not."""
+        """Start or stop counting calls."""
         self._memory[40:48] = struct.pack("q", armed)
 
     def read(self) -> tuple[int, int]:
-        """How many calls counted, and how many of them failed."""
+        """Return how many calls counted, and how many of them failed."""
         seen, fired = struct.unpack("2q", self._memory[48:64])
         return seen, fired
 
 
 def find_compiler() -> str | None:
-    """A C compiler, if there is one for Linux."""
+    """Return a C compiler, or None without one or outside Linux."""
     return (shutil.which("cc") or shutil.which("gcc")) if sys.platform == "linux" else None
 
 
@@ -116,9 +116,9 @@ class Answer:
     """How a command ended.
 
     Attributes:
-        code: the exit code, or a signal's number below zero.
-        seen: calls that counted.
-        fired: calls that failed.
+        code: the exit code, or the negative number of a signal.
+        seen: number of calls that counted.
+        fired: number of calls that failed.
     """
 
     code: int
@@ -134,7 +134,7 @@ class Answer:
         return self.code == -9
 
     def events(self) -> list[dict[str, Any]]:
-        """The whole lines of JSON on stdout."""
+        """Parse the complete JSON lines on stdout."""
         lines = self.out.splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.startswith(b"{") and line.endswith(b"\n")]
 
@@ -166,7 +166,7 @@ class Driver:
         )
 
     def close(self) -> None:
-        """End it."""
+        """End the driver's process."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait(timeout=60)
@@ -181,11 +181,11 @@ class Driver:
         recall: bool = True,
         out: Path | None = None,
     ) -> Answer:
-        """`img2img ARGUMENTS` in the folder `root`, with a fault below it.
+        """Run `img2img ARGUMENTS` in the folder `root`, with a fault for calls below it.
 
         Args:
-            kill_after: seconds until it is killed.
-            recall: what the model made of the same pieces in `remember` is taken from there.
+            kill_after: seconds until the command is killed.
+            recall: whether to reuse the model's results from `remember` for the same pieces.
             out: where stdout goes.
         """
         order = {
@@ -202,7 +202,7 @@ class Driver:
         return Answer(out=out_bytes, err=err.decode(errors="replace"), **told)
 
     def remember(self, arguments: Sequence[object], root: Path) -> Answer:
-        """The same without a fault and in the driver itself, which keeps what the model makes."""
+        """Run a command in the driver itself without a fault, and store the model's results."""
         order = {"arguments": [str(argument) for argument in arguments], "root": str(root), "remember": True}
         files = {"out": str(self._folder / "out"), "err": str(self._folder / "err")}
         told = self._ask(order | files)
@@ -218,7 +218,7 @@ class Driver:
 
 @contextmanager
 def start_driver() -> Iterator[Driver]:
-    """A driver with a folder of its own."""
+    """Start a driver with its own folder."""
     with tempfile.TemporaryDirectory(prefix="i2f") as name:
         driver = Driver(Path(name))
         try:
@@ -229,14 +229,14 @@ def start_driver() -> Iterator[Driver]:
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A command, what lies in its folder before, and what must lie there at its end.
+    """A command, the contents of its folder before it runs, and those required at its end.
 
     Attributes:
-        start: a folder that each run begins with a copy of.
+        start: a folder; each run begins with a copy of it.
         wanted: names of results with their exact bytes.
-        code: the exit code of an undisturbed run.
+        code: the exit code of a run without a fault.
         pages: names of reports, whose bytes differ from run to run.
-        stdout: what must have come on stdout, where it is a picture.
+        stdout: the picture required on stdout, if any.
     """
 
     name: str
@@ -250,15 +250,15 @@ class Scene:
 
     @property
     def is_batch(self) -> bool:
-        """Whether it is a run that resumes."""
+        """Whether the command is a batch, which can resume."""
         return self.arguments[0] == "batch"
 
     def find_out(self, root: Path) -> Path | None:
-        """Where its stdout is to go for faults to reach it."""
+        """Return where to send stdout so that faults can affect it."""
         return None if self.stdout is None else root / PIPED
 
     def lay(self, root: Path) -> Path:
-        """Make the folder as it is before."""
+        """Create the folder as it is before the command."""
         if root.exists():
             shutil.rmtree(root)
         shutil.copytree(self.start, root, symlinks=True)
@@ -266,7 +266,7 @@ class Scene:
 
 
 def read_tree(root: Path) -> dict[str, bytes]:
-    """Every file below a folder by its name, without the state of batches."""
+    """Return every file below a folder by its name, except the state of batches."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
@@ -275,7 +275,7 @@ def read_tree(root: Path) -> dict[str, bytes]:
 
 
 def make_scene(driver: Driver, name: str, arguments: Sequence[str], start: Path, work: Path, **facts: Any) -> Scene:
-    """Run the command undisturbed and take what it makes as what is wanted; the model's part is remembered."""
+    """Run the command without a fault, store the model's results, and require the files that it makes."""
     before = read_tree(start)
     root = work / "undisturbed"
     if root.exists():
@@ -295,11 +295,11 @@ def make_scene(driver: Driver, name: str, arguments: Sequence[str], start: Path,
 
 
 def judge(scene: Scene, root: Path, answer: Answer, code: int = 0, *, after_kills: bool = False) -> list[str]:
-    """What is wrong after a run under a fault.
+    """Return everything that is wrong after a run under a fault.
 
     Args:
-        code: what the fault's own exit code is, 6 or 8.
-        after_kills: runs that were killed have left what only a batch clears, in its own folder.
+        code: the exit code that the fault must lead to, 6 or 8.
+        after_kills: whether killed runs may have left temporary files that only a batch removes, in its own folder.
     """
     problems = judge_files(scene, root)
     if "Traceback" in answer.err or "Exception ignored" in answer.err:
@@ -323,7 +323,7 @@ def judge(scene: Scene, root: Path, answer: Answer, code: int = 0, *, after_kill
 
 
 def _judge_events(scene: Scene, root: Path, answer: Answer, code: int) -> list[str]:
-    """A batch with --json tells every input's end once, and the right reason."""
+    """Check that a batch with --json reports each input's end once, with the right reason."""
     problems = []
     events = answer.events()
     ends = [event for event in events if event["event"] in ("done", "up-to-date", "failed", "skipped")]
@@ -347,7 +347,7 @@ def _judge_events(scene: Scene, root: Path, answer: Answer, code: int) -> list[s
 
 
 def judge_files(scene: Scene, root: Path) -> list[str]:
-    """What is lost or torn: every file is what it was, or the whole result."""
+    """Return lost or damaged files: every file must be unchanged or the complete result."""
     problems = []
     now = read_tree(root)
     for name, data in scene.before.items():
@@ -369,7 +369,7 @@ def judge_files(scene: Scene, root: Path) -> list[str]:
 
 
 def describe_damage(data: bytes) -> str:
-    """Whether bytes are a picture."""
+    """Return what is wrong with the bytes of a picture."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
@@ -379,7 +379,7 @@ def describe_damage(data: bytes) -> str:
 
 
 def judge_end(scene: Scene, root: Path, answer: Answer) -> list[str]:
-    """What is missing or too much when nothing disturbs any more."""
+    """Return what is missing or left over after a run without a fault."""
     now = read_tree(root)
     problems = [f"missing: {name}" for name, data in scene.wanted.items() if now.get(name) != data]
     problems += [f"left behind: {name}" for name in now if name.endswith(".tmp") and name.startswith("out/")]
@@ -390,7 +390,7 @@ def judge_end(scene: Scene, root: Path, answer: Answer) -> list[str]:
 
 
 def resume(driver: Driver, scene: Scene, root: Path) -> list[str]:
-    """Run the command again, undisturbed, and judge its end. What is there already is not asked for again."""
+    """Run the command again without a fault and judge its end. Do not ask again for results that exist."""
     now = read_tree(root)
     present = [name for name, data in scene.wanted.items() if now.get(name) == data]
     if not scene.is_batch and scene.stdout is None and len(present) == len(scene.wanted):
@@ -404,7 +404,7 @@ def resume(driver: Driver, scene: Scene, root: Path) -> list[str]:
 
 
 def count_calls(driver: Driver, scene: Scene, root: Path, kinds: tuple[str, ...], stage: str | None = None) -> int:
-    """How many calls of these kinds the command makes."""
+    """Return how many calls of these kinds the command makes."""
     fault = Fault(kinds=kinds, stage=stage)
     answer = driver.run(scene.arguments, scene.lay(root), fault, recall=stage is None, out=scene.find_out(root))
     assert answer.code == scene.code, answer.err
@@ -412,7 +412,7 @@ def count_calls(driver: Driver, scene: Scene, root: Path, kinds: tuple[str, ...]
 
 
 def list_disk_faults(counts: dict[str, int], errors: Sequence[int] = DISK_ERRORS, *, every: int = 1) -> Iterator[Fault]:
-    """A kill at each call of each kind, each error at each, and a disk that fails from each call on."""
+    """List faults: a kill at each call of each kind, each error at each call, a disk that fails from each call on."""
     for kind, count in counts.items():
         for at in range(1, count + 1, every):
             yield Fault(kinds=(kind,), at=at)
@@ -424,7 +424,7 @@ def list_disk_faults(counts: dict[str, int], errors: Sequence[int] = DISK_ERRORS
 def try_fault(
     driver: Driver, scene: Scene, root: Path, fault: Fault, code: int, *, recall: bool = True
 ) -> tuple[Answer, list[str]]:
-    """A run under a fault and one after it; how the first ended, and all that is wrong."""
+    """Run a command under a fault and then without; return how the first run ended and everything that is wrong."""
     answer = driver.run(scene.arguments, scene.lay(root), fault, recall=recall, out=scene.find_out(root))
     problems = judge(scene, root, answer, code)
     if answer.code != scene.code or scene.is_batch or problems:
@@ -437,7 +437,7 @@ QUICK = ("--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "i
 
 
 def make_photograph(index: int = 0, size: tuple[int, int] = (96, 72)) -> Image.Image:
-    """A smooth colour picture with some grain, another one for each index."""
+    """Return a smooth colour picture with some grain, different for each index."""
     rng = np.random.default_rng(index)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     grain = rng.integers(-6, 7, (size[1], size[0], 3))
@@ -445,7 +445,7 @@ def make_photograph(index: int = 0, size: tuple[int, int] = (96, 72)) -> Image.I
 
 
 def make_single_scenes(driver: Driver, work: Path) -> list[Scene]:
-    """Single commands in each way that they put a result somewhere."""
+    """Make scenes of single commands, one for each way to write a result."""
     start = work / "single"
     start.mkdir(parents=True)
     make_photograph(0).save(start / "in.png")
@@ -464,7 +464,7 @@ def make_single_scenes(driver: Driver, work: Path) -> list[Scene]:
 
 
 def make_batch_scene(driver: Driver, work: Path, *, pictures: int = 4, report: bool = True) -> Scene:
-    """A batch over good and broken pictures, into a folder with older results of its own and files of strangers."""
+    """Make a scene of a batch over good and broken pictures, into a folder with older results and unrelated files."""
     start = work / "batch"
     make_batch_inputs(start / "in", pictures)
     (start / "out").mkdir()
@@ -482,7 +482,7 @@ def make_batch_scene(driver: Driver, work: Path, *, pictures: int = 4, report: b
 
 
 def make_batch_inputs(folder: Path, pictures: int) -> None:
-    """Pictures of several formats and sizes in two folders, and two that are broken."""
+    """Make pictures of several formats and sizes in two folders, and two that are broken."""
     extensions = (".bmp", ".jpg", ".png", ".webp", ".tif")
     for index in range(pictures):
         path = folder / ("sub" if index % 3 == 2 else "") / f"{index:03}{extensions[index % len(extensions)]}"

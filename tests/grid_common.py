@@ -1,4 +1,4 @@
-"""What all pictures of the grid of modes share: their pixels, and what those look like."""
+"""Shared parts of the grid of modes: the pixels of its pictures, and their expected appearance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ ALPHAS = {"": (), " + alpha": (2,), " + premultiplied alpha": (1,), " + extra": 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A file and what it shows.
+    """A file and the picture that it must show.
 
     Attributes:
         group: the row of the table that it belongs to.
-        rgb: `(H, W, 3)` in 0..255, or None where it must be refused.
+        rgb: `(H, W, 3)` in 0..255, or None if the file must be refused.
         alpha: `(H, W)` in 0..255, or None.
-        off: by how much a channel may differ.
-        samples: what an independent reader must find, to show that the file is what it says.
+        off: tolerance of a channel.
+        samples: what an independent reader must find, to show that the file is what it claims.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Case:
 
 
 def ramps(channels: int) -> np.ndarray:
-    """`(H, W, channels)` in 0..1 with both ends in each channel."""
+    """Return `(H, W, channels)` in 0..1, with 0 and 1 in each channel."""
     down, across = np.mgrid[0:HEIGHT, 0:WIDTH] / np.array([HEIGHT - 1, WIDTH - 1])[:, None, None]
     planes = [across, down, (across + 1 - down) / 2, 1 - across, (1 - across) * down, across * down]
     return np.stack(planes[:channels], axis=-1)
 
 
 def store(values: np.ndarray, kind: str, bits: int) -> np.ndarray:
-    """0..1 as a file's numbers."""
+    """Convert 0..1 to a file's numbers."""
     if kind == "f":
         return values.astype(f"f{bits // 8}")
     if kind == "i":
@@ -59,13 +59,13 @@ def store(values: np.ndarray, kind: str, bits: int) -> np.ndarray:
 
 
 def restore(stored: np.ndarray, kind: str, bits: int) -> np.ndarray:
-    """A file's numbers as 0..1."""
+    """Convert a file's numbers to 0..1."""
     low = -(1 << bits - 1) if kind == "i" else 0
     return stored.astype(float) if kind == "f" else (stored.astype(float) - low) / (2**bits - 1)
 
 
 def pack_line(line: np.ndarray, bits: int, kind: str, order: str) -> bytes:
-    """A row's numbers as the bytes of a TIFF or PNG."""
+    """Return a row's numbers as the bytes of a TIFF or PNG."""
     if bits in (16, 32, 64):
         return line.astype(f"{order}{kind}{bits // 8}").tobytes()
     if bits == 24:
@@ -75,7 +75,7 @@ def pack_line(line: np.ndarray, bits: int, kind: str, order: str) -> bytes:
 
 
 def expect(ink: str, values: np.ndarray, extras: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None, float]:
-    """What channels in 0..1 look like: colour, alpha and the tolerance."""
+    """Return the expected colour, alpha and tolerance of channels in 0..1."""
     colours = INKS[ink][1]
     colour, alpha, off = values[..., :colours], None, 1.0
     for index, extra in enumerate(extras):

@@ -1,4 +1,4 @@
-"""PNG, PFM, PNM, JPEG 2000, AVIF and WebP of the grid of modes."""
+"""PNG, PFM, PNM, JPEG 2000, AVIF and WebP in the grid of modes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def write_png(stored: np.ndarray, bits: int, colour: int, before: bytes = b"") -> bytes:
-    """A PNG of `(H, W, C)` numbers."""
+    """Return a PNG of the numbers `(H, W, C)`."""
     lines = stored.reshape(HEIGHT, -1)
     rows = b"".join(b"\0" + pack_line(line, bits, "u", ">") for line in lines)
     head = struct.pack(">IIBBBBB", WIDTH, HEIGHT, bits, colour, 0, 0, 0)
@@ -27,7 +27,7 @@ def write_png(stored: np.ndarray, bits: int, colour: int, before: bytes = b"") -
 
 
 def pngs() -> Iterator[Case]:
-    """Colour types x bits x tRNS."""
+    """Yield PNGs: colour types x bits x tRNS."""
     for colour, bits, keyed in itertools.product((0, 2, 4, 6), (1, 2, 4, 8, 16), (False, True)):
         if (colour and bits < 8) or (keyed and colour > 3):
             continue
@@ -61,7 +61,7 @@ def pngs() -> Iterator[Case]:
 
 
 def others() -> Iterator[Case]:
-    """PFM, PNM, JPEG 2000, AVIF and WebP."""
+    """Yield PFM, PNM, JPEG 2000, AVIF and WebP."""
     grey, rgb = ramps(1)[..., 0], ramps(3)
     for order, sign, top in itertools.product("<>", "-", (1, 1.004, 1.6, 255, 257)):
         data = b"Pf\n%d %d\n%s1.0\n" % (WIDTH, HEIGHT, b"-" if order == "<" else b"")

@@ -1,4 +1,4 @@
-"""TGA, PCX, ICO, PSD and DDS of the grid of modes."""
+"""TGA, PCX, ICO, PSD and DDS in the grid of modes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grid_formats import write_png
 
 
 def legacy() -> Iterator[Case]:
-    """TGA, PCX, ICO, PSD and DDS."""
+    """Yield TGA, PCX, ICO, PSD and DDS."""
     yield from tgas()
     yield from pcxs()
     yield from icons()
@@ -22,7 +22,7 @@ def legacy() -> Iterator[Case]:
 
 
 def tgas() -> Iterator[Case]:
-    """Kinds x run lengths x orientations."""
+    """Yield TGAs: kinds x run lengths x orientations."""
     values = store(ramps(4), "u", 8)
     rgb, alpha, _ = expect("RGB", ramps(4), (2,))
     grey = np.repeat(values[..., :1], 3, axis=-1)
@@ -51,7 +51,7 @@ def tgas() -> Iterator[Case]:
 
 
 def pcxs() -> Iterator[Case]:
-    """Bits x planes."""
+    """Yield PCXs: bits x planes."""
     table = np.random.default_rng(1).integers(0, 256, (256, 3), dtype=np.uint8)
     values = store(ramps(3), "u", 8)
     bit = values[..., :1] > 127
@@ -76,7 +76,7 @@ def pcxs() -> Iterator[Case]:
 
 
 def icons() -> Iterator[Case]:
-    """Bitmaps and PNG; the largest picture, and of those the one of most bits, is behind the others."""
+    """Yield icons of bitmaps and PNG, in which the largest picture with the most bits comes last."""
     values = store(ramps(4), "u", 8)
     rgb, alpha, _ = expect("RGB", ramps(4), (2,))
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -105,7 +105,7 @@ def _pack_icon(content: bytes, bits: int) -> bytes:
 
 
 def psds() -> Iterator[Case]:
-    """Modes x extra channels x run lengths."""
+    """Yield PSDs: modes x extra channels x run lengths."""
     rgb = ramps(3)
     for (mode, colours, ink), extra, packed in itertools.product(
         ((1, 1, "grey"), (3, 3, "RGB"), (4, 4, "CMYK")), ("", "extra", "two extras", "transparency"), (False, True)
@@ -151,7 +151,7 @@ def write_psd(
     version: int = 1,
     merged: bool = True,
 ) -> bytes:
-    """A PSD of `(H, W, C)` numbers in its flat picture."""
+    """Return a PSD whose flat picture has the numbers `(H, W, C)`."""
     channels = stored.shape[-1]
     head = struct.pack(">4sH6xHIIHH", b"8BPS", version, channels, HEIGHT, WIDTH, bits, mode)
     resource = struct.pack(">4sHxxIIBIIIx", b"8BIM", 1057, 17, 1, merged, 0, 0, 1)
@@ -167,7 +167,7 @@ def write_psd(
 
 
 def ddss() -> Iterator[Case]:
-    """Uncompressed, and in blocks as imagecodecs unpacks them."""
+    """Yield DDSs, uncompressed and in blocks as imagecodecs decodes them."""
     values = store(ramps(4), "u", 8)
     rgb, alpha, _ = expect("RGB", ramps(4), (2,))
     reds, blues = (0xFF, 0xFF00, 0xFF0000), (0xFF0000, 0xFF00, 0xFF)
@@ -202,6 +202,6 @@ def ddss() -> Iterator[Case]:
 
 
 def head_dds(flags: int, *, bits: int = 0, masks: tuple[int, ...] = (0, 0, 0, 0), fourcc: bytes = bytes(4)) -> bytes:
-    """The 128 bytes before a DDS's pixels."""
+    """Return the 128 bytes before a DDS's pixels."""
     head = struct.pack("<4s4I", b"DDS ", 124, 0x1007, HEIGHT, WIDTH).ljust(76, b"\0")
     return (head + struct.pack("<II4sI4I", 32, flags, fourcc, bits, *masks)).ljust(128, b"\0")

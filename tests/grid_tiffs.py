@@ -1,4 +1,4 @@
-"""TIFFs of the grid of modes."""
+"""TIFFs in the grid of modes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def write_tiff(
     more: tuple = (),
     rows: int = HEIGHT,
 ) -> bytes:
-    """An uncompressed TIFF of any number of bits; tifffile writes those of whole bytes alone."""
+    """Return an uncompressed TIFF of any number of bits; tifffile writes only whole bytes."""
     blocks = [[plane] for plane in planes] if planar == 2 else [planes]
     strips = []
     for block in blocks:
@@ -69,7 +69,7 @@ def write_tiff(
 
 
 def plain_tiffs(every: int = 1) -> Iterator[Case]:
-    """Uncompressed: ink x extra channels x type x planes x byte order x strips; one of so many."""
+    """Yield every n-th uncompressed TIFF of ink x extra channels x type x planes x byte order x strips."""
     ways = itertools.product(INKS, ALPHAS.items(), TYPES, (1, 2), "<>", (HEIGHT, 5))
     for ink, (extra, extras), (kind, bits), planar, order, rows in itertools.islice(ways, 0, None, every):
         photometric, colours = INKS[ink]
@@ -93,7 +93,7 @@ def plain_tiffs(every: int = 1) -> Iterator[Case]:
 
 
 def packed_tiffs(every: int = 1) -> Iterator[Case]:
-    """By tifffile: type x compression x predictor x tiles x BigTIFF x byte order x planes; one of so many."""
+    """Yield every n-th TIFF by tifffile of type x compression x predictor x tiles x BigTIFF x byte order x planes."""
     ways = itertools.product(
         [("grey", ""), ("RGB", ""), ("RGB", " + alpha"), ("CMYK", ""), ("CMYK", " + extra")],
         [("u", 8), ("u", 16), ("u", 32), ("i", 16), ("f", 16), ("f", 32), ("f", 64)],
@@ -142,7 +142,7 @@ def packed_tiffs(every: int = 1) -> Iterator[Case]:
 
 
 def odd_tiffs() -> Iterator[Case]:
-    """Reversed bits, palettes, Lab, subsampled chroma, what nobody reads."""
+    """Yield TIFFs with reversed bits, palettes, Lab or subsampled chroma, and some that must be refused."""
     for ink, kind, bits, order in itertools.product(("grey", "white is zero", "RGB"), "u", (1, 2, 4, 8, 12, 16), "<>"):
         stored = store(ramps(INKS[ink][1]), kind, bits)
         planes = [stored[..., index] for index in range(INKS[ink][1])]

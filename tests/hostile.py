@@ -1,9 +1,8 @@
-"""Hostile pictures, presets, manifests and records, made from a seed alone: `make_hostile(7)` is the same everywhere.
+"""Make hostile pictures, presets, manifests and records from a seed: `make_hostile(7)` is the same on every machine.
 
-A picture starts as a small good file of one of the formats that are read, in one of the modes the format can hold, and
-is then spoilt in one way: cut at a boundary of its structure, bits turned, a header's field lying with its checksum
-mended so that the lie is believed, parts repeated, swapped or swollen, metadata malformed, another file glued to it. A
-share stays good, and a share is built by hand where no encoder makes such files.
+A picture starts as a small good file in a supported format and mode. Then it is damaged in one way: cut at a boundary
+of its structure, bits flipped, a header field changed and its checksum corrected, parts repeated, swapped or enlarged,
+metadata malformed, another file appended. Some stay good, and some are built by hand because no encoder makes them.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ WEIGHTS = (5, 5, 3, 5, 3, 4, 1, 3, 2, 1)
 
 
 def make_hostile(seed: int) -> tuple[str, bytes]:
-    """A file's name and content."""
+    """Return a file's name and content."""
     rng = Random(seed)
     kind = rng.choices(FORMATS, WEIGHTS)[0]
     name = f"{seed:06}{EXTENSIONS[kind]}"
@@ -72,7 +71,7 @@ def _sides(rng: Random) -> tuple[int, int]:
 
 
 def make_image(rng: Random, mode: str, size: tuple[int, int]) -> Image.Image:
-    """Noise, a gradient or one colour."""
+    """Return noise, a gradient or one colour."""
     pixels = np.random.default_rng(rng.getrandbits(32))
     shape = size[1], size[0]
     if mode == "F":
@@ -102,7 +101,7 @@ def make_image(rng: Random, mode: str, size: tuple[int, int]) -> Image.Image:
 
 
 def make_good(rng: Random, kind: str) -> bytes:
-    """A small file that every reader can read, unless its sides are too short."""
+    """Return a small file that every reader can read, unless its sides are too short."""
     mode = rng.choice(MODES[kind])
     image = make_image(rng, mode, _sides(rng))
     options = _metadata(rng, kind)
@@ -172,7 +171,7 @@ def _exif(rng: Random) -> bytes:
 
 
 def _plain_exif(length: int) -> bytes:
-    """A maker's name and nothing else, of so many bytes where that can be."""
+    """Return EXIF with only a maker's name, of the given length if possible."""
     exif = Image.Exif()
     exif[0x010F] = "x" * max(5, length - len(b"Exif\0\0") - 8 - 2 - 12 - 4 - 1)
     return exif.tobytes()
@@ -241,7 +240,7 @@ def _add_text(rng: Random, info: PngImagePlugin.PngInfo) -> None:
 
 
 def split_parts(kind: str, content: bytes) -> list[int]:
-    """Offsets of the parts of a file's structure; empty where it has none that we know."""
+    """Return offsets of the parts of a file's structure; none if the structure is not known here."""
     walkers: dict[str, Callable[[bytes], Iterator[int]]] = {
         "PNG": _png_parts, "JPEG": _jpeg_parts, "MPO": _jpeg_parts, "WEBP": _riff_parts, "GIF": _gif_parts,
         "TIFF": _tiff_parts, "AVIF": _box_parts, "JPEG2000": _jp2_parts, "BMP": lambda c: iter((2, 14, 18, 54)),
@@ -335,7 +334,7 @@ def _jp2_parts(content: bytes) -> Iterator[int]:
 
 
 def mend(kind: str, content: bytes) -> bytes:
-    """Write a PNG's checksums anew, so that what its chunks say is believed."""
+    """Correct a PNG's checksums, so that readers accept its changed chunks."""
     if kind != "PNG":
         return content
     mended, at = bytearray(content), 8
@@ -374,7 +373,7 @@ def _turn_bits(rng: Random, kind: str, content: bytes) -> bytes:
 
 
 def _lie(rng: Random, kind: str, content: bytes) -> bytes:
-    """Numbers of one to four bytes near a part's beginning."""
+    """Change numbers of one to four bytes near the beginning of a part."""
     bad = bytearray(content)
     parts = split_parts(kind, content) or [0]
     for _ in range(rng.choice([1, 1, 2])):
@@ -387,7 +386,7 @@ def _lie(rng: Random, kind: str, content: bytes) -> bytes:
 
 
 def _lie_about_size(rng: Random, kind: str, content: bytes) -> bytes:
-    """Width and height where the format has them."""
+    """Change width and height in the format's header."""
     bad = bytearray(content)
     small = [1, 7, 8, 60, 100, 1000]
     width, height = (rng.choice([*small, 3000, 20_000, 65_500, 65_535, 1 << 24, (1 << 31) - 1]) for _ in range(2))
@@ -432,7 +431,7 @@ def _lie_about_size(rng: Random, kind: str, content: bytes) -> bytes:
 
 
 def _shuffle_parts(rng: Random, kind: str, content: bytes) -> bytes:
-    """Drop, double or swap parts; of a PNG whole chunks."""
+    """Drop, double or swap parts; whole chunks of a PNG."""
     parts = split_parts(kind, content)
     if kind in ("PNG", "JPEG", "WEBP", "AVIF", "MPO"):
         parts = parts[::2]
@@ -455,14 +454,14 @@ def _shuffle_parts(rng: Random, kind: str, content: bytes) -> bytes:
 
 
 def _swell(rng: Random, kind: str, content: bytes) -> bytes:
-    """Junk in the middle or behind."""
+    """Insert junk in the middle or append it."""
     at = rng.choice([len(content), *(split_parts(kind, content) or [0])])
     junk = rng.choice([bytes(3000), b"\xff" * 3000, rng.randbytes(500), b"\xff\xda" * 300, b"<?php ?>" * 9])
     return content[:at] + junk + content[at:]
 
 
 def _glue(rng: Random, kind: str, content: bytes) -> bytes:
-    """A polyglot: two files in one, or another format's first bytes."""
+    """Return a polyglot: two files in one, or a file with another format's first bytes."""
     other = make_good(rng, rng.choice(FORMATS))
     return rng.choice(
         [content + other, other[:20] + content[20:], b"PK\3\4" + content, content + b"PK\5\6" + bytes(18)]
@@ -490,7 +489,7 @@ def _png(size: tuple[int, int], *chunks: bytes, depth: int = 8, colour: int = 2,
 
 
 def png_of_text_bombs(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """Chunks of a kilobyte that each unpack to a mebibyte; Pillow does not count those that are broken at their end."""
+    """Return text chunks of 1 KiB that unpack to 1 MiB each. Pillow does not count those with a damaged end."""
     packed = zlib.compress(bytes(1_048_000), 9)
     body = rng.choice([packed, packed[:-4] + b"zzzz", zlib.compress(b"\xff" * 1_048_000, 9)])
     name, head = rng.choice([(b"iCCP", b"p\0\0"), (b"zTXt", b"k\0\0"), (b"iTXt", b"k\0\1\0\0\0")])
@@ -498,18 +497,18 @@ def png_of_text_bombs(rng: Random, count: int | None = None) -> tuple[str, bytes
 
 
 def png_of_many_chunks(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """Chunks that nobody knows."""
+    """Return a PNG of many unknown chunks."""
     return ".png", _png((9, 9), _chunk(b"prVt", b"") * (rng.choice([10, 3000]) if count is None else count))
 
 
 def png_bomb(rng: Random) -> tuple[str, bytes]:
-    """Many pixels in few bytes."""
+    """Return many pixels in few bytes."""
     size = rng.choice([(60_000, 60_000), (14_000, 14_000), (65_500, 1700), (1, 1 << 31), ((1 << 31) - 1, 8)])
     return ".png", _png(size, rows=bytes(100_000))
 
 
 def apng_of_many_frames(rng: Random) -> tuple[str, bytes]:
-    """An animation that says it has millions of frames."""
+    """Return an animation that claims millions of frames."""
     control = _chunk(b"acTL", struct.pack(">II", rng.choice([0, 1, 2, 10**6, 1 << 31, (1 << 32) - 1]), 0))
     frame = _chunk(
         b"fcTL", struct.pack(">IIIIIHHBB", 0, *rng.choice([(9, 9, 0, 0), (9, 9, 1, 0), (0, 0, 9, 9)]), 1, 0, 2, 1)
@@ -524,7 +523,7 @@ def _gif(size: tuple[int, int], *blocks: bytes) -> bytes:
 
 @functools.cache
 def _gif_frame() -> bytes:
-    """One frame of 9 x 9 pixels: its descriptor of ten bytes, then its data."""
+    """Return one frame of 9 x 9 pixels: its descriptor of ten bytes, then its data."""
     buffer = io.BytesIO()
     Image.new("P", (9, 9), 1).save(buffer, "GIF")
     content = buffer.getvalue()
@@ -532,19 +531,19 @@ def _gif_frame() -> bytes:
 
 
 def gif_of_many_frames(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """An animation of more frames than anyone wants to look at."""
+    """Return an animation of more frames than are counted."""
     control = rng.choice([b"", b"!\xf9\x04\x04\x01\0\0\0", b"!\xf9\x04\x0d\x01\0\1\0"])
     return ".gif", _gif((9, 9), (control + _gif_frame()) * (rng.choice([2, 300, 4000]) if count is None else count))
 
 
 def gif_of_many_blocks(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """A comment in thousands of blocks of one byte."""
+    """Return a comment in thousands of blocks of one byte."""
     blocks = b"\1x" * (rng.choice([10, 5000]) if count is None else count)
     return ".gif", _gif((9, 9), b"!\xfe" + blocks + b"\0", _gif_frame())
 
 
 def gif_with_a_frame_outside(rng: Random) -> tuple[str, bytes]:
-    """A frame that lies beyond the screen, which grows by it."""
+    """Return a frame outside the screen, which makes the screen larger."""
     place = rng.choice([(0, 0, 65535, 65535), (65535, 65535, 9, 9), (8, 8, 9, 9), (0, 0, 0, 0), (0, 0, 65500, 3000)])
     return ".gif", _gif((9, 9), b"!\xf9\x04\x08\x01\0\0\0", b"," + struct.pack("<HHHHB", *place, 0) + _gif_frame()[10:])
 
@@ -552,7 +551,7 @@ def gif_with_a_frame_outside(rng: Random) -> tuple[str, bytes]:
 def make_tiff(
     tags: list[tuple[int, int, int, int]], body: bytes = b"", following: int = 0, *, big: bool = False
 ) -> bytes:
-    """A little-endian TIFF of one directory at its beginning, and a body behind it."""
+    """Return a little-endian TIFF of one directory at its beginning, followed by a body."""
     if big:
         entries = b"".join(struct.pack("<HHQQ", *tag) for tag in tags)
         return struct.pack("<2sHHHQQ", b"II", 43, 8, 0, 16, len(tags)) + entries + struct.pack("<Q", following) + body
@@ -563,20 +562,20 @@ def make_tiff(
 def grey_tags(
     width: int, height: int, more: tuple[tuple[int, int, int, int], ...] = ()
 ) -> list[tuple[int, int, int, int]]:
-    """What a raw 8-bit picture needs, its pixels right behind the directory."""
+    """Return the tags of a raw 8-bit picture whose pixels follow the directory."""
     tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
     tags += [(273, 4, 1, 8 + 2 + 12 * (8 + len(more)) + 4), (278, 4, 1, height), (279, 4, 1, width * height)]
     return sorted([*tags, *more])
 
 
 def tiff_cycle(rng: Random) -> tuple[str, bytes]:
-    """Directories that lead to themselves or into each other."""
+    """Return directories that refer to themselves or each other."""
     following = rng.choice([8, 10, 20, 34, 4_000_000_000])
     return ".tif", make_tiff(grey_tags(12, 12), bytes(144), following)
 
 
 def tiff_of_many_directories(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """A long chain, each with nothing but a size."""
+    """Return a long chain of directories that hold only a size."""
     count = rng.choice([50, 2000]) if count is None else count
     first = make_tiff(grey_tags(12, 12), bytes(144), 8 + 2 + 12 * 8 + 4 + 144)
     chain, at = [], len(first)
@@ -588,7 +587,7 @@ def tiff_of_many_directories(rng: Random, count: int | None = None) -> tuple[str
 
 
 def tiff_of_many_values(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """A tag of so many numbers that Python objects of them would fill the memory."""
+    """Return a tag with so many numbers that they would fill the memory as Python objects."""
     count = rng.choice([3000, 1 << 30]) if count is None else count
     kind, width = rng.choice([(5, 8), (3, 2), (12, 8), (4, 4)])
     more = ((rng.choice([33432, 315, 700, 34675, 50000]), kind, count, 200),)
@@ -596,7 +595,7 @@ def tiff_of_many_values(rng: Random, count: int | None = None) -> tuple[str, byt
 
 
 def tiff_of_odd_types(rng: Random) -> tuple[str, bytes]:
-    """Well-known tags with values of a type that nobody expects."""
+    """Return well-known tags with values of an unexpected type."""
     known = [254, *range(256, 260), 262, 273, 274, 277, 278, 282, 283, 284, 296, 317, 320, 338, 339, 700]
     names = rng.sample([*known, 34665, 34675, 34853], 3)
     more = tuple((name, rng.randrange(1, 17), rng.choice([0, 1, 2, 3, 4]), rng.choice(LIES)) for name in names)
@@ -604,7 +603,7 @@ def tiff_of_odd_types(rng: Random) -> tuple[str, bytes]:
 
 
 def tiff_of_large_tiles(rng: Random) -> tuple[str, bytes]:
-    """Tiles much larger than the picture, packed or not."""
+    """Return tiles much larger than the picture, compressed or not."""
     side = rng.choice([16, 4096, 65_536, 1 << 20])
     tags = [(256, 4, 1, 12), (257, 4, 1, 12), (258, 3, 1, 8), (259, 3, 1, rng.choice([1, 5, 8, 7])), (262, 3, 1, 1)]
     tags += [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 130), (325, 4, 1, 300)]
@@ -612,14 +611,14 @@ def tiff_of_large_tiles(rng: Random) -> tuple[str, bytes]:
 
 
 def bigtiff_of_many_tags(rng: Random) -> tuple[str, bytes]:
-    """A directory that counts in 64 bits."""
+    """Return a directory with a 64-bit count."""
     content = bytearray(make_tiff(grey_tags(12, 12), bytes(300), big=True))
     content[16:24] = struct.pack("<Q", rng.choice([1 << 63, 1 << 40, 70_000, 0, 8]))
     return ".tif", bytes(content)
 
 
 def jpeg_of_many_scans(rng: Random, size: tuple[int, int] = (48, 48), count: int | None = None) -> tuple[str, bytes]:
-    """A progressive picture whose last scan comes again and again: each is a pass over all pixels."""
+    """Return a progressive picture that repeats its last scan many times; each scan is a pass over all pixels."""
     buffer = io.BytesIO()
     Image.new("L", size, 99).save(buffer, "JPEG", progressive=True)
     content = buffer.getvalue()
@@ -629,7 +628,7 @@ def jpeg_of_many_scans(rng: Random, size: tuple[int, int] = (48, 48), count: int
 
 
 def jpeg_of_many_segments(rng: Random, count: int | None = None) -> tuple[str, bytes]:
-    """EXIF in pieces of one byte, or empty segments, or bytes between segments."""
+    """Return EXIF in pieces of one byte, empty segments, or bytes between segments."""
     good = make_good(rng, "JPEG")
     at = list(_jpeg_parts(good))[2]
     piece = rng.choice([b"\xff\xe1\0\x09Exif\0\0x", b"\xff\xe5\0\2", b"\xff\xff", b"\0", b"\xff\xfe\0\2"])
@@ -637,7 +636,7 @@ def jpeg_of_many_segments(rng: Random, count: int | None = None) -> tuple[str, b
 
 
 def jp2_with_a_lying_codestream(rng: Random) -> tuple[str, bytes]:
-    """A box that says one thing, a codestream that says another: tiles, components, code-blocks, layers."""
+    """Return a box and a codestream that differ in tiles, components, code-blocks or layers."""
     buffer = io.BytesIO()
     make_image(rng, "RGB", (32, 32)).save(buffer, "JPEG2000", no_jp2=rng.random() < 0.3, num_resolutions=2)
     content = bytearray(buffer.getvalue())
@@ -660,7 +659,7 @@ def jp2_with_a_lying_codestream(rng: Random) -> tuple[str, bytes]:
 
 
 def bmp_of_long_rows(rng: Random, size: tuple[int, int] | None = None) -> tuple[str, bytes]:
-    """Run lengths, decoded in Python: each end of a line fills the row byte by byte."""
+    """Return run lengths, which Python decodes: each end of a line fills the row byte by byte."""
     width, height = size or rng.choice([(300, 300), (600, 400), (65_500, 3000)])
     rows = b"\1\0\0\0" * min(height, 4000)
     head = struct.pack("<2sLHHL", b"BM", 54 + 1024 + len(rows), 0, 0, 54 + 1024)
@@ -669,7 +668,7 @@ def bmp_of_long_rows(rng: Random, size: tuple[int, int] | None = None) -> tuple[
 
 
 def ppm_in_words(rng: Random) -> tuple[str, bytes]:
-    """Plain text, comments, spaces, values too large, and sizes that lie."""
+    """Return a plain-text picture with comments, spaces, values that are too large, or wrong sizes."""
     size = rng.choice([b"9 9", b"9 # nine\n9", b"  9\t9", b"-9 9", b"9999999999 9", b"14000 14000", b"9.5 9", b"0 9"])
     top = rng.choice([b"255", b"65535", b"0", b"65536", b"100", b"1", b"-1", b"x"])
     body = rng.choice(
@@ -682,7 +681,7 @@ def ppm_in_words(rng: Random) -> tuple[str, bytes]:
 
 
 def no_picture(rng: Random) -> tuple[str, bytes]:
-    """Noise, emptiness, and formats that are not read, by the names of those that are."""
+    """Return noise, an empty file or an unsupported format under the name of a supported one."""
     svg = b"<svg xmlns='http://www.w3.org/2000/svg'/>"
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) run\n"
     heads = [b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBPVP8 "]
@@ -719,7 +718,7 @@ YAML_VALUES = (
 
 
 def make_preset(seed: int) -> tuple[str, bytes]:
-    """A preset's name and content."""
+    """Return a preset's name and content."""
     rng = Random(seed)
     lines = ["task: edit"] if rng.random() < 0.5 else []
     for _ in range(rng.randrange(1, 5)):
@@ -752,7 +751,7 @@ JSON_VALUES = (
 
 
 def make_manifest(seed: int) -> tuple[str, bytes]:
-    """A manifest's name and content."""
+    """Return a manifest's name and content."""
     rng = Random(seed)
     columns = [rng.choice(COLUMNS) for _ in range(rng.randrange(1, 4))]
     if rng.random() < 0.7:
@@ -779,7 +778,7 @@ FOREIGN = ("parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata
 
 
 def make_metadata(seed: int) -> tuple[str, bytes]:
-    """A picture whose record of how it was made is hostile."""
+    """Return a picture whose record of how it was made is hostile."""
     rng = Random(seed)
     record: dict[str, object] = {
         "version": "0",

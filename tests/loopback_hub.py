@@ -1,4 +1,4 @@
-"""A model hub on 127.0.0.1 that speaks as much of the hub's protocol as downloading a repository needs."""
+"""A model hub on 127.0.0.1 with the part of the hub's protocol that downloading a repository needs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class LoopbackHub:
-    """Serves local folders as repositories; any other is missing, or wrong as its name's end says.
+    """Serves local folders as repositories. Others are missing, or fail as the end of their name says.
 
-    `gated`, `unauthorised` and `busy` are refused; of `cutoff` large files end early, of `slow` they stop coming, of
-    `lying` a bit is flipped.
+    `gated`, `unauthorised` and `busy` are refused. Large files of `cutoff` end early, those of `slow` stop halfway,
+    and those of `lying` have a flipped bit.
     """
 
     def __init__(self, repositories: Mapping[str, Path]) -> None:
@@ -62,7 +62,7 @@ class LoopbackHub:
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def respond(self, path: str, repositories: Mapping[str, Path]) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and content of one request."""
+        """Return status, headers and content for a request."""
         match = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+)(?:/(.*))?$", path)
         name, rest = (match[1], match[2] or "") if match else ("", "")
         if name.endswith("gated"):

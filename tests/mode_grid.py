@@ -1,7 +1,7 @@
-"""Thousands of small pictures, one for each way to store pixels, and whether they are read as they must be.
+"""Thousands of small pictures, one for each way to store pixels, and a check that they are read correctly.
 
-`python tests/mode_grid.py` reads them all, lets tifffile and imagecodecs read those that they can, and prints what
-differs. With `--write` it also writes the tables of docs/picture-modes.md.
+`python tests/mode_grid.py` reads them all, compares with tifffile and imagecodecs where these can read them, and prints
+the differences. With `--write` it also writes the tables of docs/picture-modes.md.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Outcome:
 
     Attributes:
         wrong: what is wrong with it, or None.
-        off: by how much a channel differs at most.
-        refusal: what it was called when it was refused.
+        off: largest difference of a channel.
+        refusal: the description in the error if it was refused.
     """
 
     wrong: str | None = None
@@ -45,7 +45,7 @@ class Outcome:
 
 @dataclass
 class Row:
-    """What the table says of a group."""
+    """The table's row for a group."""
 
     read: int = 0
     refused: int = 0
@@ -53,13 +53,13 @@ class Row:
 
 
 def make_grid() -> Iterator[Case]:
-    """All of them."""
+    """Return all cases."""
     for make in MAKERS:
         yield from make()
 
 
 def judge(case: Case) -> Outcome:
-    """Read a case as the tool does, and some with an independent reader, too."""
+    """Read a case as the tool does, and some cases with an independent reader, too."""
     from img2img_cli.errors import InputError
     from img2img_cli.pictures.read import load_image
 
@@ -84,7 +84,7 @@ def judge(case: Case) -> Outcome:
 
 
 def compare_independently(case: Case) -> str | None:
-    """Whether tifffile or imagecodecs finds other samples than were stored."""
+    """Compare the stored samples with those that tifffile or imagecodecs finds."""
     if case.samples is None:
         return None
     read = imagecodecs.png_decode(case.data) if case.data[:4] == b"\x89PNG" else tifffile.imread(io.BytesIO(case.data))
@@ -94,7 +94,7 @@ def compare_independently(case: Case) -> str | None:
 
 
 def write_tables(rows: dict[str, Row], refusals: Iterable[str]) -> str:
-    """The tables as Markdown."""
+    """Return the tables as Markdown."""
     lines = [
         "| Pictures | Read rightly | Refused in a line | Largest difference, of 255 |",
         "| --- | --- | --- | --- |",
@@ -106,7 +106,7 @@ def write_tables(rows: dict[str, Row], refusals: Iterable[str]) -> str:
 
 
 def read_tables() -> tuple[dict[str, Row], set[str]]:
-    """The page's tables: its rows by group, and what is refused."""
+    """Return the page's tables: rows by group, and the refused kinds."""
     tables = PAGE.read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
     rows, refusals = {}, set()
     for line in tables.splitlines():

@@ -1,7 +1,7 @@
-"""Whether the tests notice when what protects pictures is taken away: `python tests/mutations.py`.
+"""Check that the tests notice when a protection of pictures is removed: `python tests/mutations.py`.
 
-Each mutation changes one thing in a copy of the tree and runs the tests that should see it. All must be green without
-it and red with it. A mutation whose text is not found any more is an error: it has to follow the code.
+Each mutation changes one thing in a copy of the tree and runs the tests that should fail then. All must pass without it
+and fail with it. A mutation whose text is no longer in the code is an error: update it with the code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FAILED = 1  # pytest's exit code for tests that ran and failed; others mean that
 
 @dataclass(frozen=True, kw_only=True)
 class Mutation:
-    """A change, as file, old text and new, and the tests that see it, as pytest takes them."""
+    """Changes, each as file, old text and new text, and the tests that must fail with them, as arguments of pytest."""
 
     name: str
     changes: tuple[tuple[str, str, str], ...]
@@ -32,7 +32,7 @@ class Mutation:
 
 
 def change(file: str, old: str, new: str = "") -> tuple[tuple[str, str, str], ...]:
-    """One change; nothing new means that the text is dropped."""
+    """Return one change. Without a new text, the old one is removed."""
     return ((f"img2img_cli/{file}", old, new),)
 
 
@@ -251,7 +251,7 @@ MUTATIONS = (
         name="an owner's requests all come before another's",
         changes=change(
             "server/queue.py",
-            "                    self._queues[request.owner] = queue  # at the end: the others come first\n",
+            "                    self._queues[request.owner] = queue  # at the end: this owner has had its turn\n",
             "                    self._queues = {request.owner: queue, **self._queues}\n",
         ),
         tests=("tests/test_server.py", "-k", "owners_take_turns"),
@@ -288,16 +288,16 @@ MUTATIONS = (
 
 
 def copy_tree(target: Path) -> Path:
-    """The tree without what is not part of it."""
+    """Copy the tree without files that are not part of it."""
     shutil.copytree(ROOT, target, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
     return target
 
 
 def apply(mutation: Mutation, tree: Path) -> None:
-    """Change the copy.
+    """Apply a mutation to the copy.
 
     Raises:
-        ValueError: a text is not there, or not once.
+        ValueError: a text does not occur exactly once.
     """
     for file, old, new in mutation.changes:
         text = (tree / file).read_text(encoding="utf-8")
@@ -307,7 +307,7 @@ def apply(mutation: Mutation, tree: Path) -> None:
 
 
 def run_tests(tests: tuple[str, ...], tree: Path) -> int:
-    """pytest's exit code; 1 when it takes too long, as a test that hangs has noticed too."""
+    """Return pytest's exit code, or 1 after a timeout: a test that hangs has noticed the mutation, too."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-n0", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -320,7 +320,7 @@ def run_tests(tests: tuple[str, ...], tree: Path) -> int:
 
 
 def try_mutation(mutation: Mutation, folder: Path) -> str:
-    """`killed`, or what is wrong."""
+    """Return `killed`, or what is wrong."""
     tree = copy_tree(folder / mutation.name.replace(" ", "-").replace("/", "-"))
     try:
         apply(mutation, tree)
@@ -333,13 +333,13 @@ def try_mutation(mutation: Mutation, folder: Path) -> str:
 
 
 def try_unchanged(tests: tuple[str, ...], folder: Path) -> str:
-    """`green`, or what is wrong."""
+    """Return `green`, or what is wrong."""
     code = run_tests(tests, folder)
     return "green" if code == 0 else f"RED ({code})"
 
 
 def main() -> None:
-    """Try all, or those with a word in their name; exit with 1 if one survives."""
+    """Try all mutations, or those with a given word in their name; exit with 1 if one survives."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="only mutations with one of these in their name")
     parser.add_argument("--jobs", type=int, default=2, help="how many at once")

@@ -1,4 +1,4 @@
-"""Pictures and files that several tests use; every one comes out the same on each run."""
+"""Pictures and files for several tests, the same on each run."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def _pixels(kind: str, width: int, height: int, seed: int) -> np.ndarray:
 
 
 def make_picture(kind: str, size: tuple[int, int] = (96, 72), seed: int = 0) -> Image.Image:
-    """An RGB picture of one of `KINDS`."""
+    """Return an RGB picture of one of `KINDS`."""
     return Image.fromarray(_pixels(kind, *size, seed).copy())
 
 
 def random_chroma(size: tuple[int, int], seed: int = 0, blocks: int = 6) -> Image.Image:
-    """Patches of fully saturated colours, as a model gone wild would make."""
+    """Return patches of fully saturated colours, like the output of a broken model."""
     rng = np.random.default_rng(seed)
     hue = rng.uniform(0, 1, (blocks, blocks))
     hsv = np.stack([hue, np.ones_like(hue), rng.uniform(0.3, 1, hue.shape)], -1)
@@ -59,32 +59,32 @@ def random_chroma(size: tuple[int, int], seed: int = 0, blocks: int = 6) -> Imag
 
 
 def lightness(image: Image.Image) -> np.ndarray:
-    """L* by scikit-image, which shares nothing with our own code."""
+    """Return L* by scikit-image, which shares no code with ours."""
     return color.rgb2lab(np.asarray(image.convert("RGB")))[..., 0]
 
 
 def psnr(image: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two 8-bit pictures."""
+    """Return the peak signal-to-noise ratio of two 8-bit pictures in dB."""
     error = np.mean((np.asarray(image, float) - np.asarray(other, float)) ** 2)
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def encode(image: Image.Image, format_: str, **options: Any) -> bytes:
-    """The bytes of a file."""
+    """Return a picture as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, format_, **options)
     return buffer.getvalue()
 
 
 def decode(content: bytes) -> Image.Image:
-    """A file's picture, read to its end."""
+    """Decode a file completely."""
     image = Image.open(io.BytesIO(content))
     image.load()
     return image
 
 
 def camera_exif(orientation: int | None = None) -> Image.Exif:
-    """EXIF as a camera with a GPS receiver writes it."""
+    """Return EXIF as written by a camera with a GPS receiver."""
     exif = Image.Exif()
     exif[ExifTags.Base.Make] = "Lumen"
     if orientation is not None:
@@ -97,7 +97,7 @@ def camera_exif(orientation: int | None = None) -> Image.Exif:
 
 @functools.cache
 def wide_profile() -> bytes:
-    """An ICC profile with Adobe RGB's primaries: sRGB's, with the three colorant tags rewritten."""
+    """Return an ICC profile with Adobe RGB's primaries: sRGB's, with the three colorant tags replaced."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
     (count,) = struct.unpack_from(">I", profile, 128)
     for index in range(count):
@@ -109,7 +109,7 @@ def wide_profile() -> bytes:
 
 
 def scanner_profile() -> bytes:
-    """An RGB profile that only leads out of its space, as scanners' profiles do: a lookup table to CIELAB."""
+    """Return an RGB profile with only a lookup table to CIELAB, as scanners have, which cannot convert back."""
     to_lab = struct.pack(">4s4xBBBx9i", b"mft1", 3, 3, 2, 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
     straight = bytes(range(256)) * 3
     corners = [Image.new("RGB", (1, 1), tuple(255 * (i >> s & 1) for s in (2, 1, 0))) for i in range(8)]
@@ -130,7 +130,7 @@ def scanner_profile() -> bytes:
 
 
 def bomb(width: int = 60_000, height: int = 60_000) -> bytes:
-    """A PNG of a few bytes that declares billions of pixels."""
+    """Return a PNG of a few bytes that declares billions of pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -1,4 +1,4 @@
-"""The server's own socket, served by the test's process."""
+"""Serve the server's own socket in the test's process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from img2img_cli.server.state import State
 
 @contextlib.contextmanager
 def serve_own(state: State) -> Iterator[str]:
-    """Yield the socket's path."""
+    """Serve the server's own socket and yield its path."""
     path = sockets.socket_path("api")
     with sockets.listen(path) as listener:
         apps = [(Guard(make_app(state, native=True)), listener)]

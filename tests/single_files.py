@@ -1,4 +1,4 @@
-"""Checkpoints in one file, in the original layout's names, made from tiny models in diffusers' layout."""
+"""Single-file checkpoints with the tensor names of the original layout, made from tiny models in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _replace(text: str, names: dict[str, str]) -> str:
 
 
 def name_unet(key: str, layers: int) -> str:
-    """A UNet's tensor in the original layout, without its prefix; `layers` a level. For nets with attention upward."""
+    """Return a UNet tensor's name in the original layout, without prefix, given `layers` per level."""
     step = layers + 1
     for old, new in _TOP.items():
         if key.startswith(f"{old}."):
@@ -59,7 +59,7 @@ def name_unet(key: str, layers: int) -> str:
 
 
 def name_vae(key: str, levels: int = 4) -> str:
-    """A VAE's tensor in the original layout, without its prefix."""
+    """Return a VAE tensor's name in the original layout, without prefix."""
     key = key.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
     key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
@@ -72,7 +72,7 @@ def name_vae(key: str, levels: int = 4) -> str:
 
 
 def name_parts(pipe: Any, encoder: str = "cond_stage_model.transformer.text_model.") -> dict[str, torch.Tensor]:
-    """A Stable Diffusion 1's tensors by their names in one file."""
+    """Return the tensors of a Stable Diffusion 1 by their names in a single file."""
     layers = pipe.unet.config.layers_per_block
     found = {f"model.diffusion_model.{name_unet(k, layers)}": v for k, v in pipe.unet.state_dict().items()}
     for key, value in pipe.vae.state_dict().items():
@@ -87,7 +87,7 @@ _OPEN_CLIP |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
 def name_open_clip(encoder: Any) -> dict[str, torch.Tensor]:
-    """OpenCLIP's names for a text encoder, with its three projections in one matrix."""
+    """Return a text encoder's tensors by OpenCLIP's names, with its three projections in one matrix."""
     state = {key.removeprefix("text_model."): value for key, value in encoder.state_dict().items()}
     found = {
         "token_embedding.weight": state["embeddings.token_embedding.weight"],
@@ -108,20 +108,20 @@ def name_open_clip(encoder: Any) -> dict[str, torch.Tensor]:
 
 
 def name_parts_xl(pipe: Any) -> dict[str, torch.Tensor]:
-    """A Stable Diffusion XL's tensors by their names in one file."""
+    """Return the tensors of a Stable Diffusion XL by their names in a single file."""
     start = "conditioner.embedders."
     found = name_parts(pipe, f"{start}0.transformer.text_model.")
     return found | {f"{start}1.model.{key}": value for key, value in name_open_clip(pipe.text_encoder_2).items()}
 
 
 def write_file(path: Path, weights: dict[str, torch.Tensor], **metadata: str) -> Path:
-    """A .safetensors file."""
+    """Write a .safetensors file."""
     save_file({key: value.clone().contiguous() for key, value in weights.items()}, path, metadata or None)
     return path
 
 
 def make_architectures(folder: Path, model: Path, family: str = "sd15") -> Path:
-    """Our folder of architectures with a tiny model's configs in place of a family's."""
+    """Return a copy of our folder of architectures with a tiny model's configs for one family."""
     shutil.copytree(ARCHITECTURES, folder)
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         if (model / part).exists():

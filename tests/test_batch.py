@@ -1,4 +1,4 @@
-"""A batch end to end on the bundled model: what it makes, what it remembers, what it survives."""
+"""Batches end to end with the bundled model: results, resuming, and recovery from faults."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pipeline() -> ImagePipeline:
 
 @pytest.fixture
 def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six pictures of several sizes and formats below in/, and two that are broken."""
+    """Return a folder with six pictures of several sizes and formats below in/, and two that are broken."""
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for index, name in enumerate(["a.jpg", "b.png", "sub/c.webp", "sub/d.tif"]):
         photograph.rotate(90 * index, expand=True).save(tmp_path / "in" / name)
@@ -61,7 +61,7 @@ GOOD = ["a.jpg", "b.png", "e.png", "f.jpg", "sub/c.webp", "sub/d.tif"]
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Every file below out/ but the state and the lock."""
+    """Return every file below out/ except the state and the lock."""
     paths = [p for p in (folder / "out").rglob("*") if p.is_file() and p.name not in (STATE, LOCK)]
     return {str(p.relative_to(folder / "out")): p.read_bytes() for p in paths}
 
@@ -164,7 +164,7 @@ def test_one_bad_name_or_row_fails_and_the_others_are_made(here, folder: Path, p
 def test_files_with_odd_names_are_made_and_known_again(
     here, tmp_path: Path, photograph: Image.Image, monkeypatch
 ) -> None:
-    """Also two that are no UTF-8, whose results cannot tell what they were made from."""
+    """Include two names that are not UTF-8, whose results cannot record their input."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     names = [

@@ -1,4 +1,4 @@
-"""What metadata of the input says of sizes, thumbnails and storage is true of the result."""
+"""Carried metadata about sizes, thumbnails and storage matches the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.
 
 
 def sized_exif(orientation: int | None = None) -> bytes:
-    """As phones write it: each place that holds a size, storage in the first directory, and a thumbnail."""
+    """Return EXIF like that of phones: all tags with a size, storage tags in the first directory, and a thumbnail."""
     exif = camera_exif(orientation)
     exif[ExifTags.Base.ImageWidth], exif[ExifTags.Base.ImageLength] = SMALL
     exif[ExifTags.Base.BitsPerSample] = (8, 8, 8)
@@ -43,7 +43,7 @@ def sized_exif(orientation: int | None = None) -> bytes:
 
 
 def add_thumbnail(exif: bytes) -> bytes:
-    """A second directory with a JPEG, which Pillow reads but does not write."""
+    """Append a second directory with a JPEG, which Pillow reads but does not write."""
     body, thumbnail = bytearray(exif[6:]), encode(make_picture("coffee", (16, 12)), "JPEG")
     (start,) = struct.unpack_from(">I", body, 4)
     (count,) = struct.unpack_from(">H", body, start)
@@ -137,7 +137,7 @@ def test_sizes_of_a_thumbnails_file_are_left_out() -> None:
 
 
 def test_xmp_that_opens_more_than_it_closes_is_read_once() -> None:
-    """A reader that looked for each end anew would take hours over this."""
+    """A reader that searched for each end tag again would take hours."""
     for part in (b"<xmp:Thumbnails>", b"<tiff:ImageWidth>1", b"tiff:ImageWidth= ", b"exif:PixelXDimension='1"):
         xmp = part * (4_000_000 // len(part))
         assert fit_xmp(xmp, SMALL) == xmp

@@ -1,4 +1,4 @@
-"""Every preset of the catalogue, downloaded from a hub on loopback, built and run on its model's twin."""
+"""Download every shipped preset's model from a hub on loopback, then build and run it with the model's tiny twin."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ REMOTE = [name for name in list_presets() if parameters_of(name).model != BUNDLE
 
 
 def references(parameters: Parameters) -> list[tuple[str, str | None]]:
-    """Every hub id that a preset names for a run, with the variant it asks for."""
+    """Return every hub id that a preset needs for a run, with its variant."""
     found: list[tuple[str, str | None]] = []
     if parameters.model != NO_MODEL:
         found.append((parameters.model, parameters.variant))
@@ -46,7 +46,7 @@ def references(parameters: Parameters) -> list[tuple[str, str | None]]:
 
 
 def mask_of(size: tuple[int, int]) -> np.ndarray:
-    """White in the middle."""
+    """Return a mask that is white in the middle."""
     mask = np.zeros(size[::-1], np.uint8)
     mask[16:40, 20:50] = 255
     return mask
@@ -54,7 +54,7 @@ def mask_of(size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Run:
-    """What one batch over all presets left behind."""
+    """The results of one batch over all presets."""
 
     folder: Path
     events: dict[str, dict[str, Any]]
@@ -79,7 +79,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def catalogue(
     twins: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, photograph: Image.Image
 ) -> Iterator[Run]:
-    """One process runs every preset, so that torch is imported once."""
+    """Run every preset in one process, so that torch is imported once."""
     root = tmp_path_factory.mktemp("catalogue")
     photograph.resize(SIZE).save(root / "in.png")
     Image.fromarray(mask_of(SIZE)).save(root / "mask.png")

@@ -1,4 +1,4 @@
-"""The three picture commands with the bundled model, as a shell user meets them."""
+"""The three picture commands with the bundled model, as a user runs them in a shell."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: 
 
 
 def read_terminal(terminal: int) -> bytes:
-    """What a terminal shows; nothing when its other end is closed, which Linux calls an error."""
+    """Return what a terminal shows; nothing if its other end is closed, which Linux reports as an error."""
     try:
         return os.read(terminal, 4096)
     except OSError:

@@ -1,4 +1,4 @@
-"""Control pictures: same size, right mode, edges where edges are."""
+"""Control pictures have the input's size, the right mode, and edges in the right places."""
 
 from __future__ import annotations
 

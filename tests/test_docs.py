@@ -1,8 +1,8 @@
-"""README and the pages in docs: what they tell people to type works, and what is made from the code is up to date.
+"""README and the pages in docs: commands work as written, and generated parts match the code.
 
-A block of shell commands is planned (`--dry-run`) command by command; an edit of "Get started" is run with the bundled
-model, and README's installation by continuous integration. A block after a comment such as `<!-- needs: network -->` is
-only read by the command line's own parser, and the presets and keys in it are looked up.
+The commands of a shell block are planned with `--dry-run`; an edit of "Get started" is run with the bundled model, and
+README's installation by continuous integration. A block after a comment such as `<!-- needs: network -->` is only
+parsed by the command line's own parser, and its presets and keys are looked up.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PRESET_NAME = re.compile(r"(?:sd15|sdxl|sd35|sd|flux2?|qwen|pix2pix|style|esrgan
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: where it starts, its language, what the comment before it says it needs, and its text."""
+    """A fenced block: its position, its language, the needs in the comment before it, and its text."""
 
     place: str
     language: str
@@ -65,7 +65,7 @@ def read_blocks(page: Path) -> Iterator[Block]:
 
 
 def split_commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every `img2img ...` in lines of shell or of a crontab, without variables and redirections."""
+    """Return the arguments of every `img2img ...` in lines of shell or crontab, without variables and redirections."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.wordchars += "!@%{}:,+"
@@ -97,7 +97,7 @@ def parse(arguments: list[str]) -> Any:
 
 
 def all_options() -> set[str]:
-    """Every option of every command."""
+    """Return every option of every command."""
 
     def walk(command: Any) -> Iterator[str]:
         yield from (name for p in command.params for name in (*p.opts, *p.secondary_opts))
@@ -185,7 +185,7 @@ def test_options_presets_and_keys_that_pages_name_exist(page: Path) -> None:
 
 
 def find_command(words: list[str]) -> Any:
-    """Return the command that the first words name; raise KeyError where there is none."""
+    """Return the command that the first words name; raise KeyError if there is none."""
     command: Any = build_command()
     for word in words:
         if not hasattr(command, "commands") or word.startswith("-"):

@@ -1,4 +1,4 @@
-"""What single families of models need: a refiner, eight bits, Qwen's eyes, a scheduler's settings, a control map."""
+"""Features of single model families: refiner, int8, Qwen's vision model, scheduler settings, control maps."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_preset_sets_up_its_scheduler(here, tmp_path: Path, picture: Path, set
 
 @pytest.fixture
 def controlled(tmp_path: Path) -> list[object]:
-    """Options for a model with a ControlNet for depth and one for edges."""
+    """Return options for a model with a ControlNet for depth and one for edges."""
     make_twin("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path / "sd")
     make_twin("lllyasviel/control_v11f1p_sd15_depth", tmp_path / "net")
     (tmp_path / "mine.yaml").write_text(

@@ -1,6 +1,6 @@
-"""What is left when a call fails, memory runs out or the process is killed: all that was there, and nothing torn.
+"""When a call fails, memory runs out or the process is killed, all files remain and none is damaged.
 
-Every call of a single command fails here once; `benchmarks/faults.py` does the same to batches, and kills a thousand.
+Here each call of a single command fails once. `benchmarks/faults.py` does the same to batches, with a thousand kills.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def count_kinds(driver: Driver, scene: Scene, root: Path, kinds: tuple[str, ...]
 
 
 def try_all(driver: Driver, scene: Scene, root: Path, faults: list[Fault], code: int, *, recall: bool = True) -> int:
-    """How many of the faults came to pass; none of them may have done harm."""
+    """Try all faults, check that none did harm, and return how many took effect."""
     fired, harm = 0, []
     for fault in faults:
         answer, problems = try_fault(driver, scene, root, fault, code, recall=recall)
@@ -130,7 +130,7 @@ def test_threads_that_cannot_start_are_one_line(driver: Driver, batch: Scene, tm
 
 @needs_compiler
 def test_the_shim_reaches_a_whole_process(driver: Driver, tmp_path: Path, fresh, picture: Path) -> None:
-    """The driver's children are forked; this one command is started like any other."""
+    """The driver's children are forked; this command is started like any other."""
     from faults import Orders, build_shim
 
     shim, orders = build_shim(tmp_path), Orders(tmp_path / "orders")
@@ -149,7 +149,7 @@ def test_the_shim_reaches_a_whole_process(driver: Driver, tmp_path: Path, fresh,
 
 @pytest.fixture
 def bmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with one picture whose result cannot tell what it was made from."""
+    """Return a folder with one picture whose result cannot record its input."""
     (tmp_path / "in").mkdir()
     make_photograph().save(tmp_path / "in" / "a.bmp")
     monkeypatch.chdir(tmp_path)
@@ -161,11 +161,11 @@ def run_batch(here, *arguments: object):
 
 
 class _Killed(BaseException):
-    """In a thread's place, what a kill is to a process."""
+    """Stands for a kill of the process, but ends only a thread."""
 
 
 def test_a_run_that_dies_after_writing_knows_its_file_again(here, bmp: Path, monkeypatch) -> None:
-    """Without the note before the file is put in place it would be a stranger's for ever."""
+    """Without the journal entry before the rename, a later run would not recognize the file as its own."""
 
     def die(*_: object, **__: object) -> None:
         raise _Killed
@@ -303,7 +303,7 @@ def test_a_folder_that_cannot_be_made_is_no_bug(here, bmp: Path) -> None:
 
 @pytest.mark.parametrize("place", ["unet", "vae"])
 def test_numbers_that_are_none_make_no_picture(here, tmp_path: Path, tiny_sd: Path, picture: Path, place: str) -> None:
-    """A model whose last layer yields NaN: what came of it would be black."""
+    """The last layer of the model yields NaN, which would become a black picture."""
     import shutil
 
     import torch

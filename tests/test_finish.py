@@ -1,4 +1,4 @@
-"""What is promised of the finished pixels: luminance, agreement with the input, untouched masks."""
+"""Guarantees about finished pixels: luminance, agreement with the input, untouched masks."""
 
 from __future__ import annotations
 

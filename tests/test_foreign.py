@@ -1,4 +1,4 @@
-"""How other tools' pictures were made: each tool's form of telling, and what of it becomes a command here."""
+"""Records in other tools' pictures: each tool's format, and which of its parameters become options here."""
 
 from __future__ import annotations
 
@@ -325,7 +325,7 @@ def test_a_gif_tells_in_its_comment(tmp_path: Path) -> None:
 
 
 def hide(texts: str, bands: str, *, packed: bool, size: tuple[int, int] = (120, 100)) -> Image.Image:
-    """As the web UI's extension writes it, a pixel at a time."""
+    """Hide a text in the pixels as the web UI's extension does, bit by bit."""
     content = gzip.compress(texts.encode()) if packed else texts.encode()
     name = f"stealth_{'png' if bands == 'A' else 'rgb'}{'comp' if packed else 'info'}".encode()
     data = name + (len(content) * 8).to_bytes(4) + content
@@ -641,7 +641,7 @@ def test_deep_and_broken_json_is_no_parameters(text: str) -> None:
 
 
 def circle(count: int) -> dict[str, Any]:
-    """Nodes of every known kind, each of which leads to all kinds of places, itself among them."""
+    """Return nodes of every known kind, each linked to all kinds of nodes, including itself."""
     kinds = ["KSampler", "LoraLoader", "CLIPTextEncode", "SaveImage", "KSamplerSelect", "EmptyLatentImage", "Odd"]
     keys = [
         "model",
@@ -677,7 +677,7 @@ def test_graphs_that_go_in_circles_come_to_an_end(count: int) -> None:
     ["\n", " ", "Steps: 1", 'a:"', "a: ", "a:b", "<lora:", "[", "(", "\\", ",", '"', "Negative prompt:\n", "<lora:a:"],
 )
 def test_long_texts_of_parameters_are_read_once(part: str) -> None:
-    """A reader that looked for each end anew would take hours over some of these."""
+    """A reader that searched for each end again would take hours for some of these."""
     began = time.process_time()
     text = part * (2_000_000 // len(part))
     for content in (text, f"x\nSteps: 1, {text}", f"{text}\nSteps: 1, a: b"):
@@ -716,7 +716,7 @@ JUNK = [
 
 
 def list_places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The paths to everything in a value of JSON."""
+    """Return the paths to all values in a JSON value."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         yield (*place, key)

@@ -1,4 +1,4 @@
-"""Good files that a reader could refuse or misread; `test_grid.py` has those that differ in how pixels are stored."""
+"""Good files that a reader could refuse or misread. `test_grid.py` has those that differ in how pixels are stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 def split_properties(content: bytes) -> bytes:
-    """An AVIF whose colour and alpha have an `ipma` box each, as cavif wrote them before 2022."""
+    """Return an AVIF with separate `ipma` boxes for colour and alpha, as cavif wrote before 2022."""
     place = content.index(b"ipma") - 4
     (size,) = struct.unpack_from(">I", content, place)
     entries, at = [], place + 16
@@ -54,7 +54,7 @@ def split_properties(content: bytes) -> bytes:
 
 
 def refer_to_nothing(content: bytes) -> bytes:
-    """An AVIF whose alpha refers to item 0."""
+    """Return an AVIF whose alpha refers to item 0."""
     at = content.index(b"auxl") + 8
     assert content[at : at + 2] == b"\0\1"
     return content[:at] + b"\0\0" + content[at + 2 :]

@@ -1,4 +1,4 @@
-"""A share of the grid of modes, and that docs/picture-modes.md says of it what is true."""
+"""A sample of the grid of modes, and docs/picture-modes.md agrees with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile files: a picture or one line that names the file, in little time and memory, and nothing left behind."""
+"""Hostile files give a picture or one line that names the file, in little time and memory, and leave no files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_line(error: Img2ImgError, name: str) -> None:
 
 
 def in_time(began: float) -> None:
-    """The limit counts this process's own seconds, so a busy machine is no failure."""
+    """Check a time limit in this process's own CPU seconds, so that a busy machine causes no failure."""
     assert time.process_time() - began < SECONDS
 
 
@@ -234,7 +234,7 @@ def test_tiles_are_checked_before_they_are_allocated(tmp_path: Path) -> None:
 
 
 def jpeg2000(**changes: tuple[int, bytes]) -> tuple[str, bytes]:
-    """A codestream in its box, with bytes changed relative to its beginning."""
+    """Return a codestream in its box, with bytes changed at offsets from its beginning."""
     content = bytearray(encode(make_picture("noise", (32, 32)), "JPEG2000", num_resolutions=2))
     start = content.find(b"\xff\x4f\xff\x51")
     for at, new in changes.values():
@@ -484,7 +484,7 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path, key: str, value
 
 
 def test_libtiff_keeps_its_thoughts_to_itself(tmp_path: Path, fresh) -> None:
-    """The C library would write lines of its own to stderr, beside the one that names the file."""
+    """Otherwise libtiff would print its own lines to stderr, beside the one that names the file."""
     whole = encode(make_picture("noise", (64, 64)), "TIFF", compression="tiff_lzw")
     (tmp_path / "odd.tif").write_bytes(whole[:2000] + bytes([255]) * 400 + whole[2400:])
     done = fresh("colorize", tmp_path / "odd.tif")

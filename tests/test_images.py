@@ -1,4 +1,4 @@
-"""Pictures in: any mode, upright, in sRGB; and one clear line when the file is no good."""
+"""Reading pictures: any mode, upright, in sRGB; a bad file gives one clear line."""
 
 from __future__ import annotations
 

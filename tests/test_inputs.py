@@ -1,4 +1,4 @@
-"""What a batch finds, and what it refuses before any work."""
+"""Which inputs a batch finds, and what it refuses before any work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from img2img_cli.tasks.plan import BatchChoices, Refused, plan_batch
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """in/a.jpg, in/sub/b.PNG, in/sub/deep/c.webp, and what is no picture."""
+    """Create in/a.jpg, in/sub/b.PNG, in/sub/deep/c.webp, and files that are not pictures."""
     for name in ("a.jpg", "sub/b.PNG", "sub/deep/c.webp", "notes.txt", ".hidden.png", ".git/d.png"):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -308,7 +308,7 @@ ALIKE = [
 def test_names_that_differ_in_case_or_form_collide_where_they_are_one_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pair: tuple[str, str], told_apart: bool
 ) -> None:
-    """The real file system is asked; one that folds names is stood in for by a look-up that folds them."""
+    """Test the real file system, and simulate one that folds names by a look-up that folds them."""
     if not told_apart:
         fold = {Path(name).name for name in pair} | {name.split("/")[0] for name in pair}
         lexists = os.path.lexists

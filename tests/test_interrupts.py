@@ -1,4 +1,4 @@
-"""Signals, readers that leave and closed streams: what was made is counted, and the exit code is the documented one."""
+"""On signals, closed pipes and closed streams, finished results are counted and the exit code is the documented one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMAND = [sys.executable, "-m", "img2img_cli"]
 
 @pytest.fixture
 def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Six pictures in in/."""
+    """Return a folder with six pictures in in/."""
     (tmp_path / "in").mkdir()
     for index in range(6):
         photograph.rotate(index).save(tmp_path / "in" / f"{index}.png")
@@ -39,7 +39,7 @@ def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def interrupts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Interrupts]:
-    """Signals of this process, taken as the command takes them."""
+    """Handle signals of this process as the command does."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     fresh = Interrupts()
     for module in (app, batch_run):
@@ -55,7 +55,7 @@ def run(here, *arguments: object):
 
 
 def check_counts(lines: list[dict], folder: Path) -> dict:
-    """The summary, which tells of exactly what lies in the folder; every input has one end."""
+    """Check that the summary counts exactly the files in the folder, and that every input has one end."""
     summary = lines[-1]
     ends = [line["event"] for line in lines if "output" in line]
     assert summary["event"] == "summary"

@@ -1,4 +1,4 @@
-"""The journal of a batch: what it knows again, and that nothing that happens to its file does harm."""
+"""The journal of a batch recognizes finished work, and damage to its file does no harm."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plan(folder: Path, **choices: object) -> list[Job]:
 
 
 def sort_out(folder: Path, jobs: list[Job], **limits: object) -> tuple[list[Entry], list[dict], Session]:
-    """What is left to do, and the events, of a run that ends before a model is needed."""
+    """Return the remaining work and the events of a run that ends before it needs a model."""
     seen: list[dict] = []
     with hold_folder(folder / "out") as journal:
         session = Session(
@@ -45,7 +45,7 @@ def sort_out(folder: Path, jobs: list[Job], **limits: object) -> tuple[list[Entr
 
 
 def finish(folder: Path, jobs: list[Job]) -> None:
-    """Write each job's own input as its result, as a run does at its end."""
+    """Write each job's input as its result, and record it like a run that finishes."""
     with hold_folder(folder / "out") as journal:
         for job in jobs:
             entry = Entry(job=job, provenance=journal.trace(job), replace=False)
@@ -60,7 +60,7 @@ def finish(folder: Path, jobs: list[Job]) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures with results, and a fourth that is broken and has failed."""
+    """Return a folder with three pictures that have results, and a broken one that has failed."""
     (tmp_path / "in").mkdir()
     for index in range(3):
         Image.effect_noise((16, 16), 50 + index).save(tmp_path / "in" / f"{index}.png")
@@ -117,7 +117,7 @@ def test_a_success_and_a_failure_of_another_kind_are_not_held_against_the_pictur
 
 
 def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None:
-    """Each time one bit or byte of it: in the header, in what is used of each page, and anywhere."""
+    """Change one bit or byte at a time: in the header, in the used part of each page, and anywhere."""
     jobs, state = plan(folder), folder / "out" / STATE
     sound, rng = state.read_bytes(), random.Random(0)
     results = {path.name: path.read_bytes() for path in (folder / "out").glob("*.png")}
@@ -163,7 +163,7 @@ def test_damage_that_comes_during_a_run_is_set_aside_too(folder: Path) -> None:
 
 
 def test_text_in_the_journal_that_is_none_is_damage(folder: Path) -> None:
-    """Python's own error at it carries no code of SQLite's."""
+    """Python's own error for invalid text has no SQLite error code."""
     with sqlite3.connect(folder / "out" / STATE) as connection:
         connection.execute("UPDATE result SET reason = CAST(x'ff' AS TEXT)")
     connection.close()
@@ -195,7 +195,7 @@ def test_a_journal_of_an_earlier_version_is_kept(folder: Path) -> None:
 def test_the_advice_is_of_what_is_in_the_way(
     folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
 ) -> None:
-    """SQLite says little of it; the system is asked. Nothing is set aside."""
+    """SQLite reports few details, so the system is asked. The journal is not set aside."""
     job = plan(folder)[0]
     with hold_folder(folder / "out") as journal:
         other = sqlite3.connect(folder / "out" / STATE)
@@ -236,7 +236,7 @@ def test_a_journal_that_another_program_holds_is_no_damage(folder: Path, monkeyp
 
 @pytest.fixture
 def immutable(folder: Path):
-    """The journal as an administrator may have locked it."""
+    """Make the journal immutable, as an administrator might."""
     state = folder / "out" / STATE
     if subprocess.run(["chattr", "+i", state], capture_output=True, check=False).returncode:
         pytest.skip("needs chattr, its rights and a file system that has it")
@@ -250,7 +250,7 @@ def test_an_immutable_journal_is_named_as_that(immutable: Path) -> None:
 
 
 def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of files as they are opened to be hashed or decoded."""
+    """Record the names of files that are opened to be hashed or decoded."""
     opened: list[str] = []
     import builtins
 

@@ -1,4 +1,4 @@
-"""Replaced kernels compute what the library's own do."""
+"""Replacement kernels compute the same as the library's."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_bundled_model_uses_them() -> None:
 def test_a_convolution_to_one_column_is_right(
     dtype: torch.dtype, kernel: int, stride: int, padding, width: int
 ) -> None:
-    """With AMX, oneDNN reads wrong rows and memory that is not the picture's."""
+    """With AMX, oneDNN reads wrong rows and memory outside the picture."""
     torch.manual_seed(0)
     layer = torch.nn.Sequential(torch.nn.Conv2d(64, 64, kernel, stride=stride, padding=padding))
     values = torch.randn(2, 64, 52, width).to(dtype).contiguous(memory_format=torch.channels_last)
@@ -69,7 +69,7 @@ def test_a_convolution_to_one_column_is_right(
 
 
 def test_a_narrow_picture_has_one_result() -> None:
-    """At 16 pixels, the bundled model's innermost maps have one column."""
+    """At 16 pixels, the innermost maps of the bundled model have one column."""
     parameters = resolve(load_preset("colorize"), {"num_inference_steps": 1}).parameters
     pipeline = build_pipeline(parameters, choose_placement("cpu", "bfloat16"))
     working = make_picture("gradient", (16, 416)).convert("L").convert("RGB")

@@ -1,4 +1,4 @@
-"""Colour arithmetic against scikit-image, and the promise that lightness survives."""
+"""Colour conversion agrees with scikit-image and keeps lightness."""
 
 from __future__ import annotations
 

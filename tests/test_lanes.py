@@ -1,4 +1,4 @@
-"""Two pictures at once through one model: the same results, each lane by itself, and one lane when memory is short."""
+"""Two pictures at once through one model: equal results, independent lanes, and one lane if memory is short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TGA, PCX, ICO, PSD and DDS that are damaged, vast or slow; `test_grid.py` reads the good ones."""
+"""Damaged, huge or slow TGA, PCX, ICO, PSD and DDS. `test_grid.py` reads good ones."""
 
 from __future__ import annotations
 

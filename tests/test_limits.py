@@ -1,4 +1,4 @@
-"""What web clients may ask of the server: no files, no more than its limits, and an answer in JSON to everything."""
+"""Limits for web clients: no access to files, limited resources, and an answer in JSON to everything."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Served:
     port: int
 
     def ask(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
-        """Status and content of one request with the token."""
+        """Send a request with the token; return status and content."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         client.request(method, path, body, {"Authorization": f"Bearer {TOKEN}", **named})
@@ -51,13 +51,13 @@ class Served:
         return self.ask("POST", path, json.dumps(content).encode(), Content_Type="application/json")
 
     def open(self, head: str = "", body: bytes = b"") -> socket.socket:
-        """A connection on which these bytes were sent."""
+        """Return a connection on which the given bytes were sent."""
         client = socket.create_connection(("127.0.0.1", self.port), timeout=20)
         client.sendall(head.replace("\n", "\r\n").encode() + body)
         return client
 
     def start(self, content: object) -> socket.socket:
-        """A request for pictures that nobody reads the answer of."""
+        """Send a request for pictures without reading the answer."""
         body = json.dumps(content).encode()
         return self.open(f"{HEAD}Content-Type: application/json\nContent-Length: {len(body)}\n\n", body)
 
@@ -66,7 +66,7 @@ HEAD = f"POST {IMG2IMG} HTTP/1.1\nHost: localhost\nAuthorization: Bearer {TOKEN}
 
 
 def read_answer(response: http.client.HTTPResponse) -> tuple[int, Any]:
-    """Every answer is JSON; one that refuses has a message of one line."""
+    """Parse an answer, which must be JSON; a refusal must have a message of one line."""
     content = json.loads(response.read())
     if response.status >= 400:
         message = content["message"]
@@ -91,7 +91,7 @@ def wait_until(true: Callable[[], object], timeout_s: float = 30) -> None:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    """The server's web side in this process."""
+    """Serve the web side of a server in this process."""
     state = State(dispatcher=Dispatcher(Pool(600)), presets={"edit": "edit"})
     app = make_app(state, native=False)
     app.add_api_route("/bug", lambda: int("/home/somebody/secret"))
@@ -108,7 +108,7 @@ def served() -> Iterator[Served]:
 
 @pytest.fixture
 def server(served: Served) -> Iterator[Served]:
-    """Whatever a test has done to it, it goes on serving."""
+    """Serve, and check after the test that the server still answers."""
     yield served
     wait_until(lambda: served.state.dispatcher.count_waiting() == 0)
     wait_until(lambda: served.state.works == 0)
@@ -124,7 +124,7 @@ def data() -> str:
 
 
 def form(*parts: tuple[str, str | bytes]) -> tuple[bytes, str]:
-    """A multipart body; bytes are sent as files."""
+    """Return a multipart body; bytes are sent as files."""
     lines = []
     for name, content in parts:
         file = '; filename="a.png"' if isinstance(content, bytes) else ""
@@ -138,7 +138,7 @@ def form(*parts: tuple[str, str | bytes]) -> tuple[bytes, str]:
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data", ""])
 def test_a_page_of_another_site_can_do_nothing(server: Served, kind: str) -> None:
-    """Posts of these kinds leave a browser without a question to the server, with the password it remembers."""
+    """Browsers send these kinds of requests without a preflight, and with a stored password."""
     password = base64.b64encode(f"me:{TOKEN}".encode()).decode()
     for path in (IMG2IMG, EDIT, "/sdapi/v1/interrupt", "/sdapi/v1/options"):
         headers = {"Authorization": f"Basic {password}", "Origin": "https://evil.example"}
@@ -172,7 +172,7 @@ def test_what_the_guard_refuses(server: Served, headers: dict[str, str], status:
 
 @pytest.mark.parametrize(("host", "status"), [("192.0.2.1:80", 404), ("[2001:db8::1]", 404), ("a.example", 421)])
 def test_a_server_on_every_address_goes_by_each_of_them(host: str, status: int) -> None:
-    """No page's own name can be an address."""
+    """A page's own name can never be an IP address."""
     sent: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -207,7 +207,7 @@ def test_there_are_no_websockets(server: Served) -> None:
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, bool]]:
-    """Every file that this process opens, and whether for writing."""
+    """Record every file that this process opens, and whether for writing."""
     seen: list[tuple[str, bool]] = []
     monkeypatch.setattr(sys.modules[__name__], "_opened", seen)
     monkeypatch.chdir(tmp_path)
@@ -227,7 +227,7 @@ sys.addaudithook(_audit)
 
 @pytest.fixture
 def secret(tmp_path: Path, data: str) -> Path:
-    """A good picture, weights and preset that nobody has sent."""
+    """Return a good picture, weights and a preset that no client has sent."""
     (tmp_path / "secret.png").write_bytes(base64.b64decode(data))
     (tmp_path / "secret.yaml").write_text("extends: edit\nprompt: fog\n")
     (tmp_path / "secret-upscale.yaml").write_text("extends: upscale\n")
@@ -295,7 +295,7 @@ def list_written(opened: list[tuple[str, bool]]) -> list[str]:
 
 
 def test_pictures_that_are_sent_touch_no_disk(server: Served, opened: list[tuple[str, bool]], data: str) -> None:
-    """Neither large files in a form, nor masks, nor results, nor the parts that are cut out of pictures."""
+    """Test large files in a form, masks, results, and parts that are cut out of pictures."""
     large, masked = io.BytesIO(), io.BytesIO()
     image = Image.effect_noise((1300, 1000), 90)
     image.save(large, "PNG")
@@ -416,7 +416,7 @@ def test_a_head_must_come_in_time(server: Served, monkeypatch: pytest.MonkeyPatc
 
 
 def test_bytes_now_and_then_do_not_keep_a_connection(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither in a second request's head, nor in a body that was refused and that nobody reads."""
+    """Test a second request's head, and the unread body of a refused request."""
     monkeypatch.setattr(connection, "HEAD_S", 0.5)
     refused = f"POST {IMG2IMG} HTTP/1.1\nHost: localhost\nContent-Length: 1000000\n\n"
     long = f"{HEAD}Content-Type: application/json\nContent-Length: 2\n\n"

@@ -1,4 +1,4 @@
-"""A watch looks again at what differs, and at nothing else."""
+"""A watch checks again only inputs that have changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from img2img_cli.tasks.plan import BatchChoices, Planned, Refused
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with in/a.jpg, in/b.jpg and in/c.png; files that stand still are taken at once."""
+    """Return a working folder with in/a.jpg, in/b.jpg and in/c.png; new files are taken at once."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(live_plan, "SETTLE_S", 0.0)
     Path("in").mkdir()

@@ -1,4 +1,4 @@
-"""LoRAs of every format change the weights as their formulas say; the rest is told or refused in a line."""
+"""LoRAs of every format change the weights by their formulas; anything else is noted or refused in one line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def flux(pipes: Callable[[str], Any]) -> Iterator[Any]:
 
 
 def restored(pipe: Any) -> Iterator[Any]:
-    """A pipeline that gets its weights back."""
+    """Yield a pipeline and restore its weights afterwards."""
     before = snapshot(pipe)
     yield pipe
     for name, weights in before.items():
@@ -90,7 +90,7 @@ def fuse(pipe: Any, *paths: Path, scale: float = 1.0) -> list[str]:
 
 
 def check_only(pipe: Any, before: dict[str, dict[str, torch.Tensor]], wanted: dict[str, torch.Tensor]) -> None:
-    """The weights in `wanted`, by their full names, have changed to these; all others have not changed."""
+    """Check that the weights in `wanted`, by full name, have these values, and that no others have changed."""
     for part, weights in snapshot(pipe).items():
         for key, weight in weights.items():
             full = f"{part}.{key}"
@@ -154,7 +154,7 @@ def kron(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def tucker(core: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`(out, in, k, k)` of `(r, r, k, k)`, `(r, out)` and `(r, in)`."""
+    """Return `(out, in, k, k)` from `(r, r, k, k)`, `(r, out)` and `(r, in)`."""
     return sum(
         a[i][:, None, None, None] * b[j][None, :, None, None] * core[i, j]
         for i in range(core.shape[0])
@@ -177,7 +177,7 @@ def lora(flat: str, out: int, columns: tuple[int, ...], rank: int = 2) -> dict[s
 
 
 def make_case(name: str) -> tuple[str, dict[str, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]:
-    """A layer's full name, its file, and what it makes of the layer's weight."""
+    """Return a layer's full name, its file, and the expected weight of the layer."""
     n, r = 64, 2
     linear, conv = f"unet.{ATTENTION}.weight", f"unet.{CONV}.weight"
     w = lora(FLAT, n, (n,))
@@ -338,7 +338,7 @@ def test_fused_layers_of_flux_go_to_each_of_their_parts(flux, tmp_path: Path) ->
 
 
 def test_layers_of_t5_are_applied(flux, tmp_path: Path) -> None:
-    """In OneTrainer's names, at which diffusers' converter fails."""
+    """Use OneTrainer's names, with which diffusers' converter fails."""
     weights = lora("lora_transformer_transformer_blocks_0_attn_to_q", 32, (32,))
     weights |= lora("lora_te2_encoder_block_0_layer_0_SelfAttention_q", 32, (32,))
     before = snapshot(flux)

@@ -1,4 +1,4 @@
-"""What a mask marks, however a tool has written it, and that it is read once."""
+"""Masks in all forms that tools write are interpreted correctly, and read once."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def grey16() -> Picture:
 
 
 def test_16_bits_blend_the_feather_once() -> None:
-    """The share of the soft mask between the input's 16 bits and the model's 8, to a rounding."""
+    """The soft mask blends the input's 16 bits and the model's 8 by its share, up to rounding."""
     picture, made = grey16(), Image.new("RGB", SIZE, (250, 250, 250))
     assert picture.luminance is not None
     parameters = Parameters(prompt="x", mask_feather=8)
@@ -160,7 +160,7 @@ def test_16_bits_blend_the_feather_once() -> None:
 
 @contextmanager
 def pipe(path: Path, content: bytes) -> Iterator[str]:
-    """A FIFO that gives its content once."""
+    """Return a FIFO that yields its content once."""
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(content,), daemon=True)
     writer.start()

@@ -1,4 +1,4 @@
-"""`img2img models` against a hub on loopback."""
+"""`img2img models` with a hub on loopback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackHub]:
 
 @pytest.fixture
 def run(fresh: Callable[..., Outcome], hub: LoopbackHub, tmp_path: Path) -> Callable[..., Outcome]:
-    """`img2img` in a fresh process with this hub and an empty cache of its own."""
+    """Run `img2img` in a new process with this hub and its own empty cache."""
 
     def command(*arguments: object, offline: bool = False) -> Outcome:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": TOKEN}

@@ -1,4 +1,4 @@
-"""What becomes of each mode and depth of pixels: the table in docs/picture-modes.md, to the bit."""
+"""The result for each mode and depth of pixels equals the table in docs/picture-modes.md, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE = (96, 72)
 
 
 def grey_ramp() -> np.ndarray:
-    """`(72, 96)` of 16 bits: more levels than 8 bits have, smooth and with an edge."""
+    """Return 16-bit grey `(72, 96)` with more levels than 8 bits have, smooth and with an edge."""
     down, across = np.mgrid[0 : SIZE[1], 0 : SIZE[0]]
     values = 6000 + 37 * across + 111 * down + 30000 * (across > 60)
     return values.astype(np.uint16)
@@ -44,7 +44,7 @@ def with_alpha(mode: str) -> Image.Image:
 
 
 def deep_colour() -> bytes:
-    """A PNG of 16 bits in each channel, whose upper bytes are the photograph's."""
+    """Return a PNG with 16 bits per channel, of which the upper 8 are the photograph."""
     high = np.asarray(make_picture("coffee", SIZE), np.uint16) << 8
     return deepen_png(encode(Image.new("RGB", SIZE), "PNG"), high | 77)
 
@@ -122,7 +122,7 @@ def test_what_a_mask_leaves_alone_is_the_inputs_own(here, tmp_path: Path, name: 
 
 
 def read_deep(path: Path) -> np.ndarray:
-    """16-bit pixels by other means than ours: tifffile, or PNG's own rules for rows of filter 2."""
+    """Read 16-bit pixels without our own code: with tifffile, or by PNG's rules for rows of filter 2."""
     data = path.read_bytes()
     if path.suffix == ".tif":
         return tifffile.imread(io.BytesIO(data))

@@ -1,4 +1,4 @@
-"""The mutation check is only as good as its aim: each text that it changes must stand in the code."""
+"""Each text that the mutation check replaces exists in the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits in main memory: the choice by free memory, results that do not change, and the VAE in tiles."""
+"""Offloading: the choice by free memory, unchanged results, and the VAE in tiles."""
 
 from __future__ import annotations
 

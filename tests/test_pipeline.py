@@ -1,4 +1,4 @@
-"""Loading and running real checkpoints: folders, hub ids, refusals, and equality with plain diffusers."""
+"""Load and run real checkpoints: folders, hub ids, refusals, and equality with plain diffusers."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory, tiny_sd: Path) -> Path:
-    """A LoRA for the tiny model whose second matrices are not zero."""
+    """Return a LoRA for the tiny model whose second matrices are not zero."""
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict
 

@@ -1,4 +1,4 @@
-"""Presets: strictness with file and line, inheritance, merge order, schema."""
+"""Presets: errors with file and line, inheritance, merge order, schema."""
 
 from __future__ import annotations
 

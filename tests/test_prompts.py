@@ -1,4 +1,4 @@
-"""Weighted and long prompts, and learned embeddings, on twins of the models that read with CLIP."""
+"""Weighted and long prompts, and textual inversions, on twins of the models with CLIP text encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a batch: complete, harmless, and usable in a real browser without a network."""
+"""The report of a batch is complete and safe, and works in a real browser without a network."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ window.addEventListener("load", () => {
 
 @pytest.fixture
 def report(here, tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A report on three good pictures, one broken, and one with a hostile name."""
+    """Return a report on three good pictures, a broken one, and one with a hostile name."""
     monkeypatch.chdir(tmp_path)
     Path("in").mkdir()
     for name in ("a.jpg", "b.png", "c.webp"):

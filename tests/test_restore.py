@@ -1,4 +1,4 @@
-"""`restore` on the bundled model: noise goes, the picture stays."""
+"""`restore` with the bundled model removes noise and keeps the picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What harmed users of tools like this one: pictures, presets, weights and folders that somebody else has made."""
+"""Known attacks on users of similar tools, through pictures, presets, weights and folders made by others."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def refused(done: Outcome, code: int, words: str = "") -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with in/photo.png, an output folder `out`, and `else`, which is nobody's business."""
+    """Return a folder with in/photo.png, an output folder `out`, and `else`, which the command must not touch."""
     monkeypatch.chdir(tmp_path)
     for name in ("in", "out", "else"):
         (tmp_path / name).mkdir()
@@ -84,7 +84,7 @@ def test_a_name_may_count_in_columns(folder: Path) -> None:
 @pytest.mark.parametrize("more", [[], ["--force"]])
 @pytest.mark.parametrize("there", [False, True])
 def test_a_result_that_is_a_link_out_is_refused(folder: Path, here, there: bool, more: list[str]) -> None:
-    """Also to a picture that this tool has made, which it would take for its own."""
+    """Include a link to a picture made by this tool, which it would take for its own result."""
     target = folder / "else" / "theirs.png"
     if there:
         assert here("colorize", "in/photo.png", target, *QUICK).code == 0
@@ -135,7 +135,7 @@ def test_what_a_batch_keeps_is_not_written_through_a_link(folder: Path, here, na
 
 
 def forge(path: Path, **changes: object) -> Path:
-    """A picture whose record somebody has written by hand."""
+    """Return a picture with a record written by hand."""
     record = {"input": "a.png", "preset": "edit", "seed": 1, "parameters": {"task": "edit", "prompt": "fog"}, **changes}
     info = PngImagePlugin.PngInfo()
     info.add_itxt("img2img", json.dumps(record))
@@ -192,7 +192,7 @@ def test_a_record_of_few_parameters_has_the_defaults(here, tmp_path: Path) -> No
 
 
 def test_a_record_cannot_have_a_file_of_any_size_read(here, tmp_path: Path) -> None:
-    """A preset is named by its file, and `info` looks into it."""
+    """A record names its preset by file, and `info` reads that file."""
     large = tmp_path / "large.yaml"
     with large.open("wb") as file:
         file.truncate(64 << 30)
@@ -205,7 +205,7 @@ def test_a_record_cannot_have_a_file_of_any_size_read(here, tmp_path: Path) -> N
 
 
 class Canary:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self._path = str(path)
@@ -216,7 +216,7 @@ class Canary:
 
 @pytest.fixture
 def canary(tmp_path: Path) -> Iterator[Path]:
-    """A file that must not come into being."""
+    """Return the path of a file that must not be created."""
     path = tmp_path / "canary"
     yield path
     assert not path.exists(), "code of a model was run"
@@ -251,7 +251,7 @@ OPTIONS = ["--model", "--lora", "--embedding", "--vae", "--controlnet", "--upsca
 
 
 def use(here: Callable[..., Outcome], option: str, weights: Path, picture: Path, tiny_sd: Path) -> Outcome:
-    """A command that has to load these weights."""
+    """Return a command that has to load these weights."""
     output = picture.parent / "result.png"
     if option == "--upscaler":
         done = here("upscale", picture, output, "--set", "model=none", "--upscaler", weights)
@@ -339,7 +339,7 @@ def test_pickles_inside_a_model_are_not_opened(
 
 
 def test_an_adapter_inside_a_model_leads_nowhere(here, picture: Path, model: Path, canary: Path) -> None:
-    """It names a base model of its own, and may be a pickle."""
+    """An adapter names its own base model, and may be a pickle."""
     adapter = {"base_model_name_or_path": "someone/evil", "peft_type": "LORA", "r": 1, "target_modules": ["q_proj"]}
     (model / "text_encoder" / "adapter_config.json").write_text(json.dumps(adapter))
     torch.save({"a": Canary(canary)}, model / "text_encoder" / "adapter_model.bin")
@@ -347,7 +347,7 @@ def test_an_adapter_inside_a_model_leads_nowhere(here, picture: Path, model: Pat
 
 
 def plant(canary: Path, *paths: Path) -> None:
-    """Modules that leave a file behind when they are imported."""
+    """Create modules that create a file when they are imported."""
     code = f"open({str(canary)!r}, 'w')\nclass Evil:\n    pass\nModel = Pipeline = UNet2DConditionModel = Evil\n"
     for path in paths:
         path.write_text(code)
@@ -375,7 +375,7 @@ def plant(canary: Path, *paths: Path) -> None:
 def test_code_inside_a_model_is_never_run(
     here, picture: Path, model: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    """Whether its index names it, or it lies where a library would look; and nobody is asked whether it may."""
+    """The index may name the code, or the code may be in a place that a library searches. The user is never asked."""
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     plant(canary, model / "evil.py", model / "pipeline.py")
     plant(canary, *(model / part / f"{name}.py" for part in PARTS for name in ("evil", "diffusers", "modeling")))
@@ -448,7 +448,7 @@ def test_a_repository_of_pickles_is_refused(fresh, tiny_sd: Path, tmp_path: Path
     ],
 )
 def test_values_are_numbers_or_text(here, tmp_path: Path, picture: Path, text: str) -> None:
-    """Of a line of `--set` and of a manifest's cell."""
+    """Test values of `--set` and of a manifest's cells."""
     value = parse_scalar(text)
     assert isinstance(value, str | int)
     if "\0" not in text:
@@ -502,7 +502,7 @@ def shows_plainly(done: Outcome) -> None:
 
 @pytest.fixture
 def hostile(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder named by somebody else, with a picture, a preset and a broken picture so named."""
+    """Return a folder with a hostile name that holds a picture, a preset and a broken picture with hostile names."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / f"in{ESCAPES}"
     folder.mkdir()
@@ -654,7 +654,7 @@ def test_a_meeting_folder_of_another_user_is_refused(runtime: Path) -> None:
 
 
 def _visit_as_another(path: str) -> NoReturn:
-    """Ask for the status as another user would; exit 0 when nothing is answered."""
+    """Ask for the status as another user; exit with 0 if there is no answer."""
     code = 2
     try:
         os.setuid(65534)
@@ -674,7 +674,7 @@ def _visit_as_another(path: str) -> NoReturn:
 
 @as_root
 def test_commands_and_their_server_are_the_same_user(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where the folder has failed to keep others out."""
+    """The check must work even if the folder has let another user in."""
     state = State(dispatcher=Dispatcher(Pool(600)))
     with serve_own(state) as path:
         assert ask_server("GET", "/img2img/status")["pid"] == os.getpid()

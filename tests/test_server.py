@@ -1,4 +1,4 @@
-"""The warm server: what commands give through it is what they give alone, whoever else asks at the same time."""
+"""Commands give the same results through the warm server as alone, no matter what other clients request."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONG = ["--set", "num_inference_steps=400", "--set", "image_size=128"]
 
 @dataclasses.dataclass
 class Running:
-    """A server and where it is."""
+    """A running server and its paths."""
 
     process: subprocess.Popen[bytes]
     folder: str
@@ -80,7 +80,7 @@ def server(served: Running, monkeypatch: pytest.MonkeyPatch) -> Running:
 
 @pytest.fixture
 def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A folder without a server."""
+    """Return a folder without a server."""
     with tempfile.TemporaryDirectory(prefix="i2i") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
         yield folder
@@ -147,7 +147,7 @@ def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_
 
 
 def shell(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """Run it in bash, with `img2img` for this interpreter's."""
+    """Run a script in bash, where `img2img` is this interpreter's."""
     with tempfile.TemporaryDirectory(prefix="i2i") as place:
         command = Path(place) / "img2img"
         command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m img2img_cli "$@"\n')
@@ -157,7 +157,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_a_command_stays_itself_beside_a_server(server: Running, picture: Path) -> None:
-    """Its own files, folder, umask, limits, name and exit codes; only the model is the server's."""
+    """A command keeps its files, folder, umask, limits, name and exit codes; only the model is the server's."""
     before, folder, quick = model_seconds(), picture.parent, " ".join(QUICK)
     done = shell(f"umask 077; img2img colorize <(cat photo.png) private.png {quick}", folder)
     assert done.returncode == 0, done.stderr
@@ -264,7 +264,7 @@ def test_a_second_server_is_refused(server: Running, fresh) -> None:
 
 
 def signal_at_first_step(patch: pytest.MonkeyPatch, process: subprocess.Popen[bytes], number: int) -> None:
-    """Have the server get a signal when it tells of a step for the first time."""
+    """Make the server receive a signal when it reports the first step."""
 
     def unpack(read: protocol.Read) -> tuple[dict[str, object], list[Image.Image]]:
         told, images = protocol.unpack(read)
@@ -363,7 +363,7 @@ def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: 
 
 
 def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices, rounding, caches and the way to the hub do; our own settings, and what changes speed or text, do not."""
+    """Devices, rounding, caches and the route to the hub count; our own settings, speed and messages do not."""
     import img2img_cli.system.environment  # noqa: F401 - makes settings of its own
 
     before = sockets.describe_self()
@@ -547,7 +547,7 @@ def test_webui_resize_modes(photograph: Image.Image) -> None:
 
 
 class Lane:
-    """The bundled pipeline, told to gain from batches, that notes what it is given and waits for leave to work."""
+    """The bundled pipeline, set to gain from batches, which records its input and waits for permission to run."""
 
     def __init__(self, pipeline: object, leave: threading.Semaphore) -> None:
         self._pipeline, self._leave, self.batches = pipeline, leave, []
@@ -635,7 +635,7 @@ def test_owners_take_turns_where_nobody_shares(queue, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def slow_to_load(queue, bundled: object) -> Iterator[tuple[object, object, list[object], threading.Event]]:
-    """A dispatcher with one warm pipeline, its spec, two specs that load until the event is set, and the event."""
+    """Return a dispatcher with a loaded pipeline, its spec, two specs that load once an event is set, and the event."""
     from img2img_cli.errors import ModelError
 
     dispatcher, _, leave, spec = queue
@@ -686,7 +686,7 @@ def test_who_waits_for_a_model_may_leave(slow_to_load) -> None:
 
 
 def test_the_server_computes_with_as_many_threads_as_a_command(queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also in a container with a share of the processor: how sums are rounded depends on it."""
+    """Include a container with a CPU quota: the number of threads affects how sums are rounded."""
     import torch
 
     from img2img_cli.engines import device

@@ -1,4 +1,4 @@
-"""Checkpoints, VAEs and ControlNets in one file: offline, whole, and never a traceback."""
+"""Single-file checkpoints, VAEs and ControlNets load offline and completely, or fail without a traceback."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def twin(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def weights(twin, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """The twin's tensors in the original names; files of them find the twin's configs."""
+    """Return the twin's tensors by their original names, and make files with them find the twin's configs."""
     monkeypatch.setattr(single_file, "ARCHITECTURES", twin.architectures)
     monkeypatch.setattr(single_file, "DEFAULTS", {"sd1": (str(twin.folder / "nowhere"), "sd15-edit")})
     return name_parts(twin)
@@ -72,7 +72,7 @@ def refuse(here, words: str, *command: object) -> None:
 
 @pytest.mark.parametrize("encoder", ["cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."])
 def test_a_checkpoint_is_what_it_was(twin, weights, tmp_path: Path, encoder: str) -> None:
-    """Also with the names of before transformers had a `text_model`."""
+    """Include the names from before transformers added `text_model`."""
     pipeline = build(write_file(tmp_path / "model.safetensors", name_parts(twin, encoder)))
     check_equal(pipeline.pipe, twin)
     assert not pipeline.notes
@@ -106,7 +106,7 @@ def test_a_vae_file_fills_the_gap(here, twin, weights, tmp_path: Path, picture: 
 
 
 def test_xl_needs_nothing_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two text encoders of different widths, and v-prediction, which is common among its descendants."""
+    """Cover two text encoders of different widths, and v-prediction, which many derived models use."""
     torch.manual_seed(0)
     encoders = [make_clip(), make_clip(CLIPTextModelWithProjection, hidden_size=48, projection_dim=48)]
     options = unet_options(xl=True) | {"cross_attention_dim": 80, "projection_class_embeddings_input_dim": 96}
@@ -137,7 +137,7 @@ def test_xl_needs_nothing_from_the_hub(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_family_whose_parts_are_the_hubs_is_one_line(here, twin, tmp_path, picture, monkeypatch) -> None:
-    """Stable Diffusion 3 in one file often comes without text encoders."""
+    """A Stable Diffusion 3 in a single file often has no text encoders."""
     weights = {f"{UNET}joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.ones(4)}
     path = write_file(tmp_path / "model.safetensors", weights)
     refuse(here, "not in the cache and the hub cannot be reached", "edit", picture, *OPTIONS, "--model", path)

@@ -1,4 +1,4 @@
-"""What a batch reads: files that change meanwhile, that are no files, and pictures that take too long."""
+"""Inputs of a batch that change during the run, are not regular files, or take too long."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "i
 
 @pytest.fixture
 def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two pictures in in/, and another one beside it."""
+    """Return a folder with two pictures in in/ and another one beside it."""
     (tmp_path / "in").mkdir()
     small = photograph.resize((64, 64))
     for name, angle in (("in/a.png", 0), ("in/b.png", 90), ("other.png", 180)):
@@ -37,7 +37,7 @@ def run(here, *arguments: object) -> tuple[int, list[dict]]:
 
 
 def find_ends(events: list[dict]) -> dict[str, str]:
-    """How each input ended."""
+    """Return how each input ended."""
     return {Path(event["input"]).name: event["event"] for event in events if "output" in event}
 
 

@@ -1,4 +1,4 @@
-"""What makes it faster, and that nothing but what it says is lost by it."""
+"""Options that make a run faster change only what they say."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""torch stays out until a job is known to be good, and `--help` loads next to nothing.
+"""torch is not imported before a job is known to be valid, and `--help` imports next to nothing.
 
-That planning and pictures never import torch is import-linter's to say; that a command which ends early has not
-imported it, on its way through functions that may, is not.
+import-linter checks that the modules for planning and pictures do not import torch. These tests check that a command
+that ends early has not imported it through functions that may.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def probe(calls: list[list[str]]) -> list[tuple[int, list[str]]]:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[str]]]:
-    """The exit code and the lines on stderr of each call."""
+    """Return the exit code and the lines on stderr of each call."""
     path = tmp_path_factory.mktemp("startup") / "picture.png"
     Image.new("RGB", (64, 48), "teal").save(path)
     return probe([[word.format(picture=path) for word in words] for words, _ in CALLS])

@@ -1,4 +1,4 @@
-"""Tiles cover everything, share enough, and leave no seam."""
+"""Tiles cover everything, overlap enough, and leave no seam."""
 
 from __future__ import annotations
 

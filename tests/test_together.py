@@ -1,5 +1,6 @@
-"""What changes a module's calls, used together: features that are kept, prompts that are known, guidance that ends,
-parts that move, compiling, a ControlNet, a refiner, LoRAs and lanes. Each picture is that of the plain pipeline."""
+"""Features that change a module's calls, in combination: cached features and prompts, guidance that ends early,
+offloading, compiling, a ControlNet, a refiner, LoRAs and lanes. Each picture equals that of the plain pipeline.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ SPEEDS: tuple[dict[str, float], ...] = (BOTH, {"cache_interval": 2}, BOTH, {})  
 
 
 def move(pipeline: ImagePipeline, offload: str) -> None:
-    """Have a pipeline's parts move as on a GPU."""
+    """Make a pipeline's parts move between memories as on a GPU."""
     if offload == "sequential":  # diffusers asks for cpu:0, which accelerate takes for another device than the CPU
         for part in pipeline.pipe.components.values():
             if isinstance(part, torch.nn.Module):
@@ -241,7 +242,7 @@ def test_a_second_try_in_float32_copies_the_vae_alone(
 
 
 def list_modules(found: Any) -> set[torch.nn.Module]:
-    """Every module that can be reached from an object, through hooks and bound methods too."""
+    """Return every module that can be reached from an object, including through hooks and bound methods."""
     seen: dict[int, Any] = {}
     todo = [found]
     while todo:

@@ -1,4 +1,4 @@
-"""The recipe of the bundled model on a handful of pictures: it learns, resumes, and what it writes is a model."""
+"""Train the bundled model on a few pictures: it learns, resumes, and writes a usable model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from img2img_cli.train.metrics import correlate_structure, measure_chroma, measu
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of crops of scikit-image's photographs, with captions."""
+    """Return two shards of crops of scikit-image's photographs, with captions."""
     from skimage import data
 
     folder = tmp_path_factory.mktemp("shards")
@@ -140,7 +140,7 @@ def test_every_parameter_but_the_autoencoders_is_trained(photographs) -> None:
 
 
 def test_deterministic_sampling_from_the_noised_input_meets_what_training_shows() -> None:
-    """Walk DDIM from a noised input with a perfect prediction; every step holds the residual the formula says."""
+    """Run DDIM from a noised input with a perfect prediction; each step has the residual of the formula."""
     scheduler = diffusion.load_networks(bundled_dir()).scheduler
     generator = torch.Generator().manual_seed(0)
     source, target, noise = (torch.randn(1, 4, 4, 4, generator=generator) for _ in range(3))

@@ -1,4 +1,4 @@
-"""`--truncated keep`: what can be decoded of pictures that are cut short or damaged."""
+"""`--truncated keep`: what can be decoded of truncated or damaged pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def turned() -> Image.Exif:
 
 
 def strips(codec: str, pixels: np.ndarray | None = None, **options: object) -> bytes:
-    """A TIFF of 9 strips whose last four are spoilt."""
+    """Return a TIFF of nine strips, of which the last four are damaged."""
     stream = io.BytesIO()
     pixels = np.asarray(PHOTO) if pixels is None else pixels
     tifffile.imwrite(stream, pixels, photometric="rgb", compression=codec, rowsperstrip=8, **options)
@@ -63,7 +63,7 @@ DAMAGED: dict[str, tuple[Callable[[], bytes], float]] = {
 
 
 def whole_of(name: str) -> np.ndarray:
-    """What the undamaged file would be read as."""
+    """Return the picture that the undamaged file would give."""
     image = PHOTO
     if "JPEG" in name:
         options = {"exif": turned()} if "turned" in name else {}

@@ -1,4 +1,4 @@
-"""Upscaling nets and models that enlarge by themselves, and a net before a diffusion model."""
+"""Upscaling nets, models that upscale by themselves, and a net before a diffusion model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ALONE = ["upscale", "--preset", "esrgan-upscale", "--set", "tile_overlap=16"]
 
 @pytest.fixture(scope="module")
 def sharp_net(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Real-ESRGAN whose weights copy each pixel four by four: blocky, but of the right colours and place."""
+    """Return a Real-ESRGAN that repeats each pixel four by four, with the right colours and positions."""
     feed_forward.import_spandrel("test")
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
@@ -161,7 +161,7 @@ def test_models_that_enlarge_work_in_tiles_and_keep_the_picture(
 
 
 def test_a_net_that_cleans_keeps_its_word(here, picture: Path, sharp_net: Path) -> None:
-    """Real-ESRGAN's result is its own; projected back onto a noisy input it would be noisy again."""
+    """Real-ESRGAN's result is not projected back onto a noisy input, which would restore the noise."""
     noisy = np.random.default_rng(0).normal(128, 20, (48, 64, 3)).clip(0, 255).astype(np.uint8)
     Image.fromarray(noisy).save(picture)
     made = []
@@ -178,14 +178,14 @@ def test_a_net_that_cleans_keeps_its_word(here, picture: Path, sharp_net: Path) 
 
 
 def make_expected(pixels: np.ndarray, net: Path) -> Image.Image:
-    """What the net alone makes of a picture."""
+    """Return the result of the net alone for a picture."""
     loaded = feed_forward.load_net(str(net), choose_placement("cpu", "auto"))
     made = loaded.enlarge([Image.fromarray(pixels)], [0])[0]
     return Image.fromarray((made.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def find_architectures() -> list[tuple[str, Any]]:
-    """Every net that spandrel can build by itself, at its default size or smaller."""
+    """Return every net that spandrel can build by itself, at its default size or smaller."""
     try:
         feed_forward.import_spandrel("test")
     except ModelError:
@@ -218,7 +218,7 @@ def find_architectures() -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("name", "build"), find_architectures())
 def test_lanes_do_not_disturb_each_others_net(tmp_path: Path, photograph: Image.Image, name: str, build: Any) -> None:
-    """Two threads with one net make, again and again, what one of them makes alone."""
+    """Two threads that share a net make the same results as one, again and again."""
     torch.manual_seed(0)
     save_file({key: value.contiguous() for key, value in build().state_dict().items()}, tmp_path / "net.safetensors")
     net = feed_forward.load_net(str(tmp_path / "net.safetensors"), choose_placement("cpu", "float32"))

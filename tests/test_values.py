@@ -1,4 +1,4 @@
-"""Every value that a record can hold can be typed, and the command that `info` prints gives it again."""
+"""Every value that a record can hold can be typed, and the command that `info` prints reproduces it."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def make(preset: str, values: dict[str, Any]) -> Parameters | None:
 
 
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
-    """The job that a command line means, by way of Typer."""
+    """Return the job of a command line, parsed by Typer."""
     seen: list[Job] = []
 
     def plan_only(template: Job, output: Any, *, variations: int) -> list[Job]:

@@ -1,4 +1,4 @@
-"""What clients of OpenAI's and AUTOMATIC1111's servers send is understood, or refused as theirs refuse it."""
+"""Requests of clients of OpenAI's and AUTOMATIC1111's servers are understood, or refused as those servers do."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Served:
     port: int
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
-        """Status and content of one request with the token."""
+        """Send a request with the token; return status and content."""
         client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         named = {key.replace("_", "-"): value for key, value in headers.items()}
         client.request(method, path, body, {"Authorization": f"Bearer {TOKEN}", **named})
@@ -68,7 +68,7 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The server's web side in this process, with two presets that take no time."""
+    """Serve the web side in this process, with two presets that take no time."""
     folder = tmp_path_factory.mktemp("presets")
     for name in ("quick", "other"):
         (folder / f"{name}.yaml").write_text(PRESET)
@@ -117,7 +117,7 @@ WRAPPED = base64.encodebytes(FILE).decode()
 
 
 def make_mask(size: tuple[int, int] = (64, 48)) -> Image.Image:
-    """A mask whose left half is white."""
+    """Return a mask whose left half is white."""
     mask = Image.new("L", size)
     mask.paste(255, (0, 0, size[0] // 2, size[1]))
     return mask
@@ -371,7 +371,7 @@ JSON = st.recursive(
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(sorted(Img2ImgRequest.model_fields)), JSON, max_size=3))
 def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> None:
-    """And what is taken can be sent back."""
+    """Accepted values can also be sent back."""
     try:
         asked = Img2ImgRequest.model_validate({"init_images": [DATA], **fields})
         asked.check()
@@ -540,7 +540,7 @@ def test_diffusers_has_every_sampler_with_every_schedule() -> None:
 
 
 def test_a_flow_model_keeps_its_own_sampler(served: Served, tmp_path: Path) -> None:
-    """The client sends Euler a with every request, and no such class goes with FLUX."""
+    """The client sends Euler a with every request, but that class does not work with FLUX."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from img2img_cli.engines.diffusion.load import _make_scheduler
@@ -637,7 +637,7 @@ def test_the_part_around_a_mask(
 
 
 def test_webui_client_repaints_the_masked_part_alone(webui_client: Any) -> None:
-    """With the client's defaults, as the web UI does: the picture keeps its size, and all outside of the mask."""
+    """With the client's defaults, as in the web UI, the picture keeps its size and all pixels outside the mask."""
     whole = Image.effect_noise((160, 120), 60).convert("RGB")
     mask = Image.new("L", whole.size)
     mask.paste(255, (40, 30, 80, 60))

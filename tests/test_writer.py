@@ -1,4 +1,4 @@
-"""Pictures out: metadata that stays, and files that are never half there."""
+"""Writing pictures: metadata is kept, and files are never incomplete."""
 
 from __future__ import annotations
 

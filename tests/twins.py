@@ -1,6 +1,6 @@
 """Twins of the catalogue's models: the same classes and file layout, tiny sizes, seeded random weights.
 
-A twin is made by `RECIPES[hub id](folder, variant)`. A new family needs one function here and one preset.
+`RECIPES[hub id](folder, variant)` makes a twin. A new family needs one function here and one preset.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safet
 
 
 def unet_options(*, xl: bool) -> dict[str, Any]:
-    """What a UNet and its ControlNet share."""
+    """Return the options that a UNet and its ControlNet share."""
     options: dict[str, Any] = {
         "block_out_channels": (32, 64),
         "layers_per_block": 1,
@@ -93,12 +93,12 @@ def unet_options(*, xl: bool) -> dict[str, Any]:
 
 
 def fix_up(options: dict[str, Any]) -> dict[str, Any]:
-    """A UNet's options with its upward path."""
+    """Add the upward path to a UNet's options."""
     return options | {"up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "sample_size": 16}
 
 
 def make_vae(**options: Any) -> AutoencoderKL:
-    """A factor of 8, as the real ones have."""
+    """Make a VAE with a factor of 8, as the real ones have."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 8, 16),
         norm_num_groups=4,
@@ -109,7 +109,7 @@ def make_vae(**options: Any) -> AutoencoderKL:
 
 
 def make_clip(kind: Any = CLIPTextModel, **options: Any) -> Any:
-    """A text encoder over CLIP's own vocabulary."""
+    """Make a text encoder with CLIP's own vocabulary."""
     own = {
         "hidden_size": WIDTH,
         "intermediate_size": WIDTH,
@@ -125,7 +125,7 @@ def make_clip(kind: Any = CLIPTextModel, **options: Any) -> Any:
 
 
 def make_t5(width: int) -> dict[str, Any]:
-    """T5's encoder and a tokenizer of single letters."""
+    """Make T5's encoder and a tokenizer of single letters."""
     letters = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
     letters += [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,."]
     config = T5Config(d_model=width, d_ff=WIDTH, d_kv=8, num_layers=1, num_heads=4, vocab_size=len(letters) + 100)
@@ -133,12 +133,12 @@ def make_t5(width: int) -> dict[str, Any]:
 
 
 def save(pipe: Any, folder: Path, variant: str | None) -> None:
-    """As the real repository has it."""
+    """Save a pipeline with the file layout of the real repository."""
     pipe.save_pretrained(folder, variant=variant)
 
 
 def make_sd(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion 1.5 and SD-Turbo."""
+    """Make Stable Diffusion 1.5 or SD-Turbo."""
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
     parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
     save(
@@ -151,7 +151,7 @@ def make_sd(folder: Path, variant: str | None) -> None:
 
 
 def make_inpaint(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion's inpainting: five more input channels, for the mask and the masked picture."""
+    """Make Stable Diffusion's inpainting: five more input channels, for the mask and the masked picture."""
     unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=9)
     parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
     scheduler = DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False)
@@ -159,12 +159,12 @@ def make_inpaint(folder: Path, variant: str | None) -> None:
 
 
 def make_inpaint_xl(folder: Path, variant: str | None) -> None:
-    """The same of Stable Diffusion XL."""
+    """Make Stable Diffusion XL's inpainting, with the same five channels."""
     save(StableDiffusionXLInpaintPipeline(**_sdxl_parts(9)), folder, variant)
 
 
 def make_pix2pix(folder: Path, variant: str | None) -> None:
-    """InstructPix2Pix: four more input channels, for the picture's latents."""
+    """Make InstructPix2Pix: four more input channels, for the picture's latents."""
     unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=8)
     parts = {"vae": make_vae(), "text_encoder": make_clip(), "tokenizer": load_clip_tokenizer()}
     scheduler = EulerDiscreteScheduler(beta_schedule="scaled_linear")
@@ -184,12 +184,12 @@ def _sdxl_parts(in_channels: int) -> dict[str, Any]:
 
 
 def make_sdxl(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion XL and SDXL-Turbo."""
+    """Make Stable Diffusion XL or SDXL-Turbo."""
     save(StableDiffusionXLPipeline(**_sdxl_parts(4)), folder, variant)
 
 
 def make_refiner(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion XL's refiner: one text encoder, and a score for looks in place of a second size."""
+    """Make Stable Diffusion XL's refiner: one text encoder, and an aesthetic score instead of a second size."""
     options = unet_options(xl=True) | {
         "cross_attention_dim": WIDTH,
         "projection_class_embeddings_input_dim": 5 * 8 + WIDTH,
@@ -199,12 +199,12 @@ def make_refiner(folder: Path, variant: str | None) -> None:
 
 
 def make_pix2pix_xl(folder: Path, variant: str | None) -> None:
-    """InstructPix2Pix on SDXL."""
+    """Make InstructPix2Pix for SDXL."""
     save(StableDiffusionXLInstructPix2PixPipeline(**_sdxl_parts(8)), folder, variant)
 
 
 def make_sd3(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion 3.5: two CLIPs, T5, a transformer and a VAE of sixteen channels with a shift."""
+    """Make Stable Diffusion 3.5: two CLIPs, T5, a transformer, and a VAE of sixteen channels with a shift."""
     t5 = make_t5(2 * WIDTH)
     transformer = SD3Transformer2DModel(
         sample_size=16,
@@ -259,27 +259,27 @@ def _flux_parts(*, guidance: bool, in_channels: int = 16) -> dict[str, Any]:
 
 
 def make_flux_dev(folder: Path, variant: str | None) -> None:
-    """FLUX.1 dev."""
+    """Make FLUX.1 dev."""
     save(FluxPipeline(**_flux_parts(guidance=True)), folder, variant)
 
 
 def make_flux_schnell(folder: Path, variant: str | None) -> None:
-    """FLUX.1 schnell: no guidance embedding."""
+    """Make FLUX.1 schnell, without guidance embedding."""
     save(FluxPipeline(**_flux_parts(guidance=False)), folder, variant)
 
 
 def make_fill(folder: Path, variant: str | None) -> None:
-    """FLUX.1 Fill: beside the latents, those of the masked picture and an 8 x 8 patch of mask for each."""
+    """Make FLUX.1 Fill, whose input also has the latents of the masked picture and an 8 x 8 patch of mask for each."""
     save(FluxFillPipeline(**_flux_parts(guidance=True, in_channels=16 + 16 + 4 * 64)), folder, variant)
 
 
 def make_kontext(folder: Path, variant: str | None) -> None:
-    """FLUX.1 Kontext."""
+    """Make FLUX.1 Kontext."""
     save(FluxKontextPipeline(**_flux_parts(guidance=True)), folder, variant)
 
 
 def make_flux2(folder: Path, variant: str | None) -> None:
-    """FLUX.2 klein: a language model whose 9th, 18th and 27th layers tell the prompt, and a VAE in patches."""
+    """Make FLUX.2 klein: a language model whose layers 9, 18 and 27 encode the prompt, and a VAE in patches."""
     letters = [*"abcdefghijklmnopqrstuvwxyz,.", "\u0120"]
     tokenizer = Qwen2TokenizerFast(
         vocab={token: index for index, token in enumerate(["<|endoftext|>", *letters])}, merges=[]
@@ -320,7 +320,7 @@ def make_flux2(folder: Path, variant: str | None) -> None:
 
 
 def make_qwen(folder: Path, variant: str | None) -> None:
-    """Qwen-Image-Edit: a language model with eyes, a transformer and a video VAE."""
+    """Make Qwen-Image-Edit: a vision language model, a transformer and a video VAE."""
     special = [f"<|{name}|>" for name in ("endoftext", "im_start", "im_end", "vision_start", "vision_end")]
     special += ["<|image_pad|>", "<|video_pad|>"]
     letters = [*string.ascii_letters, *string.digits, *string.punctuation, "\u0120", "\u010a"]
@@ -375,7 +375,7 @@ def make_qwen(folder: Path, variant: str | None) -> None:
 
 
 def make_lightning(folder: Path, variant: str | None) -> None:
-    """The LoRA that lets Qwen-Image-Edit do with four steps."""
+    """Make the LoRA with which Qwen-Image-Edit needs only four steps."""
     weights = {}
     for name in ("to_q", "to_v"):
         weights[f"transformer_blocks.0.attn.{name}.lora_down.weight"] = torch.randn(2, WIDTH)
@@ -386,7 +386,7 @@ def make_lightning(folder: Path, variant: str | None) -> None:
 
 
 def make_x4_upscaler(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion's x4 upscaler: latents of the input's size beside the input, and a VAE of factor 4."""
+    """Make Stable Diffusion's x4 upscaler, whose UNet takes latents and the input together, and a VAE of factor 4."""
     unet = UNet2DConditionModel(**fix_up(unet_options(xl=False)), in_channels=7, num_class_embeds=1000)
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16),
@@ -410,7 +410,7 @@ def make_x4_upscaler(folder: Path, variant: str | None) -> None:
 
 
 def make_x2_upscaler(folder: Path, variant: str | None) -> None:
-    """Stable Diffusion's latent upscaler: a UNet of k-diffusion's blocks with one channel too many."""
+    """Make Stable Diffusion's latent upscaler: a UNet of k-diffusion's blocks with one extra channel."""
     unet = UNet2DConditionModel(
         act_fn="gelu",
         attention_head_dim=8,
@@ -440,7 +440,7 @@ def make_x2_upscaler(folder: Path, variant: str | None) -> None:
 
 
 def make_esrgan(folder: Path, variant: str | None) -> None:
-    """A Real-ESRGAN of one block, which has learnt nothing."""
+    """Make an untrained Real-ESRGAN of one block."""
     feed_forward.import_spandrel("twin")
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
@@ -450,7 +450,7 @@ def make_esrgan(folder: Path, variant: str | None) -> None:
 
 
 def make_hyper(folder: Path, variant: str | None) -> None:
-    """Hyper-SD's LoRAs for Stable Diffusion 1.5 and XL, in one repository."""
+    """Make Hyper-SD's LoRAs for Stable Diffusion 1.5 and XL, in one repository."""
     for xl, name in ((False, "Hyper-SD15-8steps-CFG-lora"), (True, "Hyper-SDXL-8steps-CFG-lora")):
         (make_lora_xl if xl else make_lora)(folder, variant)
         (folder / "pytorch_lora_weights.safetensors").rename(folder / f"{name}.safetensors")
@@ -465,17 +465,17 @@ def _save_controlnet(xl: bool, folder: Path, variant: str | None) -> None:
 
 
 def make_controlnet(folder: Path, variant: str | None) -> None:
-    """A ControlNet of Stable Diffusion 1.5."""
+    """Make a ControlNet of Stable Diffusion 1.5."""
     _save_controlnet(False, folder, variant)
 
 
 def make_controlnet_xl(folder: Path, variant: str | None) -> None:
-    """A ControlNet of Stable Diffusion XL."""
+    """Make a ControlNet of Stable Diffusion XL."""
     _save_controlnet(True, folder, variant)
 
 
 def make_fixed_vae(folder: Path, variant: str | None) -> None:
-    """SDXL's VAE that stands float16."""
+    """Make SDXL's VAE that works in float16."""
     make_vae(force_upcast=False).save_pretrained(folder, variant=variant)
 
 
@@ -486,17 +486,17 @@ def _make_lora(pipeline_class: Any, *, xl: bool, folder: Path) -> None:
 
 
 def make_lora(folder: Path, variant: str | None) -> None:
-    """A LoRA for Stable Diffusion 1.5."""
+    """Make a LoRA for Stable Diffusion 1.5."""
     _make_lora(StableDiffusionImg2ImgPipeline, xl=False, folder=folder)
 
 
 def make_lora_xl(folder: Path, variant: str | None) -> None:
-    """A LoRA for Stable Diffusion XL."""
+    """Make a LoRA for Stable Diffusion XL."""
     _make_lora(StableDiffusionXLImg2ImgPipeline, xl=True, folder=folder)
 
 
 def _ip_adapter_weights(unet: UNet2DConditionModel, width: int, tokens: int = 4) -> dict[str, torch.Tensor]:
-    """Keys and values of a picture's tokens for each cross-attention, numbered as the original's layers are."""
+    """Return keys and values of a picture's tokens for each cross-attention, numbered like the original's layers."""
     cross = unet.config.cross_attention_dim
     weights = {
         "image_proj.proj.weight": torch.randn(tokens * cross, width) / width**0.5,
@@ -513,7 +513,7 @@ def _ip_adapter_weights(unet: UNet2DConditionModel, width: int, tokens: int = 4)
 
 
 def make_ip_adapter(folder: Path, variant: str | None) -> None:
-    """IP-Adapters for Stable Diffusion 1.5 and XL and the image encoder that they share."""
+    """Make IP-Adapters for Stable Diffusion 1.5 and XL and the image encoder that they share."""
     config = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=WIDTH,

@@ -1,4 +1,4 @@
-"""Files to pixels and back: read, fit, keep what a model must not change, and write.
+"""Pictures: read files, fit them to a model, restore what a model must not change, and write results.
 
-Imports `presets` and below; NumPy and Pillow, never torch. Start in `read`.
+Imports `presets` and below, NumPy and Pillow, never torch. Start in `read`.
 """

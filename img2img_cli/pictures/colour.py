@@ -1,4 +1,4 @@
-"""Colour and transparency of decoded pixels: alpha apart, colour to sRGB and back."""
+"""Colour and transparency of decoded pixels: separate alpha, and convert colour to sRGB and back."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 def split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
-    """Alpha apart from colour, and colour in one of the modes L, RGB, CMYK, LAB."""
+    """Return alpha as `L` (None without transparency), and colour in one of the modes L, RGB, CMYK or LAB."""
     if image.mode == "La":
-        image = image.convert("LA")  # Pillow has no way from there to RGBA
+        image = image.convert("LA")  # Pillow cannot convert La to RGBA directly
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return rgba.getchannel("A"), rgba.convert("RGB")
@@ -26,10 +26,10 @@ def split_alpha(image: Image.Image) -> tuple[Image.Image | None, Image.Image]:
 
 
 def mend_transparency(file: ImageFile.ImageFile) -> None:
-    """A PNG's one transparent grey or colour in the numbers that its pixels get, before they are decoded.
+    """Scale a PNG's transparent grey or colour to the range of the decoded pixels. Call it before decoding.
 
-    Pillow scales pixels of 2 and 4 bits up and those of three channels of 16 bits down, but not this. At 8 bits, all
-    colours whose upper bytes are those of the transparent one are transparent.
+    Pillow scales 2-bit and 4-bit grey up to 8 bits and 16-bit RGB down, but not the transparent value. After that, all
+    colours with the same upper bytes as the transparent one are transparent.
     """
     value = file.info.get("transparency")
     stored = str(file.tile[0].args) if file.tile else ""
@@ -40,12 +40,15 @@ def mend_transparency(file: ImageFile.ImageFile) -> None:
 
 
 def check_wrapped(image: Image.Image, bits: int) -> None:
-    """Refuse a JPEG 2000 of several channels of more than 8 bits in which white may have become black.
+    """Refuse a JPEG 2000 with several channels of more than 8 bits in which white may have become black.
 
-    Pillow rounds such channels to 8 bits, and the brightest half step of them to 256, which is 0 then.
+    Pillow rounds such channels to 8 bits, and the brightest values to 256, which overflows to 0.
+
+    Args:
+        bits: depth of the file's channels.
 
     Raises:
-        UnreadableError: it has zeros, of which nobody knows what they were.
+        UnreadableError: a channel contains 0, which may be black or white.
     """
     bands = image.getbands()
     if bits > 8 and len(bands) > 1 and any(low == 0 for low, _ in np.reshape(image.getextrema(), (-1, 2)).tolist()):
@@ -53,33 +56,40 @@ def check_wrapped(image: Image.Image, bits: int) -> None:
 
 
 def find_transparent(luminance: Deep, value: object) -> Image.Image | None:
-    """The alpha of grey of 16 bits of which one is transparent."""
+    """Return the alpha (`L`, 0 or 255) of 16-bit grey with one transparent value; None if `value` is not an int."""
     if not isinstance(value, int):
         return None
     return Image.fromarray(np.where(luminance == value, 0, 255).astype(np.uint8))
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, Image.Image, bytes | None]:
-    """Return the picture in its own RGB space, in sRGB, and the profile worth keeping."""
+    """Convert a picture to sRGB.
+
+    Args:
+        profile: ICC profile of the file, or None for sRGB. A damaged or unsuitable one is ignored.
+
+    Returns:
+        The picture in its own RGB space, the picture in sRGB, and the profile of the first; None if that is sRGB.
+    """
     if profile and image.mode in ("RGB", "CMYK", "L"):
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             if source.profile.xcolor_space.strip() == {"RGB": "RGB", "CMYK": "CMYK", "L": "GRAY"}[image.mode]:
                 rgb = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
                 assert rgb is not None
-                # Scanners' profiles lead only out of their space; results stay in sRGB then.
+                # Scanner profiles cannot convert from sRGB, so results stay in sRGB.
                 kept = image.mode == "RGB" and source.profile.is_intent_supported(
                     ImageCms.Intent.PERCEPTUAL, ImageCms.Direction.OUTPUT
                 )
                 return (image, rgb, profile) if kept else (rgb, rgb, None)
         except (*DAMAGE, ImageCms.PyCMSError):
-            pass  # A broken profile says nothing about the pixels; other viewers ignore it too.
+            pass  # Ignore a damaged profile, as viewers do; the pixels may still be good.
     rgb = image if image.mode == "RGB" else image.convert("RGB")
     return rgb, rgb, None
 
 
 def from_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Bring an sRGB result into the colour space of the input's profile."""
+    """Convert an sRGB result to the colour space of an RGB profile; None means sRGB."""
     if profile is None:
         return image
     target = ImageCms.ImageCmsProfile(io.BytesIO(profile))

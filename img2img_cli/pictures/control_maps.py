@@ -1,4 +1,4 @@
-"""Control pictures: what a ControlNet is shown of the input. NumPy and Pillow only."""
+"""Compute a ControlNet's control pictures from the input, with only NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SOFTEDGE_GAIN = 6.0
 
 
 def make_control_image(image: Image.Image, kind: ControlKind) -> Image.Image:
-    """Turn an RGB picture into the RGB control picture of the same size.
+    """Return the RGB control picture of an RGB picture, in the same size.
 
     Args:
         kind: `grey` is luminance, `softedge` smooth edge strength, `canny` thin white edges on black, `picture`
-            the input itself. The others are maps already and stay as they are.
+            the input itself. For the `MAP_KINDS`, the input is already the map and stays unchanged.
     """
     if kind == "picture" or kind in MAP_KINDS:
         return image.convert("RGB")
@@ -28,20 +28,20 @@ def make_control_image(image: Image.Image, kind: ControlKind) -> Image.Image:
 
 
 def _gradient(luminance: Image.Image, sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Central differences `(d/dy, d/dx)` of the blurred luminance in 0..1, both float32 `(H, W)`."""
+    """Return central differences `(d/dy, d/dx)` of the blurred luminance in 0..1, both float32 `(H, W)`."""
     values = np.asarray(luminance.filter(ImageFilter.GaussianBlur(sigma)), dtype=np.float32) / 255
     padded = np.pad(values, 1, mode="edge")
     return (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2, (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2
 
 
 def _soft_edges(luminance: Image.Image) -> Image.Image:
-    """Edge strength squashed to 0..255. A fixed gain, so that a tile gives the same edges as the whole."""
+    """Return edge strength as `L`. The gain is fixed, so that a tile has the same edges as the whole picture."""
     dy, dx = _gradient(luminance, 1.0)
     return Image.fromarray((np.tanh(SOFTEDGE_GAIN * np.hypot(dy, dx)) * 255).round().astype(np.uint8))
 
 
 def _canny_edges(luminance: Image.Image, low: float = 0.04, high: float = 0.1) -> Image.Image:
-    """Canny's detector: non-maximum suppression across the gradient, then hysteresis between two thresholds."""
+    """Return Canny edges (0 or 255) as `L`: non-maximum suppression, then hysteresis between two thresholds."""
     dy, dx = _gradient(luminance, 1.4)
     strength = np.hypot(dy, dx)
     padded = np.pad(strength, 1)

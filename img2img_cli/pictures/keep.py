@@ -1,6 +1,6 @@
-"""What happens to pixels after the model: luminance kept, input agreed with, mask pasted, alpha restored.
+"""Postprocess a model's result: keep the input's luminance, detail, unmasked pixels and alpha.
 
-Models give 8 bits. What they give is put on luminance of 16 bits by the functions named for it.
+Models return 8 bits. Functions with `luminance` in their name combine that with 16-bit luminance of the input.
 """
 
 from __future__ import annotations
@@ -18,19 +18,22 @@ GUIDE_EPSILON = 16.0  # in squared L* units: lightness steps well above 4 are ed
 BAND_PIXELS = 1 << 21
 PROJECTION_STEPS = 12
 BASE_SCALE = 4
-NOISE_LEVEL = 9.0  # in grey levels: half of the detail is kept there
+NOISE_LEVEL = 9.0  # in grey levels; at this noise, half of the detail is kept
 
 
 def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation: float) -> Image.Image:
     """Colour `picture` with the mean chroma of `samples`, keeping its own L* at full resolution.
 
-    a* and b* are brought up along the edges of L* by a guided filter whose coefficients are computed at the
-    samples' size (He & Sun 2015, "Fast guided filter"), so that colour ends where things end.
+    A guided filter enlarges a* and b* along the edges of L*, so that colours end at the edges of objects. Its
+    coefficients are computed at the samples' size (He & Sun 2015, "Fast guided filter").
 
     Args:
         picture: 8-bit sRGB at full resolution.
-        samples: 8-bit sRGB results of the model, all of one, usually smaller, size.
-        saturation: factor on a* and b*.
+        samples: 8-bit sRGB results of the model, all of one size, usually smaller than the picture.
+        saturation: factor on a* and b*; 0 gives grey.
+
+    Returns:
+        8-bit sRGB of the picture's size.
     """
     chroma = np.mean([rgb_to_lab(np.asarray(sample))[..., 1:] for sample in samples], axis=0) * saturation
     guide = rgb_to_lightness(np.asarray(picture.resize(samples[0].size, Image.Resampling.LANCZOS)))
@@ -53,7 +56,7 @@ def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation:
 
 
 def _guided_coefficients(guide: Array, values: Array) -> tuple[Array, Array]:
-    """Local linear models `values = slope * guide + offset`, smoothed; both `(H, W, 2)` float32."""
+    """Fit local models `values = slope * guide + offset`; return smoothed slope and offset, float32 `(H, W, 2)`."""
     mean_guide = _box_mean(guide)[..., None]
     mean_values = np.stack([_box_mean(values[..., i]) for i in range(2)], -1)
     cross = np.stack([_box_mean(guide * values[..., i]) for i in range(2)], -1)
@@ -64,7 +67,7 @@ def _guided_coefficients(guide: Array, values: Array) -> tuple[Array, Array]:
 
 
 def _box_mean(values: Array) -> Array:
-    """Mean over a square of `2 * GUIDE_RADIUS + 1`, the border repeated; `(H, W)` float32."""
+    """Return the mean over squares of side `2 * GUIDE_RADIUS + 1`, repeating the border; float32 `(H, W)`."""
     size = 2 * GUIDE_RADIUS + 1
     for axis in (0, 1):
         pad = [(0, 0), (0, 0)]
@@ -76,9 +79,9 @@ def _box_mean(values: Array) -> Array:
 
 
 def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
-    """Correct an enlarged result until, scaled down by bicubic interpolation, it gives `source` again.
+    """Correct an enlarged RGB result until its bicubic reduction is close to `source`, also RGB.
 
-    Irani & Peleg's iterative back-projection ("Improving resolution by image registration", 1991), one channel
+    This is Irani & Peleg's iterative back-projection ("Improving resolution by image registration", 1991), one channel
     at a time in float32 to bound the memory.
     """
     channels = []
@@ -89,7 +92,15 @@ def back_project(result: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def project_channel(estimate: Array, wanted: Array, top: float) -> Array:
-    """One channel of `back_project`: `(H, W)` corrected until it is `(h, w)` when scaled down, values in 0..`top`."""
+    """Do one channel of `back_project`.
+
+    Args:
+        estimate: float32 `(H, W)` in 0..`top`, to be corrected.
+        wanted: float32 `(h, w)`, what the estimate should be when scaled down.
+
+    Returns:
+        Float32 `(H, W)` in 0..`top`.
+    """
     large, small = estimate.shape[::-1], wanted.shape[::-1]
     for _ in range(PROJECTION_STEPS):
         seen = np.asarray(Image.fromarray(estimate).resize(small, Image.Resampling.BICUBIC))
@@ -99,9 +110,10 @@ def project_channel(estimate: Array, wanted: Array, top: float) -> Array:
 
 
 def keep_base(result: Image.Image, source: Image.Image) -> Image.Image:
-    """Give a result the light and colours of its source at scales above about four pixels.
+    """Replace a result's light and colours at scales above about `BASE_SCALE` pixels by those of its source.
 
-    Noise and compression hardly touch these, so what differs there is the model's drift.
+    Noise and compression hardly affect these scales, so a difference there is the model's drift. Both pictures are RGB
+    of one size.
     """
     channels = []
     for made, own in zip(result.split(), source.split(), strict=True):
@@ -112,12 +124,12 @@ def keep_base(result: Image.Image, source: Image.Image) -> Image.Image:
 
 
 def keep_detail(result: Image.Image, source: Image.Image, reconstructed: Image.Image, share: float) -> Image.Image:
-    """Add what the autoencoder loses of the source, unless that is noise.
+    """Add the detail that the autoencoder loses of the source, and less of it if it is noise. All pictures are RGB.
 
     Args:
-        reconstructed: the source through the autoencoder alone, of the same size.
-        share: of the loss, in a picture without noise. Where even the calmest blocks of 8 x 8 pixels lose much, the
-            loss is noise, and less is added.
+        reconstructed: the source after the autoencoder alone, of the same size.
+        share: share of the lost detail to add without noise, 0..1. If even the smoothest blocks of 8 x 8 pixels lose
+            much, the loss is noise, and the share is reduced.
     """
     lost = np.asarray(source, np.float32) - np.asarray(reconstructed, np.float32)
     height, width = (side // 8 * 8 for side in lost.shape[:2])
@@ -128,13 +140,13 @@ def keep_detail(result: Image.Image, source: Image.Image, reconstructed: Image.I
 
 
 def unpad(image: Image.Image, content: tuple[int, int], size: tuple[int, int]) -> Image.Image:
-    """Cut the padding off and bring the content to `size`."""
+    """Crop a picture from the canvas to `content` (width, height) and scale it to `size`."""
     image = image.crop((0, 0, *content))
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
 
 
 def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
-    """Fade a mask in from its border inwards over about `pixels`; what was black stays black."""
+    """Fade a mask (`L`) in from its border inwards over about `pixels`; black pixels stay black."""
     if pixels <= 0:
         return mask
     soft = mask.filter(ImageFilter.GaussianBlur(pixels / 2))
@@ -144,12 +156,12 @@ def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
 
 
 def paste_masked(result: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
-    """The result where the mask is white, the original's own bytes where it is black."""
+    """Return the result where the mask is white and exactly the original where it is black."""
     return Image.composite(result, original, mask)
 
 
 def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image:
-    """Give an RGB result the input's alpha, resized if need be."""
+    """Give a result the input's alpha, resized if necessary. Without alpha, return the result unchanged."""
     if alpha is None:
         return result
     if alpha.size != result.size:
@@ -160,7 +172,7 @@ def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image
 
 
 def colour_luminance(result: Image.Image, luminance: Deep) -> Deep:
-    """The colour of an 8-bit result on 16-bit luminance: `(H, W, 3)` sRGB whose L* is the luminance's own."""
+    """Combine the colour of an 8-bit result with the L* of 16-bit luminance `(h, w)`; return sRGB `(H, W, 3)`."""
     luminance = _resize_luminance(luminance, result.size)
     full, pixels = np.empty((*luminance.shape, 3), np.uint16), np.asarray(result.convert("RGB"))
     rows = max(1, BAND_PIXELS // result.width)
@@ -172,13 +184,13 @@ def colour_luminance(result: Image.Image, luminance: Deep) -> Deep:
 
 
 def enlarge_luminance(result: Image.Image, luminance: Deep) -> Deep:
-    """A faithful, enlarged 8-bit result in 16 bits, `(H, W)`: scaled down again it gives the luminance."""
+    """Correct an enlarged 8-bit result until its reduction is close to the luminance; return 16-bit `(H, W)`."""
     estimate = np.asarray(result.convert("L"), np.float32) * STEP
     return np.asarray(project_channel(estimate, luminance.astype(np.float32), TOP).round(), np.uint16)
 
 
 def paste_on_luminance(result: Image.Image, luminance: Deep, mask: Image.Image) -> Deep:
-    """The result where the mask is white and, to the bit, the luminance where it is black; `(H, W, 3)`."""
+    """Return the result where the mask is white and exactly the luminance where it is black, 16-bit `(H, W, 3)`."""
     share = np.asarray(mask, np.uint32)[..., None]
     made = np.asarray(result.convert("RGB"), np.uint32) * STEP
     mixed = made * share + luminance.astype(np.uint32)[..., None] * (255 - share)

@@ -1,4 +1,4 @@
-"""CIE L*a*b* (D65) on NumPy arrays, and the way back that never changes lightness.
+"""Convert sRGB to CIE L*a*b* (D65) and back, without changing lightness, on NumPy arrays.
 
 Formulas: IEC 61966-2-1 (sRGB) and CIE 15:2004.
 """
@@ -31,18 +31,18 @@ _LINEAR = _linear_table(255)
 
 
 def rgb_to_lab(rgb: NDArray[np.uint8]) -> Array:
-    """8-bit sRGB `(..., 3)` to float32 L* in 0..100 and a*, b* in about -110..110."""
+    """Convert 8-bit sRGB `(..., 3)` to float32 L*a*b*: L* in 0..100, a* and b* in about -110..110."""
     f = _compress(_LINEAR[rgb] @ (_RGB_TO_XYZ / _WHITE[:, None]).T)
     return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
 
 
 def rgb_to_lightness(rgb: NDArray[np.uint8]) -> Array:
-    """8-bit sRGB `(..., 3)` to float32 L* in 0..100."""
+    """Convert 8-bit sRGB `(..., 3)` to float32 L* `(...)` in 0..100."""
     return _to_lightness(_LINEAR[rgb] @ (_RGB_TO_XYZ[1] / _WHITE[1]))
 
 
 def grey_to_lightness(grey: NDArray[np.uint16]) -> Array:
-    """16-bit grey in sRGB's encoding, `(...)`, to float32 L* in 0..100."""
+    """Convert 16-bit grey `(...)` in sRGB's encoding to float32 L* in 0..100."""
     return _to_lightness(_linear_table(65535)[grey])
 
 
@@ -52,12 +52,12 @@ def _to_lightness(relative: Array) -> Array:
 
 
 def _compress(relative: Array) -> Array:
-    """CIE's f: a cube root with a straight foot."""
+    """Apply CIE's f: a cube root that is linear near zero."""
     return np.where(relative > _EPSILON, np.cbrt(relative), (_KAPPA * relative + 16) / 116)
 
 
 def _lab_to_linear(lab: Array) -> Array:
-    """Linear light `(..., 3)`, in memory one plane after the other, on which NumPy is several times faster."""
+    """Return linear light `(..., 3)`, stored plane by plane, on which NumPy is several times faster."""
     fy = (lab[..., 0] + 16) * np.float32(1 / 116)
     planes = []
     for f in (fy + lab[..., 1] * np.float32(1 / 500), fy, fy - lab[..., 2] * np.float32(1 / 200)):
@@ -74,24 +74,24 @@ def _lab_to_linear(lab: Array) -> Array:
 
 
 def _is_within(linear: Array, slack: float) -> NDArray[np.bool_]:
-    """Where all three of `(..., 3)` lie in 0..1; several times faster than `all` over so short an axis."""
+    """Return where all three channels are in 0..1, give or take `slack`. Faster than `all` over such a short axis."""
     inside = (linear >= -slack) & (linear <= 1 + slack)
     found: NDArray[np.bool_] = inside[..., 0] & inside[..., 1] & inside[..., 2]
     return found
 
 
 def lab_to_rgb(lab: Array) -> NDArray[np.uint8]:
-    """L*a*b* `(..., 3)` to 8-bit sRGB. A colour outside sRGB loses chroma until it fits, never lightness."""
+    """Convert L*a*b* `(..., 3)` to 8-bit sRGB. A colour outside sRGB loses chroma, not lightness, until it fits."""
     return np.ascontiguousarray((_lab_to_encoded(lab, 1e-4) * 255).round().astype(np.uint8))
 
 
 def lab_to_deep_rgb(lab: Array) -> NDArray[np.uint16]:
-    """L*a*b* `(..., 3)` to 16-bit sRGB, in the same way."""
+    """Convert L*a*b* `(..., 3)` to 16-bit sRGB, like `lab_to_rgb`."""
     return np.ascontiguousarray((_lab_to_encoded(lab, 3e-6) * 65535).round().astype(np.uint16))
 
 
 def _lab_to_encoded(lab: Array, slack: float) -> Array:
-    """sRGB in 0..1; what is outside it by more than `slack`, in linear light, loses chroma."""
+    """Return sRGB in 0..1. Reduce the chroma of colours that are outside by more than `slack` in linear light."""
     linear = _lab_to_linear(lab)
     outside = ~_is_within(linear, slack)
     if outside.any():
@@ -106,7 +106,7 @@ def _lab_to_encoded(lab: Array, slack: float) -> Array:
 
 
 def _reduce_chroma(lab: Array) -> Array:
-    """Bisect the largest chroma factor in 0..1 whose colour lies in sRGB, for each row of `(N, 3)`."""
+    """Scale the chroma of each row of `(N, 3)` by the largest factor in 0..1, found by bisection, that fits sRGB."""
     low, high = np.zeros(len(lab), np.float32), np.ones(len(lab), np.float32)
     for _ in range(_SEARCH_STEPS):
         middle = (low + high) * np.float32(0.5)

@@ -1,4 +1,4 @@
-"""What a mask marks, whichever way a tool has written it: levels, labels, a palette's colours, or alpha alone."""
+"""Interpret masks in the forms that tools write: grey levels, labels, palette colours or alpha."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from img2img_cli.pictures.read import Picture
 
 Levels = NDArray[np.uint8] | NDArray[np.uint16]
 WHITE = 255
-BETWEEN = (32, 223)  # levels that could be meant as a half; it is told when they are read as black or white
-DARK = 64  # a mask that is nowhere as bright as this repaints hardly anything
+BETWEEN = (32, 223)  # intermediate levels; a note says so if they are read as black or white
+DARK = 64  # a mask with only darker pixels repaints hardly anything
 
 
 def read_mask(picture: Picture) -> tuple[Image.Image, str | None]:
-    """A mask as 8-bit `L`, white where to repaint; and a sentence where it could have been meant otherwise.
+    """Return a mask as 8-bit `L`, white where to repaint, and a note if the mask is ambiguous, else None.
 
-    - Two values are black and white, whatever they are: 0 and 1, two colours of a palette, two levels of 16 bits.
-    - More values are shares of repainting, by their luminance.
-    - What is transparent is black. Where all that is visible has one colour, the alpha is the mask.
+    - Any two values are black and white: 0 and 1, two colours of a palette, two 16-bit levels.
+    - With more values, luminance is the share of repainting.
+    - Transparent pixels are black. If all visible pixels have one colour, the alpha is the mask.
 
     Raises:
-        InputError: its colours are equally bright, or its labels too dark for a mask.
+        InputError: its colours are equally bright, or its labels are too dark for a mask.
     """
     levels, note = _take_levels(picture)
     low, high = int(levels.min()), int(levels.max())
@@ -58,7 +58,7 @@ def read_mask(picture: Picture) -> tuple[Image.Image, str | None]:
 
 
 def _take_levels(picture: Picture) -> tuple[Levels, str | None]:
-    """What marks: the alpha of a plain colour, or luminance in as many bits as there are, over black."""
+    """Return the levels `(H, W)` of a mask, and a note: alpha of a plain colour, or else luminance over black."""
     if picture.alpha is not None:
         alpha = np.asarray(picture.alpha)
         visible = np.asarray(picture.rgb)[alpha > 0]
@@ -73,10 +73,10 @@ def _take_levels(picture: Picture) -> tuple[Levels, str | None]:
 
 
 def _check_colours(picture: Picture) -> None:
-    """Refuse several colours of one brightness.
+    """Refuse a mask without alpha whose colours differ. Its brightness is known to be the same everywhere.
 
     Raises:
-        InputError: naming the file.
+        InputError: there are several colours; the message names the file.
     """
     colours = picture.rgb.getcolors(1) if picture.alpha is None else []
     if colours is None:
@@ -86,6 +86,6 @@ def _check_colours(picture: Picture) -> None:
 
 
 def _has_colours(image: Image.Image) -> bool:
-    """Whether a picture is more than grey, what JPEG does to grey left aside."""
+    """Return whether an RGB picture has colours, ignoring the faint ones that JPEG adds to grey."""
     pixels = np.asarray(image)
     return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() >= BETWEEN[0])

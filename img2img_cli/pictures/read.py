@@ -1,4 +1,4 @@
-"""Pictures in: decode under limits, orient, bring to sRGB, fit to the model's size."""
+"""Read pictures: decode them under limits, apply the orientation, convert to sRGB, fit to a model's size."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ from img2img_cli.system.streams import STDIO
 MIN_SIDE, MAX_SIDE = 8, 65_500
 MAX_ASPECT = 40
 PROBE_BYTES = 16 << 20
-MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; more is left out
+MAX_EXIF, MAX_PROFILE = 1 << 20, 8 << 20  # bytes; longer ones are dropped
 XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:\s*=\s*[\"']|\s*>)\s*)[0-9]+")
-OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried as XMP
-# Pillow keeps a PNG's texts among what it knows of the file, and takes one of these names for its own.
+OWN_TEXT = ("parameters", "img2img", "XML:com.adobe.xmp")  # written anew, or carried over as XMP
+# Pillow stores a PNG's texts in `info` too, where it mistakes texts of these names for its own values.
 INFO_TYPES: dict[str, type | tuple[type, ...]] = {
     "exif": bytes,
     "icc_profile": bytes,
@@ -54,26 +54,29 @@ INFO_TYPES: dict[str, type | tuple[type, ...]] = {
     "default_image": bool,
 }
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-PngImagePlugin.MAX_TEXT_CHUNK = MAX_PROFILE  # a mebibyte otherwise: less than some profiles and workflows have
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # or Python prints what Pillow logs to stderr
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # from twice as many, Pillow raises an error rather than a warning
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_PROFILE  # the default of 1 MiB is too small for some profiles and workflows
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # otherwise Python prints Pillow's log to stderr
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # above twice this number, Pillow raises an error
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A decoded picture, upright.
+    """A decoded picture, upright. All its images have the same size.
 
     Attributes:
-        rgb: 8-bit sRGB, what models see.
+        name: the file's name for messages.
+        rgb: 8-bit sRGB, the input of models.
         native: 8-bit RGB in the file's own colour space; `rgb` itself when that is sRGB.
-        alpha: 8-bit `L` of the same size, or None.
+        alpha: 8-bit `L`, or None.
         icc_profile: the RGB profile that `native` is in, or None for sRGB.
         exif, xmp, text: metadata to carry over; the orientation is already applied.
+        dpi: horizontal and vertical resolution in pixels per inch, or None.
         format: Pillow's name of the file's format.
-        grey: whether the file has luminance alone.
-        narrowed: whether its channels have more than 8 bits, of which the upper 8 were read.
-        damaged: whether some of its pixels could not be decoded, and are blank.
-        luminance: what a file with more than 8 bits of it holds, 16-bit `(H, W)` in sRGB's encoding; else None.
+        frames: number of frames in the file; only the first is decoded.
+        grey: whether the file has no colours.
+        narrowed: whether channels of more than 8 bits were reduced to 8.
+        damaged: whether pixels may be missing, because the file could not be decoded completely.
+        luminance: 16-bit `(H, W)` in sRGB's encoding if the file has grey of more than 8 bits, else None.
     """
 
     name: str
@@ -110,10 +113,10 @@ DESCRIPTIVE_TAGS = {
 
 
 def read_bytes(name: str) -> bytes:
-    """A file's or stdin's content.
+    """Return the content of a file, or of stdin for `-`.
 
     Raises:
-        InputError: it cannot be read, is empty, or is over a gibibyte.
+        InputError: it cannot be read, is empty or is larger than `MAX_BYTES` (1 GiB).
     """
     if name != STDIO:
         return read_source(name)[0]
@@ -127,7 +130,7 @@ def read_bytes(name: str) -> bytes:
 
 
 def peek_size(name: str) -> tuple[int, int]:
-    """Width and height, upright, from a file's header alone; `(0, 0)` when it does not tell."""
+    """Return the upright width and height from a file's header, or `(0, 0)` if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -135,7 +138,7 @@ def peek_size(name: str) -> tuple[int, int]:
                 check_structure(content)
                 with open_file(content) as file:
                     width, height = file.size
-                    # Without EXIF, getexif would decode a PNG; a TIFF's size is upright already.
+                    # getexif would decode a PNG without EXIF. A TIFF's size is upright already.
                     small = 0 < len(file.info.get("exif", b"")) <= MAX_EXIF
                     turned = small and file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                     return (height, width) if turned else (width, height)
@@ -144,28 +147,29 @@ def peek_size(name: str) -> tuple[int, int]:
 
 
 def label(name: str) -> str:
-    """How a file is called in messages."""
+    """Return the name of a file for messages: `stdin` for `-`."""
     return "stdin" if name == STDIO else name
 
 
 def load_image(name: str, data: bytes | None = None, *, truncated: Truncated | None = None) -> Picture:
-    """Decode a file, or `data` read before.
+    """Decode a file, or its content `data`.
 
-    What it may cost is bounded before anything is decoded: bytes here, all else by `structure`.
+    The cost is limited before anything is decoded: the number of bytes here, everything else in `files.limits`.
 
     Args:
-        truncated: what to do with a damaged file: with "keep", return what can be decoded of it; with "refuse", tell
-            of that choice in the error. None is for files that nobody was given the choice for.
+        truncated: how to treat a damaged file. "keep" returns what can be decoded; "refuse" raises an error that
+            mentions `--truncated keep`; None raises an error that does not, for files without that option.
 
     Raises:
-        InputError: not a picture, damaged, or outside the limits. The text names the file and the remedy.
-        OutOfMemoryError: there is no memory for so many pixels.
+        InputError: the file cannot be read, is not a picture, is damaged or exceeds the limits. The message names the
+            file and the remedy.
+        OutOfMemoryError: there is too little memory for the pixels.
     """
     data = read_bytes(name) if data is None else data
     try:
         return _decode(name, data)
     except DamageError:
-        # Some decoders fail in the same way for damage and for want of memory, so try for some memory, then again.
+        # Some decoders report a lack of memory as damage. Check that there is memory, then decode once more.
         try:
             bytearray(PROBE_BYTES)
         except MemoryError:
@@ -194,10 +198,10 @@ def _decode(name: str, data: bytes, *, keep: bool = False) -> Picture:
 
 @contextlib.contextmanager
 def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, int]]:
-    """A file's header and the number of its frames, at most `MAX_FRAMES`; its pixels may be decoded at bounded cost.
+    """Open a picture and yield it with its number of frames, at most `MAX_FRAMES`. Decoding it has a limited cost.
 
     Raises:
-        InputError, OutOfMemoryError: as `load_image`, for what is done inside, too.
+        InputError, OutOfMemoryError: as in `load_image`, also for errors of Pillow's within the block.
     """
     stream = io.BytesIO(data)
     with warnings.catch_warnings():
@@ -236,10 +240,10 @@ def _too_large(name: str) -> str:
 
 
 def check_size(name: str, size: tuple[int, int]) -> None:
-    """Refuse a picture of too few or too many pixels, or with one side far longer than the other.
+    """Check that both sides, their ratio and the number of pixels are within the limits.
 
     Raises:
-        InputError: naming the picture.
+        InputError: they are not; the message names the picture.
     """
     width, height = size
     if min(size) < MIN_SIDE:
@@ -261,7 +265,7 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int, *, 
     _drop_impostors(file)
     mend_transparency(file)
     load_pixels(file, keep=keep)
-    _drop_impostors(file)  # of what stood behind the pixels
+    _drop_impostors(file)  # those that followed the pixels in the file
     format_, dpi, text = file.format or "PNG", _read_dpi(file), dict(getattr(file, "text", {}))
     image, exif = _upright(file)
     if isinstance(file, Tiff) and file.layout:
@@ -290,20 +294,20 @@ def _normalise(name: str, file: ImageFile.ImageFile, frames: int, bits: int, *, 
         grey=flat.mode == "L" or image.mode in ("1", "L", "LA", "La"),
         narrowed=narrowed and luminance is None,
         damaged=keep,
-        # Profiles are applied to 8 bits; one that changes nothing does no harm.
+        # Profiles are applied to 8 bits only, so drop 16-bit luminance if the profile changes any pixel.
         luminance=luminance if not profile or flat.convert("RGB").tobytes() == rgb.tobytes() else None,
     )
 
 
 def _drop_impostors(file: ImageFile.ImageFile) -> None:
-    """Forget metadata of the wrong type: a TIFF's tags may have any, and a PNG's texts any name."""
+    """Drop metadata of the wrong type. A TIFF's tags can have any type, and a PNG's texts any name."""
     for key, types in INFO_TYPES.items():
         if key in file.info and not isinstance(file.info[key], types):
             del file.info[key]
 
 
 def _is_carried(key: str) -> bool:
-    """Whether a text goes on with the result, where a name of Pillow's own would spoil it."""
+    """Return whether to carry a text over to the result: not img2img's own, nor names that Pillow uses itself."""
     return key not in OWN_TEXT and key not in INFO_TYPES and not key.startswith("Raw profile type")
 
 
@@ -316,18 +320,18 @@ def _read_dpi(file: ImageFile.ImageFile) -> tuple[float, float] | None:
 
 
 def _read_blob(image: Image.Image, key: str) -> bytes | None:
-    """Bytes beside the pixels, unless there are too many."""
+    """Return metadata bytes, or None if there are more than `MAX_PROFILE`."""
     value = image.info.get(key)
     return value if isinstance(value, bytes) and len(value) <= MAX_PROFILE else None
 
 
 def _set_upright(xmp: bytes | None) -> bytes | None:
-    """XMP that says upright, whatever it said: the pixels are, and EXIF's word counted before this one."""
+    """Set the orientation in XMP to upright, because the pixels already are."""
     return xmp and XMP_ORIENTATION.sub(rb"\g<1>1", xmp)
 
 
 def _upright(file: ImageFile.ImageFile) -> tuple[Image.Image, Image.Exif]:
-    """An upright copy. EXIF that cannot be read says nothing about the pixels, and is dropped."""
+    """Return an upright copy and its EXIF. If the EXIF is damaged or too long, drop it and do not turn the picture."""
     if len(file.info.get("exif", b"")) > MAX_EXIF:
         return file.copy(), Image.Exif()
     try:
@@ -341,7 +345,7 @@ def _upright(file: ImageFile.ImageFile) -> tuple[Image.Image, Image.Exif]:
 
 
 def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
-    """The file's EXIF; of a TIFF only what describes the picture, not how its pixels are stored."""
+    """Return the file's EXIF; of a TIFF, only tags that describe the picture, not how its pixels are stored."""
     found, exif = file.getexif(), Image.Exif()
     parts = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
     for tag, value in found.items():
@@ -350,21 +354,24 @@ def _read_exif(file: ImageFile.ImageFile) -> Image.Exif:
     for ifd in parts:
         if part := dict(found.get_ifd(ifd)):
             if part.pop(ExifTags.IFD.Interop, None) and (interop := found.get_ifd(ExifTags.IFD.Interop)):
-                part[ExifTags.IFD.Interop] = dict(interop)  # itself, where it stands as a place in the old file
+                part[ExifTags.IFD.Interop] = dict(interop)  # its content, instead of its offset in the old file
             exif.get_ifd(ifd).update(part)
     return exif
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a picture lies on the model's canvas: scaled to `content`, then padded right and below to `canvas`."""
+    """How to fit a picture on a model's canvas: scale it to `content`, then pad it right and below to `canvas`.
+
+    Both are width and height in pixels.
+    """
 
     content: tuple[int, int]
     canvas: tuple[int, int]
 
 
 def plan_fit(size: tuple[int, int], image_size: int, multiple: int) -> Fit:
-    """Keep the aspect ratio, come near `image_size`² pixels, and pad both sides up to `multiple`."""
+    """Plan a fit that keeps the aspect ratio, has about `image_size`² pixels, and pads both sides to a `multiple`."""
     width, height = size
     factor = image_size / math.sqrt(width * height)
     content = max(1, round(width * factor)), max(1, round(height * factor))
@@ -373,7 +380,7 @@ def plan_fit(size: tuple[int, int], image_size: int, multiple: int) -> Fit:
 
 
 def pad_image(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """Grow to the right and below by repeating the border pixels."""
+    """Enlarge a picture (`L` or RGB) to the right and below by repeating its border pixels."""
     if image.size == canvas:
         return image
     right, below = canvas[0] - image.width, canvas[1] - image.height

@@ -1,4 +1,4 @@
-"""The texts beside a picture's pixels in which tools write how it was made."""
+"""Collect the texts in a picture's metadata in which tools record how it was made."""
 
 from __future__ import annotations
 
@@ -10,22 +10,25 @@ from img2img_cli.pictures.files.exif_text import decode_comment
 from img2img_cli.pictures.write import IMAGE_HISTORY
 
 USER_COMMENT = "UserComment"
-# PNG's keywords that tell of parameters; a file without them may have its texts behind the pixels.
+# PNG keywords for parameters; a file without them may have its texts after the pixels.
 TOLD_BY = frozenset({"img2img", "parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Dream"})
-# ComfyUI writes its two texts into EXIF as descriptions of a camera.
+# ComfyUI writes its two texts into EXIF tags that describe a camera.
 _NAMED = re.compile(r"(prompt|workflow):(?=\s*\{)", re.IGNORECASE)
 _DESCRIPTIONS = (ExifTags.Base.Make, ExifTags.Base.Model, ExifTags.Base.ImageDescription)
 
 
 def collect_texts(image: ImageFile.ImageFile) -> dict[str, str]:
-    """Texts by name: PNG's keywords, `img2img` for our own record, `UserComment` for EXIF's or the file's comment."""
+    """Return texts by name: PNG keywords, `img2img` for our own record, `UserComment` for EXIF's or the file's comment.
+
+    May decode the pixels of a PNG, so open it with `read.open_picture`.
+    """
     if image.format == "PNG" and not TOLD_BY & image.info.keys():
-        image.load()  # some tools write theirs behind the pixels
+        image.load()  # some tools write their texts after the pixels
     texts = {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
     if image.format == "PNG" and TOLD_BY & texts.keys():
         return texts
     comment = image.info.get("comment")
-    if isinstance(comment, bytes):  # of a GIF or JPEG
+    if isinstance(comment, bytes):  # in a GIF or JPEG
         texts[USER_COMMENT] = comment.decode("utf-8", "replace")
     exif = image.getexif()
     little_endian = getattr(exif, "endian", None) == "<"

@@ -1,4 +1,4 @@
-"""Overlapping tiles with feathered seams: any size in bounded memory."""
+"""Split a picture into overlapping tiles and merge them with feathered seams, for any size in bounded memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Tile:
         return self.left, self.top, self.left + self.width, self.top + self.height
 
     def scale(self, factor: int) -> Tile:
-        """The same part of a picture `factor` times as large."""
+        """Return the same part of a picture that is `factor` times as large."""
         return Tile(
             left=self.left * factor, top=self.top * factor, width=self.width * factor, height=self.height * factor
         )
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Evenly spread starts; neighbours share at least `overlap`."""
+    """Return evenly spaced starts of tiles; neighbours share at least `overlap` pixels."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -38,7 +38,7 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def plan_tiles(width: int, height: int, tile: int, overlap: int) -> list[Tile]:
-    """Cover `width` x `height` with tiles of one size, at most `tile` a side, sharing `overlap` or more."""
+    """Cover `width` x `height` pixels with tiles of one size, at most `tile` a side, that share at least `overlap`."""
     return [
         Tile(left=left, top=top, width=min(tile, width), height=min(tile, height))
         for top in _starts(height, tile, overlap)
@@ -56,7 +56,7 @@ def _ramp(length: int, fade_in: int, fade_out: int) -> NDArray[np.float32]:
 
 
 class Canvas:
-    """Collects tiles into a float32 `(H, W, 3)` picture, each weighted by how far inside it a pixel lies."""
+    """Merges tiles into a `(H, W, 3)` picture, as a mean weighted by each pixel's distance from its tile's border."""
 
     def __init__(self, width: int, height: int, overlap: int) -> None:
         self._sum = np.zeros((height, width, 3), np.float32)
@@ -64,7 +64,7 @@ class Canvas:
         self._overlap = overlap
 
     def add(self, tile: Tile, pixels: NDArray[np.uint8]) -> None:
-        """Add a tile's `(tile.height, tile.width, 3)` pixels; sides on the picture's border are not faded."""
+        """Add a tile's pixels `(tile.height, tile.width, 3)`, 8-bit. Sides on the picture's border are not faded."""
         height, width = self._weight.shape[:2]
         left, top, right, bottom = tile.box
         across = _ramp(tile.width, self._overlap * (left > 0), self._overlap * (right < width))
@@ -74,6 +74,6 @@ class Canvas:
         self._weight[top:bottom, left:right] += weight
 
     def merge(self) -> NDArray[np.uint8]:
-        """The weighted mean as 8-bit pixels."""
+        """Return the weighted mean as 8-bit `(H, W, 3)`. Call it once, after all tiles are added."""
         self._sum /= self._weight
         return np.asarray(self._sum.round().clip(0, 255), dtype=np.uint8)

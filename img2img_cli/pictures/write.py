@@ -1,4 +1,4 @@
-"""Pictures out: encode with metadata, and put in place without ever leaving half a file."""
+"""Write pictures: encode them with metadata, and replace the output file atomically."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from img2img_cli.pictures.files.sixteen_bit_colour import deepen_png, deepen_tif
 from img2img_cli.pictures.read import Picture
 from img2img_cli.system.streams import STDIO, explain_stdout
 
-IMAGE_HISTORY = 0x9213  # TIFF/EP: a record of what was done to the image
+IMAGE_HISTORY = 0x9213  # the TIFF/EP tag for a record of processing steps
 BATCH_TAG = "batch-"
-DEEP_FORMATS = ("png", "tiff")  # which hold 16 bits a channel
+DEEP_FORMATS = ("png", "tiff")  # formats with 16 bits a channel
 QUALITY = {"jpeg": 95, "webp": 92, "avif": 85}
 MAX_DPI = 65_535
-MAX_SEGMENT = 65_533 - 29  # bytes that a JPEG's EXIF or XMP may have
+MAX_SEGMENT = 65_533 - 29  # the most bytes of EXIF or XMP in a JPEG
 
 
 def choose_format(asked: Format, output: str, source_format: str) -> str:
-    """The format of the result: asked for, by the output's extension, or the input's own."""
+    """Return the format of the result: as asked, else by the output's extension, else the input's or PNG."""
     if asked != "keep":
         return asked
     if output != STDIO and (known := EXTENSIONS.get(Path(output).suffix.lower())):
@@ -54,9 +54,15 @@ def encode_image(
     """Encode a picture, grey or RGB, with or without alpha, with the source's metadata.
 
     Args:
-        record: our own JSON, or None to write no metadata at all except the colour profile.
-        text: A1111-style parameters.
+        format_: a format of `EXTENSIONS`.
+        quality: 1 to 100 for JPEG, WebP and AVIF, or None for the default; 100 is lossless for WebP.
+        record: img2img's own record, or None to write no metadata except the colour profile.
+        text: parameters in the web UI's format.
         deep: the picture in 16 bits, `(H, W)` or `(H, W, 3)`, for one of `DEEP_FORMATS`.
+
+    Raises:
+        OutputError: the format cannot hold the picture.
+        MemoryError: the encoder ran out of memory.
     """
     if image.has_transparency_data and format_ in ("jpeg", "bmp"):
         image = _flatten(image)
@@ -64,7 +70,7 @@ def encode_image(
     if deep is not None and (deep.ndim == 2 or format_ == "tiff"):
         image = Image.fromarray(deep.reshape(deep.shape[0], -1))
     image = image.copy()
-    image.info.clear()  # Pillow's encoders write what they find there, such as the input's comment
+    image.info.clear()  # Pillow's encoders would write its contents, such as the input's comment
     options: dict[str, Any] = {}
     if source.icc_profile and format_ != "bmp":
         options["icc_profile"] = source.icc_profile
@@ -85,14 +91,14 @@ def encode_image(
                 options["xmp"] = xmp
     options |= _codec_options(format_, quality)
     if format_ == "tiff" and (record is not None or deep is not None):
-        options["compression"] = "raw"  # libtiff, which compresses, cannot write EXIF
+        options["compression"] = "raw"  # libtiff, which Pillow uses for compression, cannot write EXIF
     if format_ == "png" and deep is not None and deep.ndim == 3:
-        options["compress_level"] = 1  # these pixels are exchanged
+        options["compress_level"] = 1  # these pixels are replaced below
     buffer = io.BytesIO()
     try:
         image.save(buffer, format_, **options)
     except DAMAGE as error:
-        # Options are checked before, so a codec that takes none of ours has no memory for its state.
+        # Options were checked before, so a codec that rejects its configuration has run out of memory.
         if is_shortage(error) or "configuration error" in str(error):
             raise MemoryError from None
         raise OutputError(
@@ -115,7 +121,7 @@ def _codec_options(format_: str, quality: int | None) -> dict[str, Any]:
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """On white, as viewers show transparency on paper."""
+    """Composite a picture on white."""
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image.mode == "LA" else "RGB")
 
@@ -129,7 +135,7 @@ def _record_exif(exif: Image.Exif, record: dict[str, Any], text: str) -> bytes:
 def _png_text(source: Picture, size: tuple[int, int], record: dict[str, Any], text: str) -> PngImagePlugin.PngInfo:
     info = PngImagePlugin.PngInfo()
     for key, value in source.text.items():
-        if not key.startswith("Thumb::"):  # of the picture that a thumbnail was of
+        if not key.startswith("Thumb::"):  # these describe the original of a thumbnail
             info.add_itxt(key, value)
     if source.xmp:
         info.add_itxt("XML:com.adobe.xmp", fit_xmp(source.xmp, size).decode("utf-8", "replace"))
@@ -139,18 +145,22 @@ def _png_text(source: Picture, size: tuple[int, int], record: dict[str, Any], te
 
 
 def is_temporary(name: str, tag: str) -> bool:
-    """Whether a file is one that a killed run of `write_output` with this tag has left."""
+    """Return whether a name is that of a temporary file of `write_output` with this tag, left by a killed run."""
     return name.startswith(f".img2img-{tag}") and name.endswith(".tmp")
 
 
 def write_output(data: bytes, output: str, *, replace: bool, tag: str = "") -> None:
-    """Put encoded bytes at `output` all at once, or on stdout.
+    """Write an encoded picture to `output` atomically, or to stdout for `-`.
+
+    A file is read back and decoded before it takes the output's name.
 
     Args:
-        tag: marks the temporary file, so that whoever holds the folder can clear what a killed run left.
+        replace: whether to replace an existing file.
+        tag: part of the temporary file's name, by which a later run can find and remove it.
 
     Raises:
-        OutputError: the disk, the permissions, or a file that is there already and may not be replaced.
+        OutputError: the file cannot be written, or exists and must not be replaced.
+        MemoryError: there is too little memory to decode the file again.
     """
     if output == STDIO:
         write_stdout(data)
@@ -159,10 +169,10 @@ def write_output(data: bytes, output: str, *, replace: bool, tag: str = "") -> N
 
 
 def write_output_bytes(data: bytes, output: str) -> None:
-    """Put a file that is no picture in place all at once; what was there is replaced.
+    """Write a file that is not a picture atomically, replacing an existing one.
 
     Raises:
-        OutputError: the disk or the permissions.
+        OutputError: the file cannot be written.
     """
     _place(data, output, replace=True, tag="", verify=False)
 
@@ -196,12 +206,12 @@ def _place(data: bytes, output: str, *, replace: bool, tag: str, verify: bool) -
 
 
 def _place_new(temporary: Path, target: Path) -> None:
-    """Rename that fails, instead of replacing, when another process made the target meanwhile."""
+    """Rename a file, but raise FileExistsError if another process has created the target in the meantime."""
     try:
         os.link(temporary, target)
     except FileExistsError:
         raise
-    except OSError as error:  # a file system without hard links
+    except OSError as error:  # the file system has no hard links
         if error.errno in DISK_ERRORS:
             raise
         if os.path.lexists(target):
@@ -210,7 +220,7 @@ def _place_new(temporary: Path, target: Path) -> None:
 
 
 def _verify(path: Path) -> None:
-    """Decode what lies on the disk before it may take the output's name."""
+    """Decode the file on the disk, and raise an error if it is damaged."""
     try:
         with Image.open(path) as image:
             image.load()
@@ -223,10 +233,10 @@ def _verify(path: Path) -> None:
 
 
 def make_folder(folder: str) -> None:
-    """Make a folder and those above it, unless they are there.
+    """Create a folder and its parents if they do not exist.
 
     Raises:
-        OutputError: the disk or the permissions.
+        OutputError: the folder cannot be created.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -246,10 +256,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_stdout(data: bytes) -> None:
-    """All of the bytes.
+    """Write all bytes to stdout and flush it.
 
     Raises:
-        OutputError: the reader has left, or there is no room.
+        OutputError: the reader has closed the pipe, stdout is closed, or the disk is full.
     """
     try:
         sys.stdout.buffer.write(data)

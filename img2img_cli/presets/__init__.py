@@ -1,4 +1,4 @@
-"""Which model, with which values: YAML files, the keys they may have, and what they add up to.
+"""Presets: YAML files that name a model and its values, their schema, and how they are resolved.
 
-Imports `errors`, `text` and `system` alone, and never torch. Start in `catalogue`, which resolves a preset.
+Imports only `errors`, `text` and `system`, never torch. Start in `catalogue`, which resolves a preset.
 """

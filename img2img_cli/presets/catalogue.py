@@ -1,4 +1,4 @@
-"""Presets, resolved: defaults < preset file < command line, validated."""
+"""Resolve presets: defaults < preset file < command line, then validate the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from img2img_cli.presets.schema import Parameters, Task, fewest_steps
 DEFAULT, COMMAND_LINE = "default", "command line"
 MAX_SHOWN = 200  # characters of a value in a message
 FAST_STEPS, FAST_GUIDANCE, FEWEST_TO_CUT = 2 / 3, 0.6, 8
-LEAST_STRENGTH = 0.01  # below, the value is refused rather than the schedule lengthened
+LEAST_STRENGTH = 0.01  # for a lower strength, the schedule is not lengthened and validation fails
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +42,21 @@ def resolve_preset(
     more_lora: Sequence[str] = (),
     more_embeddings: Sequence[str] = (),
 ) -> Resolved:
-    """Load a preset, replace some of its values and check the outcome, as every command, row and request does.
+    """Load a preset, replace some of its values and validate the result.
+
+    The command line, the rows of a batch and web requests all resolve presets here.
 
     Args:
         name: a preset's name or file.
-        shown: the name that the user knows it by; `name` if None.
-        task: the only task that is accepted.
-        fast: whether `speed_up` applies.
-        needs_prompt: whether an edit is refused for which neither the preset nor `overrides` gives a prompt.
-        more_lora, more_embeddings: as `resolve`.
+        shown: the preset's name in messages and in the result; `name` if None.
+        task: the only task to accept; None for any.
+        fast: whether to apply `speed_up`.
+        needs_prompt: whether to refuse an edit without a prompt in either the preset or `overrides`.
+        more_lora, more_embeddings: as in `resolve`.
 
     Raises:
-        PresetError: as `load_preset` and `resolve`.
-        UsageError: the preset is for another task, has no such ControlNet or lacks a prompt.
+        PresetError: as in `load_preset` and `resolve`.
+        UsageError: the preset is for another task, has no ControlNet of the requested kind or lacks a prompt.
     """
     shown = shown or name
     preset = load_preset(name)
@@ -72,10 +74,10 @@ def resolve_preset(
 
 
 def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any]) -> Resolved:
-    """The ControlNet of the preset's family for the kind of control that is asked for, unless one was named.
+    """Set the ControlNet for the kind of control in `overrides`, unless `overrides` name a ControlNet.
 
     Raises:
-        UsageError: the family has none of this kind.
+        UsageError: the preset lists no ControlNet of this kind.
     """
     p = resolved.parameters
     if p.control is None or "control" not in overrides or "controlnet" in overrides:
@@ -90,13 +92,14 @@ def choose_controlnet(name: str, resolved: Resolved, overrides: Mapping[str, Any
 
 
 def speed_up(preset: Preset, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What `--fast` changes, where nothing else was asked for: quality for time.
+    """Return `overrides` with the changes of `--fast`, which trade quality for time; given keys are kept.
 
-    Two thirds of the steps, as far as there are many; guidance in the first of them only; a small VAE if the preset
-    names one. Models that were made for few steps, as the bundled one, keep theirs.
+    If at least `FEWEST_TO_CUT` steps run, run two thirds of them and, unless there is an IP-Adapter, stop guidance
+    after `FAST_GUIDANCE` of those. Use the small VAE if the preset names one. Presets with fewer steps, such as those
+    of the bundled model, keep theirs.
 
     Raises:
-        PresetError: as `resolve`.
+        PresetError: as in `resolve`.
     """
     p = resolve(preset, overrides).parameters
     faster: dict[str, Any] = {}
@@ -115,17 +118,17 @@ def resolve(
     """Merge defaults < preset < command line and validate the result.
 
     Args:
-        more_lora: LoRAs that come to those of the preset; `more_embeddings` the same.
+        more_lora, more_embeddings: references to append to those of the preset.
 
     Raises:
-        PresetError: naming the file and line, or the command-line key, of each value that is refused.
+        PresetError: values are invalid; the message names the file and line, or the command-line key, of each.
     """
     for key in overrides:
         if key not in Parameters.model_fields:
             raise PresetError(f"--set {key}: no such parameter{suggest(key, Parameters.model_fields)}")
     merged = replace_values(preset.values, overrides)
     if "model" in overrides and "variant" not in overrides and overrides["model"] != preset.values.get("model"):
-        merged.pop("variant", None)  # many a model has no such files
+        merged.pop("variant", None)  # many models have no files of this variant
     if "strength" in overrides and "num_inference_steps" not in overrides:
         merged["num_inference_steps"] = _lengthen_schedule(merged)
     try:
@@ -150,7 +153,7 @@ def resolve(
 
 
 def _lengthen_schedule(merged: Mapping[str, Any]) -> Any:
-    """The preset's steps, or as many as leave one to run when it has few and `--strength` is low."""
+    """Return the number of steps, raised if necessary so that at least one runs at a low strength."""
     steps = merged.get("num_inference_steps", Parameters.model_fields["num_inference_steps"].default)
     strength = merged["strength"]
     sound = isinstance(steps, int) and isinstance(strength, int | float) and LEAST_STRENGTH <= strength <= 1
@@ -172,16 +175,16 @@ def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:
 
 
 def _show(value: Any) -> str:
-    """A value as JSON, cut where it is long."""
+    """Return a value as JSON of at most `MAX_SHOWN` characters."""
     try:
         text = json.dumps(value, default=str)
-    except (ValueError, RecursionError):  # Python refuses to write integers of thousands of digits
+    except (ValueError, RecursionError):  # Python refuses to convert integers of thousands of digits
         text = "what was given"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def preset_schema() -> dict[str, Any]:
-    """The JSON schema of a preset file, for editors."""
+    """Return the JSON schema of a preset file, which editors can use."""
     schema = Parameters.model_json_schema()
     properties = {
         EXTENDS: {"type": "string", "description": "Name or file of the preset whose values are inherited."},

@@ -1,4 +1,7 @@
-"""Preset files: the catalogue's and anybody's, read with what they extend. Loads no pydantic, validates no value."""
+"""Load preset files, shipped or the user's own, with the presets that they extend.
+
+Loads no pydantic and validates no values, only keys.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ _REVISIONS = {"model": "revision", "controlnet": "controlnet_revision"}
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a value was written: a file and its line."""
+    """The file and line (1-based, or None) that a value comes from."""
 
     file: str
     line: int | None = None
@@ -34,7 +37,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """The keys a preset sets, its parents' included, each with its source."""
+    """The values that a preset and its parents set, each with its source."""
 
     name: str
     values: Mapping[str, Any]
@@ -42,7 +45,7 @@ class Preset:
 
 
 def configs_dir() -> Path:
-    """The catalogue's folder: inside the package when installed from a wheel, beside it in a checkout."""
+    """Return the folder of shipped presets: inside the package if installed from a wheel, beside it in a checkout."""
     package = Path(PACKAGE)
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -50,33 +53,33 @@ def configs_dir() -> Path:
 
 @cache
 def list_presets() -> dict[str, Path]:
-    """Names of the shipped presets and their files, sorted."""
+    """Return the shipped presets, name to file, sorted by name."""
     return {path.stem: path for path in sorted(configs_dir().rglob("*.yaml"), key=lambda p: p.stem)}
 
 
 @cache
 def list_keys() -> dict[str, Any]:
-    """Every key of a preset and its default, from the schema that lies beside the presets."""
+    """Return every preset key with its default (None if it has none), read from the schema file."""
     properties = json.loads((configs_dir() / SCHEMA).read_text(encoding="utf-8"))["properties"]
     return {key: facts.get("default") for key, facts in properties.items() if key != EXTENDS}
 
 
 def list_cards() -> dict[str, SimpleNamespace]:
-    """The shipped presets by name, each with all keys of `Parameters` as attributes. Nothing is validated."""
+    """Return the shipped presets by name, each with all keys of `Parameters` as attributes, not validated."""
     return {name: SimpleNamespace(**{**list_keys(), **load_preset(name).values}) for name in list_presets()}
 
 
 def suggest(word: str, candidates: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for near misses, else nothing."""
+    """Return `; did you mean 'x'?` with up to three similar candidates, or an empty text if there are none."""
     near = difflib.get_close_matches(word, list(candidates), n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
 
 
 def load_preset(reference: str) -> Preset:
-    """Load a shipped preset by name or any preset by its file.
+    """Load a shipped preset by name, or any preset by its file name.
 
     Raises:
-        PresetError: no such preset, a cycle of `extends`, or a file that is not a valid preset.
+        PresetError: there is no such preset, it extends itself, or a file is not a valid preset.
     """
     return _load(_find(reference, None), ())
 
@@ -86,7 +89,7 @@ def _find(reference: str, beside: Path | None) -> Path:
         try:
             path = (beside.parent if beside else Path()) / Path(reference).expanduser()
             found = path.is_file()
-        except (OSError, RuntimeError):  # too long a name, no such user
+        except (OSError, RuntimeError):  # the name is too long, or its ~user does not exist
             path, found = Path(reference), False
         if not found:
             raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
@@ -131,6 +134,6 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
 
 
 def replace_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """One set of values over another; a revision goes with the model that it is of."""
+    """Return `base` updated with `values`. If a model is replaced, the revision of the old one is dropped."""
     stale = {_REVISIONS[key] for key in _REVISIONS if key in values and values[key] != base.get(key)}
     return {key: value for key, value in base.items() if key not in stale} | dict(values)

@@ -1,4 +1,4 @@
-"""References to models: bundled, a local folder, a single file, or a hub id. Checked before torch is loaded."""
+"""References to models: `bundled`, a local folder, a single file or a hub id. Checked before torch is loaded."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from img2img_cli import PACKAGE
 from img2img_cli.errors import ModelError
 
 BUNDLED = "bundled"
-NO_MODEL = "none"  # an upscaling net alone
+NO_MODEL = "none"  # for an upscaling net without a diffusion model
 Kind = Literal["folder", "file", "hub", "none"]
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _WEIGHTS = ".safetensors"
-MAX_WORDS = 64  # in which names with spaces are looked for
+MAX_WORDS = 64  # in longer texts, file names with spaces are not recognized
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
 def bundled_dir() -> Path:
-    """The diffusers folder of the model that is shipped inside the package."""
+    """Return the diffusers folder of the model that is shipped inside the package."""
     return Path(PACKAGE) / "models" / BUNDLED
 
 
 def _to_path(reference: str) -> Path:
-    """A reference as a path; one that the system refuses, being too long or of no such user, is of nothing."""
+    """Return a reference as a path, or a path that cannot exist if the system rejects it (too long, unknown user)."""
     try:
         path = Path(reference).expanduser()
         path.exists()
@@ -38,13 +38,13 @@ def _to_path(reference: str) -> Path:
 
 
 def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Kind, str]:
-    """Tell what a reference means, and its path or hub id.
+    """Return what kind of model a reference names, and its path or hub id.
 
     Args:
-        index: the file that makes a folder a model's: `config.json` for a ControlNet.
+        index: the file that a model folder must contain; `config.json` for a VAE or ControlNet.
 
     Raises:
-        ModelError: a pickle, a folder without an index, a missing file, or nothing that could be a hub id.
+        ModelError: the reference is a pickle, a folder without the index, a missing file or no valid hub id.
     """
     if reference == BUNDLED:
         return "folder", str(bundled_dir())
@@ -60,7 +60,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
         if not (path / index).is_file():
             raise ModelError(f"{reference}: the folder has no {index}, so it is not a diffusers model; check the path")
         return "folder", str(path)
-    if path.suffix == ".safetensors":  # as the libraries compare it, which take all else for pickles
+    if path.suffix == ".safetensors":  # case-sensitive, as in the libraries, which read any other file as a pickle
         if not path.is_file():
             raise ModelError(f"{reference}: no such file; check the path")
         return "file", str(path)
@@ -74,7 +74,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
 
 
 def make_absolute(reference: str) -> str:
-    """A reference that means the same in every folder; a LoRA's scale stays."""
+    """Make the path of a local reference absolute, keeping a LoRA's scale; return other references unchanged."""
     if reference in (BUNDLED, NO_MODEL):
         return reference
     name, colon, scale = reference.rpartition(":")
@@ -86,11 +86,12 @@ def make_absolute(reference: str) -> str:
 
 @dataclass(frozen=True)
 class FileReference:
-    """A LoRA's or embedding's file and where it lies.
+    """A weights file, such as a LoRA or an embedding, and its location.
 
     Attributes:
-        repository: hub id or folder.
-        file: name of the .safetensors file in it; None when the repository has only one.
+        repository: hub id, or local folder.
+        file: the .safetensors file in it; None for the only one of a hub repository.
+        on_hub: whether `repository` is a hub id.
     """
 
     repository: str
@@ -100,7 +101,7 @@ class FileReference:
 
 @dataclass(frozen=True)
 class LoraReference(FileReference):
-    """A LoRA's file, and how strongly it is applied."""
+    """A LoRA's file and the scale at which to apply it."""
 
     scale: float
 
@@ -109,7 +110,7 @@ def parse_lora(text: str) -> LoraReference:
     """Read `REF` or `REF:SCALE`; REF is a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
 
     Raises:
-        ModelError: a pickle, a missing file, a scale that is not a number, or nothing that could be on the hub.
+        ModelError: the scale is not a finite number, or REF is a pickle, a missing file or no valid hub id.
     """
     reference, number = _split_scale(text)
     try:
@@ -125,13 +126,13 @@ def parse_lora(text: str) -> LoraReference:
 
 
 def _split_scale(text: str) -> tuple[str, str]:
-    """A LoRA's reference and scale; a file's own name may hold colons."""
+    """Split a LoRA's reference from its scale, `1` if it has none. File names may contain colons."""
     reference, colon, number = text.rpartition(":")
     return (reference, number) if colon and not text.endswith(_WEIGHTS) else (text, "1")
 
 
 def split_references(text: str) -> tuple[str, ...]:
-    """The references in a text that has them side by side. Names with spaces are told by the files that are there."""
+    """Split a text into references separated by spaces. A name with spaces is recognized if its file exists."""
     words = text.split()
     if len(words) > MAX_WORDS:
         return tuple(words)
@@ -140,7 +141,7 @@ def split_references(text: str) -> tuple[str, ...]:
         ends = [end for end in range(place + 1, len(words) + 1) if _split_scale(words[end - 1])[0].endswith(_WEIGHTS)]
         joined = {end: " ".join(words[place:end]) for end in ends}
         files = [end for end, name in joined.items() if _to_path(_split_scale(name)[0]).is_file()]
-        # Without a file: up to the first that ends as one does, unless the first word could be on the hub.
+        # Without an existing file: up to the first word that ends in .safetensors, unless the first word is a hub id.
         is_hub_id = _HUB_ID.fullmatch(_split_scale(words[place])[0]) is not None
         end = max(files, default=place + 1 if is_hub_id or not ends else ends[0])
         found.append(" ".join(words[place:end]))
@@ -153,10 +154,10 @@ def parse_file(role: str, reference: str) -> FileReference:
     """Read a local .safetensors file, a hub id, or `owner/name/FILE.safetensors`.
 
     Args:
-        role: what the file is to be. A `lora` may end in its scale, as `parse_lora` reads it.
+        role: the use of the file, for messages. For `lora`, the reference may end in a scale, as in `parse_lora`.
 
     Raises:
-        ModelError: a pickle, a missing file, or nothing that could be on the hub.
+        ModelError: the reference is a pickle, a missing file or no valid hub id.
     """
     return parse_lora(reference) if role == "lora" else _find_file(role, reference)
 
@@ -177,7 +178,11 @@ def _find_file(role: str, reference: str) -> FileReference:
 
 
 def list_files(parameters: Any) -> list[tuple[str, str]]:
-    """Role and reference of each single file of weights that parameters name, as `parse_file` takes them."""
+    """Return role and reference of each LoRA, embedding, upscaler and IP-Adapter, as `parse_file` takes them.
+
+    Args:
+        parameters: `Parameters`, or a card of `files.list_cards` with the same attributes.
+    """
     p = parameters
     several = [("lora", text) for text in p.lora] + [("embedding", text) for text in p.embedding]
     single = (("upscaler", p.upscaler), ("ip_adapter", p.ip_adapter))
@@ -185,10 +190,10 @@ def list_files(parameters: Any) -> list[tuple[str, str]]:
 
 
 def split_folder(reference: str) -> tuple[str, str]:
-    """A local folder, or a hub id and the folder in that repository.
+    """Return a local folder and an empty text, or a hub id and the folder within that repository.
 
     Raises:
-        ModelError: neither.
+        ModelError: the reference is neither.
     """
     if (path := _to_path(reference)).is_dir():
         return str(path), ""
@@ -201,15 +206,19 @@ def split_folder(reference: str) -> tuple[str, str]:
 
 @functools.cache
 def identify_model(reference: str) -> str:
-    """A text that changes when a model's weights do: of files a hash of names, sizes and times; of the hub its id.
+    """Return a text that changes when the weights of a local model change; for a hub model, its id.
 
-    The bundled model is hashed by content, so that it is the same wherever it is installed.
+    It holds a hash of the files' names, sizes and times. The bundled model is hashed by content, so that its
+    identity is the same wherever it is installed. Cached for the life of the process.
+
+    Raises:
+        ModelError: as in `locate_model`.
     """
     return read_identity(reference)
 
 
 def read_identity(reference: str) -> str:
-    """As `identify_model`, which looks once in a process, but as it is now."""
+    """Return the same as `identify_model`, but read the files anew."""
     if reference == BUNDLED:
         return _hash_bundled()
     kind, place = locate_model(
@@ -232,18 +241,18 @@ def _hash_bundled() -> str:
 
 
 def _list_weights(root: Path) -> list[tuple[Path, bytes]]:
-    """A model's files, each with what tells it: its name and size."""
+    """Return a model's weights files, each with its name and size as bytes for the hash."""
     files = sorted(root.rglob("*.safetensors")) if root.is_dir() else [root]
     return [(file, f"{file.relative_to(root)} {file.stat().st_size} ".encode()) for file in files]
 
 
 @functools.cache
 def identify_file(role: str, reference: str) -> str:
-    """As `identify_model`, of a LoRA, an embedding or an upscaling net."""
+    """Return the same as `identify_model` for a single file such as a LoRA. Cached for the life of the process."""
     return read_file_identity(role, reference)
 
 
 def read_file_identity(role: str, reference: str) -> str:
-    """As `identify_file`, which looks once in a process, but as it is now."""
+    """Return the same as `identify_file`, but read the file anew."""
     found = parse_file(role, reference)
     return reference if found.on_hub else read_identity(str(Path(found.repository, str(found.file))))

@@ -1,4 +1,4 @@
-"""Which repositories of the hub a preset needs, and whether they are here. Asks the disk alone."""
+"""The hub repositories that a preset needs, and whether they were downloaded. Accesses only the disk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
+import img2img_cli.system.environment  # noqa: F401 - settings for the imports below
 from img2img_cli.presets.references import list_files, locate_model, parse_file, split_folder
 
 
@@ -17,9 +17,11 @@ class Repository:
     """One repository of the hub that a preset needs.
 
     Attributes:
-        role: `pipeline` is a whole model, `part` a VAE or ControlNet.
-        without: components of the pipeline that another repository takes the place of.
-        folder: where in the repository a part lies.
+        reference: hub id.
+        role: `pipeline` for a whole model, `part` for a VAE, ControlNet or image encoder, else as in `list_files`.
+        without: components of the pipeline that another repository replaces.
+        folder: the part's folder within the repository; empty for its root.
+        file: the weights file; None if the repository has only one.
     """
 
     reference: str
@@ -32,10 +34,13 @@ class Repository:
 
 
 def list_repositories(parameters: Any) -> list[Repository]:
-    """What a preset needs of the hub; nothing for local models.
+    """Return the hub repositories that a preset needs; local models and files need none.
 
     Args:
-        parameters: `Parameters`, or a card of `preset_files.list_cards` with the same attributes.
+        parameters: `Parameters`, or a card of `files.list_cards` with the same attributes.
+
+    Raises:
+        ModelError: as in `locate_model`, `parse_file` and `split_folder`.
     """
     p = parameters
     found = []
@@ -58,6 +63,6 @@ def list_repositories(parameters: Any) -> list[Repository]:
 
 
 def is_fetched(repository: Repository) -> bool:
-    """Whether something of a repository was ever fetched. Asks the disk alone."""
+    """Return whether the hub cache on disk holds any file of a repository."""
     folder = Path(HF_HUB_CACHE, f"models--{repository.reference.replace('/', '--')}")
     return any(folder.glob("snapshots/*/*"))

@@ -1,11 +1,11 @@
-"""Samplers and noise schedules by the names that other tools give them, as diffusers' classes and settings."""
+"""Translate other tools' names of samplers and noise schedules into diffusers' classes and settings."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-# Schedules of the web UI, and the settings of diffusers' schedulers that make them; None for a sampler's own.
+# Schedules of the web UI and the diffusers settings that match them; None for the sampler's default.
 SCHEDULES: dict[str, dict[str, Any] | None] = {
     "automatic": None,
     "uniform": {},
@@ -15,7 +15,7 @@ SCHEDULES: dict[str, dict[str, Any] | None] = {
     "sgm uniform": {"timestep_spacing": "trailing"},
     "simple": {"timestep_spacing": "trailing"},
 }
-# Samplers of the web UI: diffusers' class, its settings, and the schedule that "automatic" stands for.
+# Samplers of the web UI: diffusers' class, its settings, and the schedule that "automatic" means for it.
 SAMPLERS: dict[str, tuple[str, dict[str, Any], str]] = {
     "DPM++ 2M": ("DPMSolverMultistepScheduler", {}, "karras"),
     "DPM++ SDE": ("DPMSolverSinglestepScheduler", {"algorithm_type": "sde-dpmsolver++"}, "karras"),
@@ -34,7 +34,7 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 NO_SIGMAS = frozenset({"EulerAncestralDiscreteScheduler", "DDIMScheduler", "PNDMScheduler", "LCMScheduler"})
 NO_SPACING = frozenset({"DPMSolverSinglestepScheduler"})
-# What ComfyUI, InvokeAI, NovelAI and k-diffusion call them, where signs between the words are not all that differs.
+# Names in ComfyUI, InvokeAI, NovelAI and k-diffusion that differ by more than separators.
 _OTHER_NAMES = {
     "euler ancestral": "Euler a",
     "dpm 2": "DPM2",
@@ -59,18 +59,18 @@ def _normalise(name: str) -> str:
 
 
 def is_schedule(name: str) -> bool:
-    """Whether a schedule of another tool has a counterpart."""
+    """Return whether another tool's schedule has a counterpart in diffusers."""
     return _normalise(name) in SCHEDULES
 
 
 def find_sampler(name: str, schedule: str | None = None) -> tuple[str, dict[str, Any]] | None:
-    """diffusers' scheduler and its settings for another tool's sampler; None for one that has no counterpart.
+    """Return the diffusers scheduler class and settings for another tool's sampler, or None without a counterpart.
 
     Args:
-        name: of any tool, also with its schedule at the end: `Euler a`, `dpmpp_2m`, `k_euler_a`, `DPM++ 2M Karras`.
-        schedule: of its noise levels, such as `karras`, where a tool tells it apart.
+        name: sampler, possibly with its schedule at the end: `Euler a`, `dpmpp_2m`, `k_euler_a`, `DPM++ 2M Karras`.
+        schedule: noise schedule, such as `karras`, if the tool names it separately.
     """
-    if name in _SCHEDULERS:  # our own records
+    if name in _SCHEDULERS:  # as img2img's own records name it
         return name, {}
     words = _normalise(name).replace("++", "pp").split()
     words = words[1:] if words[:1] == ["k"] else words

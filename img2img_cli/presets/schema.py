@@ -24,7 +24,7 @@ from img2img_cli.presets.weight_files import check_weights
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
-MAP_KINDS = ("lineart", "depth", "openpose")  # which we do not make of a picture ourselves
+MAP_KINDS = ("lineart", "depth", "openpose")  # maps that img2img cannot compute; the user must supply them
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8"]
 Compile = Literal["never", "auto"]
@@ -33,7 +33,7 @@ SIZE_PATTERN = r"^(original|model|[1-9]\d{0,4}x[1-9]\d{0,4})$"
 MAX_PIXELS = 200_000_000
 CARD_KEYS = frozenset(
     {"description", "license", "gated", "memory_gib", "controlnets"}
-)  # they tell of a preset and change no result
+)  # they describe a preset and change no result
 PIPELINE_KEYS = (
     "model",
     "revision",
@@ -59,12 +59,16 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 def _split_references(value: Any) -> Any:
-    """Several references in one text, as `--set` and a CSV file have them."""
+    """Split a text of several references, as `--set` and CSV files give them; return other values unchanged."""
     return split_references(value) if isinstance(value, str) else value
 
 
 def _check_text(text: str) -> str:
-    """Half a pair of surrogates, or bytes of a command line that are no UTF-8, can be neither read nor written."""
+    """Refuse lone surrogates, which a command line with invalid UTF-8 also yields: they cannot be written.
+
+    Raises:
+        ValueError: the text cannot be encoded in UTF-8.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -76,7 +80,11 @@ Text = Annotated[str, AfterValidator(_check_text)]
 
 
 def fewest_steps(strength: float) -> int:
-    """The shortest schedule of which `strength` leaves a step to run, as diffusers rounds."""
+    """Return the length of the shortest schedule of which at least one step runs, with diffusers' rounding.
+
+    Args:
+        strength: greater than 0, at most 1.
+    """
     return next(n for n in count(math.ceil(1 / strength)) if int(n * strength) >= 1)
 
 
@@ -210,25 +218,25 @@ class Parameters(BaseModel):
 
     @property
     def full_prompt(self) -> str:
-        """The prompt as the model is given it; an empty one leaves no dangling comma."""
+        """The prompt for the model: the template filled in, without spaces and commas at its ends."""
         return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
 
     @property
     def steps_run(self) -> int:
-        """How many steps of the schedule are run, as diffusers rounds."""
+        """The number of steps that run, with diffusers' rounding."""
         return min(int(self.num_inference_steps * self.strength), self.num_inference_steps)
 
     @property
     def pipeline_key(self) -> str:
-        """Equal for parameters that one loaded pipeline serves."""
-        return json.dumps(self.model_dump(include=set(PIPELINE_KEYS)))  # a path need not be UTF-8
+        """A key that is equal for parameters that can share a loaded pipeline."""
+        return json.dumps(self.model_dump(include=set(PIPELINE_KEYS)))  # a path need not be UTF-8: no model_dump_json
 
     def list_files(self) -> list[tuple[str, str]]:
-        """As `modelref.list_files`."""
+        """Return the same as `references.list_files`."""
         return list_files(self)
 
     def make_absolute(self) -> Parameters:
-        """The same with local files and folders named so that they are found from any folder."""
+        """Return a copy in which the paths of local files and folders are absolute."""
         update: dict[str, Any] = {
             key: make_absolute(value)
             for key in ("model", "vae", "controlnet", "refiner", "upscaler", "ip_adapter", "ip_adapter_image_encoder")
@@ -238,14 +246,14 @@ class Parameters(BaseModel):
         return self.model_copy(update=update)
 
     def to_record(self) -> dict[str, Any]:
-        """What bears on a result, in JSON's types: every key but those that only tell of the preset."""
+        """Return the values that affect a result, in JSON types: all keys except `CARD_KEYS`."""
         return self.model_dump(mode="json", exclude=set(CARD_KEYS))
 
     def check_references(self) -> None:
-        """Refuse what a preset names and cannot be, before torch is loaded.
+        """Check all references to models and files without loading torch or downloading anything.
 
         Raises:
-            ModelError: as `locate_model`, `parse_file`, `check_weights` and `split_folder`.
+            ModelError: as in `locate_model`, `parse_file`, `check_weights` and `split_folder`.
         """
         locate_model(self.model)
         if self.refiner is not None:

@@ -1,6 +1,6 @@
-"""Strict YAML: every value knows its line; duplicate keys, tags, anchors and deep nesting are refused.
+"""Parse strict YAML: record the line of each key; refuse duplicate keys, tags, anchors and deep nesting.
 
-Plain values mean what YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema) says. PyYAML follows
+Plain values follow YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema). PyYAML itself follows
 YAML 1.1, where `no` is false, `1:0` is 60, `010` is 8, `1e3` is text and `2026-11-25` is a date.
 """
 
@@ -16,12 +16,12 @@ import yaml
 Path = tuple[str | int, ...]
 MAX_DEPTH = 20
 MAX_CHARACTERS = 1 << 16
-MAX_SCALAR = 1000  # characters of a number
-MAX_BITS = 1024  # of an integer; a float reaches as far
-_STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the rest
+MAX_SCALAR = 1000  # characters; longer texts are never numbers
+MAX_BITS = 1024  # of an integer; about the range of a float
+_STEERING = re.compile(r"[\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")  # PyYAML escapes the others
 _TAG = "tag:yaml.org,2002:"
 _TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null")}
-# The kind of a plain scalar, the characters it may begin with, and its whole text.
+# For each kind of plain scalar: its possible first characters and the pattern of its whole text.
 _SCALARS = (
     ("null", ["~", "n", "N", ""], re.compile(r"(?:~|null|Null|NULL|)\Z")),
     ("bool", list("tTfF"), re.compile(r"(?:true|True|TRUE|false|False|FALSE)\Z")),
@@ -37,18 +37,18 @@ _SCALARS = (
 _NO_SCALAR = frozenset("[{&*!|>?#%@`")
 
 
-# libyaml reads a preset some thirty times as fast; where PyYAML was built without it, its own parser serves.
+# libyaml is about thirty times faster; PyYAML builds without it fall back to the Python parser.
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Loader(_Parser):  # type: ignore[misc]
-    """Parses and composes; plain scalars get the tags of the core schema."""
+    """Parser and composer that tags plain scalars by the core schema."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either version of YAML would take for something else."""
+    """Dumper that quotes text which YAML 1.1 or 1.2 would not read as text."""
 
 
 for _kind, _firsts, _pattern in _SCALARS:
@@ -57,7 +57,7 @@ for _kind, _firsts, _pattern in _SCALARS:
 
 
 class YamlError(Exception):
-    """What is wrong and on which line (1-based, or None)."""
+    """An error in a YAML text, with its line (1-based, or None)."""
 
     def __init__(self, message: str, line: int | None = None) -> None:
         super().__init__(message)
@@ -65,10 +65,10 @@ class YamlError(Exception):
 
 
 def parse_yaml(text: str) -> tuple[dict[str, Any], dict[Path, int]]:
-    """Parse a mapping. Returns it and the line of each key, by its path.
+    """Parse a mapping; return it and the line (1-based) of each key, by the key's path. No text is an empty mapping.
 
     Raises:
-        YamlError: not a mapping, not YAML, or YAML of a kind that presets have no use for.
+        YamlError: the text is not a mapping, not YAML, too long, or uses a feature that is not supported.
     """
     if len(text) > MAX_CHARACTERS:
         raise YamlError(f"longer than {MAX_CHARACTERS} characters")
@@ -118,10 +118,13 @@ def _line(marked: yaml.Event | yaml.Node) -> int:
 
 
 def construct_scalar(node: yaml.Node, line: int) -> Any:
-    """A scalar's value by its tag.
+    """Return a scalar's value according to its tag.
+
+    Args:
+        line: the line for the error message.
 
     Raises:
-        YamlError: a tag such as `!!int` before text of another kind, or a number beyond all ranges.
+        YamlError: the text does not fit an explicit tag such as `!!int`, or the number is too large.
     """
     kind, text = node.tag.removeprefix(_TAG), node.value
     if kind == "str":
@@ -131,9 +134,9 @@ def construct_scalar(node: yaml.Node, line: int) -> Any:
         if not pattern.match(text):
             raise ValueError(text)
         value = _CONSTRUCT[kind](text)
-    except ValueError:  # also of Python's own, which reads no integer of thousands of digits
+    except ValueError:  # Python also refuses integers of thousands of digits
         raise YamlError(f"'{_shorten(text)}' cannot be read", line) from None
-    if isinstance(value, int) and value.bit_length() > MAX_BITS:  # Python would not write it in decimal
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:  # Python may refuse to convert it to decimal
         raise YamlError(f"'{_shorten(text)}' is too large a number", line)
     return value
 
@@ -159,9 +162,9 @@ def _shorten(text: str) -> str:
 
 
 def parse_scalar(text: str) -> Any:
-    """The value of one `--set key=value`: a number, true/false or null; all else is text as it stands."""
+    """Return the value of `--set key=value` as a number, bool or None; return any other text unchanged."""
     if len(text) > MAX_SCALAR or text.lstrip()[:1] in _NO_SCALAR:
-        return text  # PyYAML would take a second to find out about a thousand brackets
+        return text  # PyYAML takes a second to parse a thousand brackets
     try:
         first = next(islice(yaml.parse(text, Loader=_Loader), 2, None))
         node = yaml.compose(text, Loader=_Loader) if isinstance(first, yaml.ScalarEvent) else None
@@ -171,7 +174,7 @@ def parse_scalar(text: str) -> Any:
 
 
 def dump_yaml(*documents: Any, sort_keys: bool = False) -> str:
-    """YAML for people to read, with nothing in it that steers a terminal."""
+    """Return documents as YAML for people to read, with characters escaped that would affect a terminal."""
 
     def dump(allow_unicode: bool) -> str:
         options: dict[str, Any] = {"allow_unicode": allow_unicode, "sort_keys": sort_keys, "width": 10**6}

@@ -1,4 +1,4 @@
-"""Parameters as text: what `--set`, a CSV cell and the command that `info` prints hold. Each value can be written."""
+"""Convert parameters from and to text, for `--set`, CSV cells and the command that `info` prints."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.strict_yaml import MAX_CHARACTERS, YamlError, parse_scalar, parse_yaml
 from img2img_cli.text import printable
 
-NOTHING = ("null", "none")  # as which None is written
+NOTHING = ("null", "none")  # texts that mean None
 _BRACKETS = {"mapping": "{", "list": "["}
 
 
 def read_value(key: str, text: str) -> Any:
-    """The value of a parameter from its text.
+    """Return the value of a parameter from its text. Types and ranges are not checked.
 
-    - Text stands as it is, or as a JSON string in double quotes, which can hold line breaks and other controls.
-    - Mappings and lists are JSON, or YAML of the same form; a list can also be references side by side.
-    - `null` and `none` are nothing where a parameter can be without.
-    - All else is a number, true or false.
+    - Text is taken unchanged, or from a JSON string in double quotes, which can hold line breaks.
+    - Mappings and lists are JSON, or YAML in flow style. A list can also be references separated by spaces.
+    - `null` and `none` are None if the parameter can be None.
+    - Anything else is a number, true or false.
 
     Raises:
-        UsageError: a mapping or a JSON string that is none; types and ranges are not checked.
+        UsageError: the text is not a mapping, but the parameter is.
     """
     kind, can_be_none = _describe(key)
     if kind in _BRACKETS and text.lstrip().startswith(_BRACKETS[kind]):
@@ -39,7 +39,7 @@ def read_value(key: str, text: str) -> Any:
 
 
 def write_value(key: str, value: Any) -> str:
-    """The text that `read_value` reads as this value (lists for tuples); one line that steers no terminal."""
+    """Return one line of printable text that `read_value` reads as this value, with lists for tuples."""
     kind, can_be_none = _describe(key)
     if kind == "text" and isinstance(value, str):
         is_plain = printable(value) == value and not (can_be_none and value in NOTHING)
@@ -49,7 +49,7 @@ def write_value(key: str, value: Any) -> str:
 
 @functools.cache
 def _describe(key: str) -> tuple[Literal["text", "list", "mapping", "scalar"], bool]:
-    """What kind of value a parameter has, and whether it can be None."""
+    """Return the kind of value of a parameter, and whether it can be None."""
     annotation = Parameters.model_fields[key].annotation
     can_be_none = type(None) in get_args(annotation)
     for origin, kind in ((dict, "mapping"), (tuple, "list")):
@@ -68,7 +68,7 @@ def _read_text(text: str) -> str:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return text  # a text that only begins and ends with quotes
+        return text  # text that merely begins and ends with quotes
     return value if isinstance(value, str) else text
 
 
@@ -77,7 +77,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _read_collection(key: str, kind: str, text: str) -> Any:
-    """JSON or, failing that, YAML; a list that is neither is a name that begins with a bracket."""
+    """Parse JSON or else YAML. For a list, return any other text unchanged: a file name may start with `[`."""
     try:
         if len(text) > MAX_CHARACTERS:
             raise YamlError(f"longer than {MAX_CHARACTERS} characters")

@@ -1,4 +1,4 @@
-"""What weights on the disk say of themselves, checked before any library believes it."""
+"""Check local weights files before a library reads them: headers, layer numbers, indexes and adapters."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 
 from img2img_cli.errors import ModelError
 
-MAX_HEADER_BYTES = 16 << 20  # the largest models' are a few hundred kilobytes
+MAX_HEADER_BYTES = 16 << 20  # headers of the largest models take a few hundred kilobytes
 MAX_EMPTY_SIDE = 1 << 16
 _LENGTH = struct.Struct("<Q")
 
 
 def check_weights(path: Path) -> None:
-    """Refuse a .safetensors file whose header is not one, or asks for more than the file holds.
+    """Check the header of a .safetensors file: its length, and the shape of each tensor.
 
-    The rest, such as overlapping tensors, the library itself refuses.
+    The safetensors library itself refuses other errors, such as overlapping tensors.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: the file is damaged or cannot be read; the message names it.
     """
     for name, told in _read_header(path).items():
         shape = told.get("shape") if isinstance(told, dict) else None
@@ -30,36 +30,38 @@ def check_weights(path: Path) -> None:
             continue
         if not isinstance(shape, list) or not all(isinstance(side, int) and side >= 0 for side in shape):
             raise _damaged(path, f"tensor '{name[:80]}' has no shape")
-        # Nothing in the file, and yet a layer of that size would be made for it.
+        # The tensor takes no space in the file, but the library would allocate a layer of this size.
         if 0 in shape and max(shape) > MAX_EMPTY_SIDE:
             raise _damaged(path, f"tensor '{name[:80]}' is empty and claims {max(shape)} rows")
 
 
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in a .safetensors file, by its name.
+    """Return the shape of each tensor in a .safetensors file, by the tensor's name.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: as in `check_weights`.
     """
     check_weights(path)
     return {name: tuple(told["shape"]) for name, told in _read_header(path).items() if name != "__metadata__"}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The texts that a .safetensors file's maker has put into its header.
+    """Return the text entries of the `__metadata__` in a .safetensors file's header.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: the header is damaged or cannot be read; the message names the file.
     """
     found = _read_header(path).get("__metadata__")
     return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
 
 
 def check_sequences(path: Path, names: Iterable[str]) -> None:
-    """Refuse weights that number their layers far beyond what they hold: nets are built as long as that.
+    """Refuse tensor names with layer numbers far above the number of tensors.
+
+    A library builds as many layers as the names claim.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: a number is too high; the message names the file.
     """
     known = list(names)
     most = 8 * len(known) + 64
@@ -70,10 +72,10 @@ def check_sequences(path: Path, names: Iterable[str]) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a diffusers folder of which a part would come from elsewhere, or from a pickle.
+    """Check the weights of a diffusers folder; refuse adapters and weights that are outside it or pickles.
 
     Raises:
-        ModelError: naming the file.
+        ModelError: a file is refused or damaged; the message names it.
     """
     for path in sorted(folder.rglob("*.json")):
         if path.name == "adapter_config.json":
@@ -85,7 +87,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """The files that large weights are split into must be of the same kind, and lie beside their index."""
+    """Check that an index of split weights names only .safetensors files in its own folder."""
     try:
         shards = set(json.loads(path.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):

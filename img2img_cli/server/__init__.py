@@ -1,1 +1,1 @@
-"""Models kept warm: their queue, their pool, and the ways in."""
+"""The warm server: a pool of loaded models, a queue of requests, and the HTTP APIs. Start in `app`."""

@@ -1,4 +1,4 @@
-"""OpenAI's images-edit endpoint and list of models: a preset is a model."""
+"""OpenAI's image-edit endpoint and list of models. Each preset is a model."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ from img2img_cli.server.orders import (
 )
 from img2img_cli.server.state import State
 
-MultiPartParser.spool_max_size = MAX_BODY_BYTES  # no file that is sent goes to the disk, however large
-MOST = 10  # results of one request, as OpenAI has it
-_FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)")  # names that clients send when nobody chose one
-_INDEX = re.compile(r"\[\d*\]$")  # of one of several files: `image[]`, `image[0]`
+MultiPartParser.spool_max_size = MAX_BODY_BYTES  # keep uploaded files of any size in memory
+MOST = 10  # results per request, OpenAI's limit
+_FOREIGN = re.compile(r"(gpt-image|dall-e|chatgpt-image)")  # clients' default model names, which choose no preset
+_INDEX = re.compile(r"\[\d*\]$")  # suffix of repeated fields: `image[]`, `image[0]`
 _FIELD = re.compile(r"(\w+): ")
 _CODES = {
     "extra_forbidden": "unknown_parameter",
@@ -49,17 +49,17 @@ _CODES = {
     "greater_than_equal": "integer_below_min_value",
     "less_than_equal": "integer_above_max_value",
     "string_too_long": "string_above_max_length",
-}  # OpenAI's words for pydantic's
+}  # pydantic's error types and OpenAI's codes for them
 _USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
     "output_tokens": 0,
     "total_tokens": 0,
-}  # nobody pays by tokens here; clients add them up
+}  # there are no tokens here, but clients expect the fields
 
 
 class EditRequest(BaseModel):
-    """The fields of OpenAI's request to edit, without its pictures. Others are refused, as OpenAI does."""
+    """The fields of OpenAI's edit request, except the pictures. Unknown fields are refused, as by OpenAI."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -86,7 +86,7 @@ class EditRequest(BaseModel):
         return FORMATS.get(text, text) if isinstance(text, str) else text
 
     def list_unused(self) -> tuple[str, ...]:
-        """A line for each wish that no preset can meet."""
+        """Return a note for each given field that has no effect on this server."""
         wishes = {
             "quality": self.quality not in ("auto", "standard"),
             "input_fidelity": self.input_fidelity != "low",
@@ -97,7 +97,7 @@ class EditRequest(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Sent:
-    """A request as it came: its fields, and its pictures as bytes of files."""
+    """A request as received: its fields, and its pictures as encoded files."""
 
     fields: dict[str, Any]
     images: list[bytes]
@@ -105,7 +105,7 @@ class Sent:
 
 
 def make_router(state: State) -> APIRouter:
-    """The routes under `/v1`."""
+    """Return the routes under `/v1`."""
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
@@ -154,10 +154,10 @@ def _describe_model(name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def telling_openai() -> Iterator[None]:
-    """Turn what is wrong with a request or its pictures into OpenAI's status 400, with the field that is at fault.
+    """Turn errors in a request or its pictures into OpenAI's status 400, naming the field at fault.
 
     Raises:
-        RefusedError: in place of UsageError, ValidationError and InputError.
+        RefusedError: replaces UsageError, ValidationError and InputError; other RefusedErrors pass unchanged.
     """
     try:
         yield
@@ -183,11 +183,12 @@ def telling_openai() -> Iterator[None]:
 
 
 async def _read_form(request: Request) -> Sent:
-    """A multipart form.
+    """Read a request from a multipart form.
 
     Raises:
-        UsageError: a file in the place of a text, or the reverse.
-        HTTPException: not such a form, or one with too many parts.
+        UsageError: a picture was sent as text, or there is more than one mask.
+        RefusedError: a file was sent for another field.
+        HTTPException: the form is malformed or has too many parts.
     """
     fields: dict[str, Any] = {}
     files: dict[str, list[bytes]] = {"image": [], "mask": []}
@@ -203,7 +204,7 @@ async def _read_form(request: Request) -> Sent:
                         param=key[:80],
                         code="unknown_parameter",
                     )
-                if data or value.filename:  # browsers send an empty part without a name for a file that nobody chose
+                if data or value.filename:  # browsers send an empty, nameless part if no file was chosen
                     files[name].append(data)
             elif name not in files:
                 fields[key] = value
@@ -215,10 +216,10 @@ async def _read_form(request: Request) -> Sent:
 
 
 def read_json(body: bytes) -> Sent:
-    """A request in JSON, whose pictures are data URLs.
+    """Parse a JSON request, whose pictures are data URLs.
 
     Raises:
-        UsageError: not JSON, or pictures that are no data URLs.
+        UsageError: the body is not a JSON object, or a picture is not a data URL.
     """
     try:
         fields = json.loads(body)
@@ -244,14 +245,15 @@ def _read_reference(reference: object, what: str) -> bytes:
 
 
 def read_order(state: State, sent: Sent) -> tuple[EditRequest, Order]:
-    """What a request wants made.
+    """Validate a request and return it with its order.
 
-    An empty text and `null` stand for a field's default, as clients send them in forms.
+    An empty text or `null` means a field's default, because clients send these in forms.
 
     Raises:
-        UsageError: naming the field; RefusedError for a model that is not here.
-        ValidationError: a field that is unknown or out of range.
-        InputError: a picture that cannot be read.
+        UsageError: a value cannot be used; the message names the field.
+        RefusedError: the model is not on offer.
+        ValidationError: a field is unknown or out of range.
+        InputError: a picture cannot be read.
     """
     if not sent.images:
         raise UsageError("image: is missing; send the picture's file")
@@ -299,11 +301,11 @@ def _drop_alpha(picture: Picture) -> Picture:
 
 
 def read_mask(data: bytes) -> Picture:
-    """A mask as the command takes it, white where to repaint: OpenAI's is transparent there.
+    """Turn OpenAI's mask, transparent where to repaint, into one of the command's, white where to repaint.
 
     Raises:
-        UsageError: it has no transparency.
-        InputError: not a picture.
+        UsageError: the mask has no transparency.
+        InputError: the file cannot be read as a picture.
     """
     alpha = decode_picture(data, "mask").alpha
     if alpha is None:
@@ -312,7 +314,7 @@ def read_mask(data: bytes) -> Picture:
 
 
 def _describe(order: Order, results: list[Result]) -> dict[str, Any]:
-    """The answer; `notes` is ours, and only there when something has to be told."""
+    """Return the response body. `notes`, an extension of OpenAI's format, is present only if there are any."""
     return {
         "created": int(time.time()),
         "data": [{"b64_json": text} for text in encode_base64(results)],
@@ -333,7 +335,7 @@ def _describe_output(order: Order, result: Result) -> dict[str, Any]:
 
 
 def _stream(order: Order, results: list[Result]) -> Response:
-    """Server-sent events: each result at its end. None of its steps are shown, as OpenAI reserves for fast models."""
+    """Return one server-sent event per finished result. There are no partial images, which OpenAI leaves optional."""
     events = []
     for text, result in zip(encode_base64(results), results, strict=True):
         content = {

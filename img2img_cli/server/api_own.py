@@ -1,4 +1,4 @@
-"""The way in for our own commands: pipelines by their spec, and pieces to transform."""
+"""The API for img2img's own commands: load a pipeline by its spec, and transform pieces."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _nameless = itertools.count()
 
 
 def make_router(state: State) -> APIRouter:
-    """The routes under `/img2img`. They take files' names from whoever asks, so they are for the user's own socket."""
+    """Return the routes under `/img2img`. Clients can name files, so serve them only on the user's own socket."""
     router = APIRouter(prefix="/img2img")
 
     @router.get("/status")
@@ -75,7 +75,7 @@ def make_router(state: State) -> APIRouter:
 
         owner = request.headers.get(OWNER) or f"command {next(_nameless)}"
         body = await request.body()
-        # In a thread: pictures are large, and who asks something else is not to wait for them.
+        # In a thread: parsing large pictures must not delay other requests.
         asked = await run_in_threadpool(_read_request, body, owner, tell)
         future = state.dispatcher.submit(asked)
         future.add_done_callback(_waker(events))
@@ -84,7 +84,7 @@ def make_router(state: State) -> APIRouter:
             try:
                 async for part in _follow(events, lambda: _finish(future, asked)):
                     yield part
-            finally:  # also when the client has left
+            finally:  # also if the client has disconnected
                 state.dispatcher.cancel(asked)
 
         return StreamingResponse(answer(), media_type=CONTENT_TYPE)
@@ -98,19 +98,19 @@ def _read_request(body: bytes, owner: str, tell: Progress) -> Request:
 
 
 def _waker(events: asyncio.Queue[bytes | None]) -> Callable[[Any], None]:
-    """What a future calls when it is done, in whatever thread that is."""
+    """Return a callback for a future, callable from any thread, that puts the end mark into `events`."""
     loop = asyncio.get_running_loop()
 
     def wake(_: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed when the server ends
+        with contextlib.suppress(RuntimeError):  # the loop may already be closed when the server ends
             loop.call_soon_threadsafe(events.put_nowait, None)
 
     return wake
 
 
 async def _follow(events: asyncio.Queue[bytes | None], finish: Callable[[], bytes]) -> AsyncIterator[bytes]:
-    """Events until there is an end, and signs of life where there are none for long; then what `finish` makes."""
-    event: bytes | None = pack({"busy": True})  # at once, so that the client knows that it was understood
+    """Yield events until the end mark, with a heartbeat whenever none came for `HEARTBEAT_S`; then yield `finish()`."""
+    event: bytes | None = pack({"busy": True})  # at once, to confirm that the request was accepted
     while event is not None:
         yield event
         try:

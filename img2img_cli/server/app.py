@@ -1,4 +1,4 @@
-"""The server's process: its sockets, its ways in, and its end."""
+"""The server process: open the sockets, serve the APIs, report errors and shut down."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from img2img_cli.server.state import State
 from img2img_cli.tasks.protocol import HTTP_STATUS, Spec, describe_error
 from img2img_cli.text import printable
 
-BACKLOG_S = 5  # how long requests under way may take to end with the server
+BACKLOG_S = 5  # how long running requests may take to finish at shutdown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,12 @@ class ServeOptions:
     """How to serve.
 
     Attributes:
-        presets: loaded at once, and on offer to web clients.
-        host: for TCP; None for the user's own socket alone.
-        request_s: how long a web client's request may take.
-        ends_idle: end when nobody asked for anything as long as models are kept.
+        presets: names or files of presets to load at the start and to offer to web clients.
+        keep_s: how long an unused pipeline stays loaded, in seconds.
+        host: address for TCP; None to serve only the user's own socket.
+        token: secret that web clients must send; required with `host`.
+        request_s: time limit of a web client's request, in seconds.
+        ends_idle: whether to shut down after `keep_s` without requests.
     """
 
     presets: Sequence[str] = ()
@@ -61,22 +63,22 @@ class ServeOptions:
 
 
 class _PlainText(logging.Formatter):
-    """Log lines that cannot steer a terminal, whatever a request, a file or a library has put into them."""
+    """Formatter that removes control characters, which requests, files or libraries may have put into a message."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """As Python's own, line by line."""
+        """Format a record as Python does, and make each line printable."""
         return "\n".join(map(printable, super().format(record).splitlines()))
 
 
 def keep_log_plain() -> None:
-    """Have everything that is logged in this process go to stderr as plain text."""
+    """Send all log messages of this process to stderr as plain text."""
     handler = logging.StreamHandler()
     handler.setFormatter(_PlainText())
     logging.basicConfig(handlers=[handler], force=True)
 
 
 class _Uvicorn(uvicorn.Server):
-    """One of two servers in a process: signals are for both, so neither takes them."""
+    """A server that handles no signals, because two run in this process and both must end on a signal."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -84,15 +86,15 @@ class _Uvicorn(uvicorn.Server):
 
 
 def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> None:
-    """Serve until told to end.
+    """Serve until a client or the idle time ends the server.
 
     Args:
-        place: for the user's own socket.
-        tell: takes a line for whoever has started the server.
+        place: path of the user's own socket.
+        tell: called with each line to show to the user who started the server.
 
     Raises:
-        LockedError: there is such a server already.
-        UsageError: the address cannot be had.
+        LockedError: an equal server is already running.
+        UsageError: the address is not available, or the socket's folder cannot be used.
         Img2ImgError: a preset cannot be loaded.
     """
     keep_log_plain()
@@ -175,7 +177,11 @@ async def _run(state: State, apps: Sequence[tuple[Guard, socket.socket]]) -> Non
 
 
 def make_app(state: State, *, native: bool) -> FastAPI:
-    """The application; with our own routes only where nobody but the user can reach them."""
+    """Return the application.
+
+    Args:
+        native: whether to include the routes for img2img's own commands; only for a socket that no other user can open.
+    """
     app = FastAPI(title="img2img", docs_url=None, redoc_url=None, openapi_url=None)
     if native:
         app.include_router(api_own.make_router(state))
@@ -191,10 +197,10 @@ def make_app(state: State, *, native: bool) -> FastAPI:
 
 
 def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
-    """An error as JSON with its HTTP status, in the forms that the several clients read.
+    """Return the HTTP response for an error, as JSON that every supported client can read.
 
     Args:
-        tells_bugs: whether a bug's own text, which may name files here, is for whoever asked.
+        tells_bugs: whether to include the text of an unexpected exception, which may name files on this machine.
     """
     told = describe_error(error)
     status = 500
@@ -240,6 +246,6 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
 
 
 def _list_hosts(host: str | None) -> list[str]:
-    """Names that lead to this host and to no other."""
+    """Return the host names under which clients may address this server."""
     name = f"[{host}]" if host and ":" in host else str(host)
     return [name, socket.gethostname(), *LOOPBACK]

@@ -1,4 +1,4 @@
-"""A pipeline that a warm server holds, used like one of this process, without torch."""
+"""Use a pipeline in the warm server like one in this process, without torch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Build = Callable[[Spec], Pipeline]
 
 
 class ServerGoneError(Exception):
-    """There is no server, it ended, or it takes no request."""
+    """There is no server, it has ended, or it does not accept the request."""
 
     def __init__(self, reason: str = "the server ended") -> None:
         super().__init__(reason)
 
 
 class ServerSilentError(ServerGoneError):
-    """The server is there but says nothing: stopped, or without a turn on the processor."""
+    """The server is running but does not answer, because it is stopped or gets no processor time."""
 
     def __init__(self, process: int | None) -> None:
         name, remedy = ("", "") if process is None else (f" (process {process})", f"; `kill -9 {process}` ends it")
@@ -48,7 +48,7 @@ class _Connection(http.client.HTTPConnection):
     """HTTP over the server's own socket.
 
     Attributes:
-        process: the server's, once it is connected.
+        process: the server's process id once connected; None if the system does not report it.
     """
 
     process: int | None = None
@@ -66,12 +66,12 @@ class _Connection(http.client.HTTPConnection):
 def _answer(
     method: str, path: str, body: bytes = b"", kind: str = "application/json", owner: str = ""
 ) -> Iterator[http.client.HTTPResponse]:
-    """The response to one request; leaving early tells the server that nobody waits any more.
+    """Send a request and yield the response. Leaving the block closes the connection, which cancels the request.
 
     Raises:
-        ServerGoneError: it cannot be reached, or breaks off.
-        ServerSilentError: it says nothing.
-        Img2ImgError: what the server says is wrong.
+        ServerGoneError: the server cannot be reached, refuses the request or closes the connection.
+        ServerSilentError: the server sends nothing for `SILENCE_S`.
+        Img2ImgError: the error that the server reports.
     """
     connection = _Connection("localhost")
     try:
@@ -90,7 +90,7 @@ def _answer(
 
 
 def _explain(response: http.client.HTTPResponse) -> Exception:
-    """What a refusal says: an error of the request's own, or one that a server has and a command alone has not."""
+    """Return the error in a response: `ServerGoneError` if a command could go on without the server."""
     try:
         told = json.loads(response.read())
     except ValueError:
@@ -101,12 +101,12 @@ def _explain(response: http.client.HTTPResponse) -> Exception:
 
 
 def _cut(body: bytes) -> Iterator[bytes]:
-    """In parts, as the time limit is for each."""
+    """Split a body into parts, because the timeout applies to each part that is sent."""
     return (body[place : place + PART_BYTES] for place in range(0, len(body), PART_BYTES))
 
 
 def _follow(response: http.client.HTTPResponse, progress: Progress | None = None) -> tuple[Any, list[Image.Image]]:
-    """The last message of a server that tells how far it is."""
+    """Pass on the server's progress messages; return its last message and the images in it."""
     while True:
         told, images = unpack(response.read)
         if "step" in told:
@@ -119,10 +119,11 @@ def _follow(response: http.client.HTTPResponse, progress: Progress | None = None
 
 
 def ask_server(method: str, path: str, content: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A question in JSON to the server.
+    """Send a JSON request to the server and return its answer.
 
     Raises:
-        ServerGoneError, Img2ImgError: as the module's other requests.
+        ServerGoneError: the server cannot be reached, does not answer, or refuses the request.
+        Img2ImgError: the error that the server reports.
     """
     body = b"" if content is None else json.dumps(content).encode()
     with _answer(method, path, body) as response:
@@ -131,38 +132,41 @@ def ask_server(method: str, path: str, content: Mapping[str, Any] | None = None)
 
 
 class RemotePipeline(Elsewhere):
-    """A pipeline in the server, with the same results; when the server goes, one in this process takes over.
+    """A pipeline in the server, with the same results as one in this process, which replaces it if the server ends.
 
     Attributes:
-        notes: what to tell its user, a sentence each; whoever shows them takes them out.
+        notes: sentences to show to the user; the caller removes those that it has shown.
     """
 
     def __init__(self, spec: Spec, build: Build) -> None:
-        """Have the server load it, unless it is warm.
+        """Make the server load the pipeline, unless it is loaded already.
+
+        Args:
+            build: builds the pipeline in this process if the server ends.
 
         Raises:
-            ServerGoneError: there is none after all.
-            ServerSilentError: it is there but says nothing.
-            Img2ImgError: it cannot be loaded.
+            ServerGoneError: there is no server, or it refuses the request.
+            ServerSilentError: the server does not answer.
+            Img2ImgError: the pipeline cannot be loaded.
         """
         self._spec, self._build = spec, build
         with _answer("POST", "/img2img/pipelines", json.dumps(spec.to_json()).encode()) as response:
             super().__init__(**_follow(response)[0])
         self.notes: list[str] = []
         self._told = set[str]()
-        self._owner = f"command {os.getpid()} {id(self)}"  # its lanes take one turn
+        self._owner = f"command {os.getpid()} {id(self)}"  # all lanes of this command share one turn in the queue
         self._guard = threading.Lock()
         self._own: Pipeline | None = None
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
-        """Run a batch of pieces of one group; the results in their order."""
+        """Run a batch of pieces of one group; return the results in the order of the pieces."""
         reason = ""
         if self._own is None:
             try:
                 return self._ask(pieces, progress)
             except ServerGoneError as error:
                 reason = str(error)
-        with self._guard:  # one at a time, as nobody has shared out this process's threads
+        with self._guard:  # one at a time: the threads of this process are not divided between lanes
             if self._own is None:
                 self.notes.append(f"{reason}; going on without it")
                 self._own = self._build(self._spec)
@@ -182,5 +186,5 @@ class RemotePipeline(Elsewhere):
         self._told.update(notes)
 
     def make_lanes(self) -> Sequence[Pipeline]:
-        """As many as the server works on at once."""
+        """Return this pipeline once for each batch that the server works on at once."""
         return [self] * self.lanes

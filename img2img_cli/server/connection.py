@@ -1,4 +1,4 @@
-"""Connections. A web client's: how many there may be, how long a request's head may take, and refusals in JSON."""
+"""HTTP connections: limits on their number and on the time for a request's head, and refusals in JSON."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from img2img_cli.server.guard import describe_refusal
 from img2img_cli.server.sockets import is_own
 
-# uvicorn's own limits fall short of SECURITY.md: beyond `limit_concurrency`, and to what is no HTTP, it answers in
-# plain text, not in JSON, and `timeout_keep_alive` ends with the first byte of a head, which may then take for ever.
+# uvicorn's own limits do not meet SECURITY.md: beyond `limit_concurrency`, and to anything but HTTP, it answers in
+# plain text instead of JSON; and `timeout_keep_alive` stops at the first byte of a head, whose rest may never come.
 MOST_CONNECTIONS = 256
-HEAD_S = 20.0  # for the whole head of a request, and for silence between two requests
-CROWDED_S = 1.0  # the same for connections over the number
+HEAD_S = 20.0  # for the whole head of a request, including the wait for it
+CROWDED_S = 1.0  # the same for connections beyond MOST_CONNECTIONS
 REASONS = {400: b"Bad Request", 408: b"Request Timeout"}
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection, which by itself waits for ever for the end of a request's head."""
+    """A web client's connection: uvicorn's, with a time limit for the head of a request."""
 
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request; one too many is told so when it asks."""
+        """Start the timer for a request's head. Connections beyond `MOST_CONNECTIONS` get status 503."""
         super().connection_made(transport)
         if len(self.connections) > MOST_CONNECTIONS:
             self.app = turn_away
         self._wait(CROWDED_S if self.app is turn_away else HEAD_S)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing to wait for any more."""
+        """Stop the timer."""
         if self._patience is not None:
             self._patience.cancel()
         super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
-        """Wait for the next request. What comes of a body that nobody reads does not prolong it."""
+        """Restart the timer for the next request. The unread rest of a body does not extend it."""
         super().on_response_complete()
         self._wait(HEAD_S)
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP at all."""
+        """Answer anything that is not HTTP/1.1, in JSON."""
         self._refuse(400, "not a request in HTTP/1.1, or one with too long a head")
 
     def _wait(self, seconds: float) -> None:
@@ -72,16 +72,16 @@ class Connection(H11Protocol):
 
 
 class OwnConnection(H11Protocol):
-    """A command's connection, over the user's own socket. The folder keeps others out; what got past it is cut off."""
+    """A command's connection over the user's own socket. The folder's mode excludes other users; this checks again."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Ask the system who is at the other end."""
+        """Close the connection if another user is at the other end."""
         super().connection_made(transport)
         if not is_own(transport.get_extra_info("socket")):
             transport.abort()
 
 
 async def turn_away(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application for connections over the number."""
+    """Answer any request with status 503; the ASGI application for connections beyond `MOST_CONNECTIONS`."""
     content = describe_refusal("the server has too many connections; try again later", 503)
     await JSONResponse(content, 503, {"Connection": "close", "Retry-After": "5"})(scope, receive, send)

@@ -1,5 +1,4 @@
-"""What a request must be before anything looks at it, and how long it may take: on TCP with the token, for this host,
-from no other site's page, small enough, and done in time."""
+"""Check requests before the application sees them: token, host, origin, size, and time limits."""
 
 from __future__ import annotations
 
@@ -16,27 +15,27 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# starlette's TrustedHostMiddleware and RequestBodyLimitMiddleware fall short of SECURITY.md: they answer in plain text,
-# the first takes no address where a server has many, and the second knows no time and no sum of all bodies.
+# starlette's TrustedHostMiddleware and RequestBodyLimitMiddleware do not meet SECURITY.md: they answer in plain text,
+# the first cannot accept every address of a machine, and the second limits neither time nor the sum of all bodies.
 MAX_BODY_BYTES = 256 << 20
-MAX_HELD_BYTES = 1 << 30  # of all bodies that are being worked on
-BODY_S, LEAST_RATE = 30.0, 64 << 10  # a body's time: seconds, and one more for so many bytes
+MAX_HELD_BYTES = 1 << 30  # sum over the bodies of all requests in progress
+BODY_S, LEAST_RATE = 30.0, 64 << 10  # time limit of a body: BODY_S seconds, plus one per LEAST_RATE bytes
 TOO_LARGE = f"the request is over {MAX_BODY_BYTES >> 20} MiB; send a smaller picture"
 TOO_SLOW = "the request's body comes too slowly; check the connection"
-CODES = {401: "invalid_api_key"}  # OpenAI's words for what its status alone tells
+CODES = {401: "invalid_api_key"}  # OpenAI's error codes for statuses
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that refuses requests it does not allow and limits the size and time of the others.
 
     Args:
-        token: what requests must carry, as a bearer token or as the password of basic authentication; None on the
-            user's own socket, which nobody else can open.
-        hosts: names under which the server may be asked for, so that no web page can have its own name point here.
-        any_address: whether every address will do as a name, as the server listens on all that there are; no page
-            can have an address point elsewhere.
-        limit_s: how long a request may take, its body's way here included; None for as long as it likes.
+        token: required of requests, as a bearer token or as the password of basic authentication; None on the user's
+            own socket, which no other user can open.
+        hosts: accepted host names. Others are refused, in case a web page made its own name resolve to this server.
+        any_address: whether to accept any IP address as the host, for a server that listens on all addresses. That is
+            safe, because no page can make an IP address resolve to this server.
+        limit_s: time limit of a request in seconds, including the transfer of its body; None for no limit.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Guard:
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse, or pass on with a watch over the body and the time. There is nothing here but HTTP."""
+        """Refuse the request, or pass it on with limits on its body and time. Only HTTP is served."""
         if scope["type"] != "http":
             return
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
@@ -82,10 +81,10 @@ class Guard:
             self._held -= body.seen
 
     def hold(self, count: int) -> None:
-        """Account for bytes that have come.
+        """Count received bytes of a body.
 
         Raises:
-            HTTPException: all requests together hold too many.
+            HTTPException: all requests together hold more than `MAX_HELD_BYTES` (status 503).
         """
         self._held += count
         if self._held > MAX_HELD_BYTES:
@@ -93,7 +92,7 @@ class Guard:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is for the user alone, who may take as long as he likes."""
+        """Whether requests have no time limit, as on the user's own socket."""
         return self._limit_s is None
 
     def _find_fault(self, headers: Mapping[str, str]) -> tuple[int, str] | None:
@@ -128,7 +127,11 @@ class Guard:
 
 
 class _Body:
-    """A request's body on its way to the application."""
+    """A request's body, received under the guard's limits.
+
+    Attributes:
+        seen: bytes received so far.
+    """
 
     def __init__(self, guard: Guard, receive: Receive) -> None:
         self._guard, self._receive = guard, receive
@@ -137,7 +140,11 @@ class _Body:
         self.seen = 0
 
     async def receive(self) -> Message:
-        """The next part, unless it is one too many or too late."""
+        """Return the next part.
+
+        Raises:
+            HTTPException: the body is too slow (408), too large (413), or too much with all others (503).
+        """
         waits = self._guard.is_open or not self._more
         try:
             async with asyncio.timeout_at(None if waits else self._began + BODY_S + self.seen / LEAST_RATE):
@@ -154,11 +161,11 @@ class _Body:
 
 
 def describe_refusal(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """A message in the forms that the several clients read: `error` is for OpenAI's, `detail` for the web UI's.
+    """Return a message as JSON that all clients can read: `error` for OpenAI's, `detail` for the web UI's.
 
     Args:
-        param: the field that is at fault.
-        code: OpenAI's word for the fault.
+        param: the field at fault.
+        code: OpenAI's error code; None for that of `status`.
     """
     kind = "invalid_request_error" if status < 500 else "server_error"
     error = {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}
@@ -171,13 +178,13 @@ async def _refuse(status: int, text: str, scope: Scope, receive: Receive, send: 
 
 
 def _host_of(header: str) -> str:
-    """A Host header without its port."""
+    """Return a Host header in lower case, without its port."""
     host, colon, port = header.lower().rpartition(":")
     return host if colon and port.isdecimal() else header.lower()
 
 
 def _place_of(origin: str) -> str | None:
-    """Host and port of a page."""
+    """Return the host and port of an Origin header; None if it is malformed."""
     try:
         return urlsplit(origin).netloc
     except ValueError:

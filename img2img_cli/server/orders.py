@@ -1,4 +1,4 @@
-"""Pictures that come and go by HTTP: decoded once, made as the command makes them, encoded once, never in a file."""
+"""Make pictures for HTTP requests in memory: decode the input, run the same jobs as the command, encode the result."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ from img2img_cli.tasks.run import Finished, Loaded, encode_result, finish_jobs
 from img2img_cli.tasks.side_inputs import Guides, check_mask
 
 WebFormat = Literal["png", "jpeg", "webp"]
-FORMATS: dict[str, WebFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}  # as clients name them
+FORMATS: dict[str, WebFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}  # by clients' names
 _URL_SAFE = str.maketrans("-_", "+/")
 Made = TypeVar("Made")
 
 
 class RefusedError(UsageError):
-    """A request that is refused with a status and a code of its own.
+    """A request that is refused with a specific status and code.
 
     Attributes:
-        param: the field that is at fault.
-        code: OpenAI's word for the fault.
+        status: HTTP status.
+        param: the field at fault.
+        code: OpenAI's error code.
     """
 
     def __init__(self, message: str, *, status: int, param: str | None = None, code: str | None = None) -> None:
@@ -56,7 +57,12 @@ class RefusedError(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A file's bytes and what they were made with."""
+    """An encoded result.
+
+    Attributes:
+        data: the file's bytes.
+        size: width and height in pixels.
+    """
 
     data: bytes
     job: Job
@@ -65,14 +71,15 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What somebody wants made.
+    """One picture to transform, with its parameters.
 
     Attributes:
-        picture, mask: as they were sent, or as the request wants them cut and resized.
-        seed: None for a fresh one; each result has the next.
-        quality: 1 to 100, for JPEG and WebP.
-        notes: what of the request cannot be done here, for the client to be told.
-        encode: makes a file of a job's result; None to encode it as the command does.
+        picture, mask: as sent, or already cropped and resized as the request asks.
+        seed: seed of the first result, increased by 1 for each further one; None for a random one.
+        count: number of results.
+        quality: 1 to 100, for JPEG and WebP; None for the default.
+        notes: sentences for the client about parts of the request that have no effect here.
+        encode: turns a job's result into a file; None to encode it as the command does.
     """
 
     picture: Picture
@@ -87,10 +94,10 @@ class Order:
 
 
 def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) -> Resolved:
-    """An offered preset's parameters with some replaced; the first offer when none is named.
+    """Return an offered preset's parameters with some replaced. The default is the server's first preset, or `edit`.
 
     Raises:
-        UsageError: no such offer, or values out of range.
+        UsageError: the preset is not on offer, or values are out of range.
     """
     offered = state.list_offered()
     name = name or next(iter(state.presets), "edit")
@@ -104,10 +111,16 @@ def resolve_offer(state: State, name: str | None, overrides: Mapping[str, Any]) 
 
 
 def make_pictures(state: State, order: Order, owner: str, cancelled: threading.Event) -> list[Result]:
-    """Run an order through the queue; call it in a thread.
+    """Run an order through the queue and return its results. Blocks, so call it in a thread.
+
+    Args:
+        owner: the client, for its turn in the queue.
+        cancelled: set it to cancel the order.
 
     Raises:
-        Img2ImgError: as the command does, with pictures named by what they are.
+        Img2ImgError: as the command, but with `image` and `mask` as the names of the pictures.
+        CancelledError: `cancelled` was set.
+        FullError: too many requests are waiting.
     """
     parameters = order.resolved.parameters
     check_side_inputs(parameters, f"preset '{order.resolved.name}'", mask=order.mask is not None)
@@ -134,21 +147,21 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
 
 
 def encode_picture(picture: Picture, job: Job, finished: Finished) -> Result:
-    """A finished picture as a file's bytes, with the metadata of the picture that it was made from."""
+    """Encode a finished picture with the metadata of its input picture."""
     return Result(data=encode_result(finished, picture, job)[0], job=job, size=finished.size)
 
 
 class _Request(Request):
     async def json(self) -> Any:
-        """The body's content, read in a thread: pictures are large, and other clients are not to wait for them."""
+        """Return the parsed body. Parses in a thread, so that large pictures do not delay other clients."""
         return await run_in_threadpool(json.loads, await self.body())
 
 
 class LargeRoute(APIRoute):
-    """A route whose JSON may be large."""
+    """A route that parses its JSON body in a thread, because it may hold large pictures."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own, which is given our request."""
+        """Return FastAPI's handler, but with a request that parses JSON in a thread."""
         handle = super().get_route_handler()
 
         async def read_in_thread(request: Request) -> Response:
@@ -160,27 +173,30 @@ class LargeRoute(APIRoute):
 async def answer_unless_left(
     state: State, request: Request, work: Callable[[threading.Event], Mapping[str, Any]]
 ) -> JSONResponse:
-    """As `run_unless_left`; the JSON is written in the thread too."""
+    """Do the same as `run_unless_left`, and also encode the result as JSON in the thread."""
     return await run_unless_left(state, request, lambda cancelled: JSONResponse(work(cancelled)))
 
 
 async def run_unless_left(state: State, request: Request, work: Callable[[threading.Event], Made]) -> Made:
-    """Run work in a thread; when the client leaves or its time is over, the event that it is given is set.
+    """Run `work` in a thread and return its result.
+
+    Args:
+        work: is given an event that is set if the client disconnects or its time limit passes.
 
     Raises:
-        FullError: too many wait already.
+        FullError: `MOST_WORKS` requests are already running or waiting.
     """
     if state.works >= MOST_WORKS:
         raise FullError
     cancelled = threading.Event()
-    # Threads of its own: what waits for a model must not keep others from asking how far it is.
+    # A thread outside the shared pool: work that waits for a model must not block requests for its progress.
     task = asyncio.ensure_future(run_sync(work, cancelled, limiter=CapacityLimiter(1)))
     state.works += 1
 
     def note_end(ended: asyncio.Task[Made]) -> None:
         state.works -= 1
         if not ended.cancelled():
-            ended.exception()  # nobody else may be left to take it
+            ended.exception()  # otherwise asyncio warns if nobody is left to retrieve it
 
     task.add_done_callback(note_end)
     try:
@@ -194,15 +210,15 @@ async def run_unless_left(state: State, request: Request, work: Callable[[thread
 
 
 def decode_base64(text: str, what: str) -> bytes:
-    """The bytes of base64 or of a data URL.
+    """Decode base64 or a base64 data URL.
 
-    Line breaks, a missing `=` at the end and the URL-safe alphabet are read, as encoders write them.
+    Accepts variants that encoders write: line breaks, missing `=` at the end, and the URL-safe alphabet.
 
     Args:
         what: the field's name, for messages.
 
     Raises:
-        UsageError: it is empty, an address or something else.
+        UsageError: the text is empty, a web address or not base64.
     """
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
@@ -219,28 +235,28 @@ def decode_base64(text: str, what: str) -> bytes:
 
 
 def encode_base64(results: Sequence[Result]) -> list[str]:
-    """Each result's file in base64."""
+    """Return each result's file in base64."""
     return [base64.b64encode(result.data).decode() for result in results]
 
 
 def decode_picture(data: bytes, what: str) -> Picture:
-    """A picture from a file's bytes, under the limits that files on the disk have.
+    """Decode a picture from a file's bytes, under the same limits as files on the disk.
 
     Args:
         what: the field's name, for messages.
 
     Raises:
-        InputError: not a picture, damaged, or outside the limits.
+        InputError: the file is not a picture, is damaged or exceeds the limits.
     """
     check_length(what, data)
     return load_image(what, data)
 
 
 def wrap_picture(image: Image.Image, what: str) -> Picture:
-    """A picture of decoded pixels (8-bit `L` or RGB), in the colour space that they carry; without other metadata.
+    """Return a picture of an 8-bit `L` or RGB image, with its ICC profile but no other metadata.
 
     Raises:
-        InputError: outside the limits that files have.
+        InputError: the image exceeds the limits for pictures.
     """
     check_size(what, image.size)
     native, rgb, profile = to_srgb(image, image.info.get("icc_profile"))

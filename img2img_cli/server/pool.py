@@ -1,4 +1,4 @@
-"""Pipelines kept warm: loaded when first asked for, dropped when memory is needed or nobody asks any more."""
+"""A pool of loaded pipelines: load each on first use, and drop it when memory is needed or it is no longer used."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Build = Callable[[Spec], ImagePipeline]
 
 
 def build(spec: Spec) -> ImagePipeline:
-    """The pipeline of a spec, on its device."""
+    """Build the pipeline of a spec on its device."""
     return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
 
 
 def key_of(spec: Spec) -> str:
-    """Equal for specs that one pipeline serves. Weights that were replaced on the disk are others."""
+    """Return a key that is equal for specs that can share a pipeline. It changes if weights change on the disk."""
     p = spec.parameters
     weights = [read_identity(reference) for reference in (p.model, p.controlnet, p.vae, p.refiner) if reference]
     files = [read_file_identity(role, text) for role, text in p.list_files()]
@@ -38,10 +38,16 @@ def key_of(spec: Spec) -> str:
 
 @dataclass(eq=False)
 class Warm:
-    """A loaded pipeline, its lanes that nobody works in, and when it was last asked for.
+    """A loaded pipeline and its use. Times are those of `time.monotonic`, in seconds.
+
+    A lane is a copy of the pipeline that one thread can run; lanes share the weights.
 
     Attributes:
-        promised: until then it is kept for whoever had it loaded and is about to use it.
+        lanes: those that are free.
+        busy: number of lanes in use.
+        used: when it was last requested or used.
+        promised: until when it is kept for the client that had it loaded and is about to use it.
+        count: number of all lanes.
     """
 
     spec: Spec
@@ -52,22 +58,22 @@ class Warm:
     promised: float = field(default_factory=lambda: time.monotonic() + PROMISE_S)
 
     def __post_init__(self) -> None:
-        self.pipeline.tells_cuts = False  # once each is not for all who ask
+        self.pipeline.tells_cuts = False  # a note shown once per pipeline would miss the other clients
         self.pipeline.plan.is_open = True
         self.lanes = list(self.pipeline.make_lanes())
         self.count = len(self.lanes)
 
 
 def describe_warm(warm: Warm) -> Traits:
-    """What works ask of a warm pipeline."""
+    """Return the traits of a loaded pipeline."""
     return describe_traits(warm.pipeline, warm.count)
 
 
 class Pool:
-    """Warm pipelines by what they are built from. Its methods may be called from any thread.
+    """Loaded pipelines by the key of their spec. Its methods may be called from any thread.
 
     Args:
-        keep_s: how long a pipeline that nobody asks for stays.
+        keep_s: how long an unused pipeline stays loaded, in seconds.
     """
 
     def __init__(self, keep_s: float, build: Build = build) -> None:
@@ -76,13 +82,15 @@ class Pool:
         self._warm: dict[str, Warm] = {}
         self._coming: dict[str, Future[Warm]] = {}
         self._guard = threading.RLock()
-        self._loading = threading.Lock()  # held by threads that do nothing else
+        self._loading = threading.Lock()  # held only by loading threads, one at a time
 
     def load(self, spec: Spec, key: str | None = None) -> Future[Warm]:
-        """The pipeline, at once if it is warm, else when a thread of its own has loaded it, one after the other.
+        """Return a future of the pipeline, which is done at once if it is loaded.
+
+        Otherwise a new thread loads it, one pipeline after another. The future raises what loading raised.
 
         Args:
-            key: `key_of` the spec, if it is known already.
+            key: `key_of(spec)`, if already known.
         """
         key = key or key_of(spec)
         future = Future[Warm]()
@@ -101,7 +109,7 @@ class Pool:
         return future
 
     def get(self, spec: Spec) -> Warm:
-        """The pipeline; waits until it is loaded.
+        """Return the pipeline, waiting until it is loaded.
 
         Raises:
             Img2ImgError: it cannot be loaded.
@@ -112,7 +120,7 @@ class Pool:
         try:
             with self._loading:
                 made = Warm(spec, self._load(spec))
-        except Exception as error:  # noqa: BLE001 - it concerns who asked, not the server
+        except Exception as error:  # noqa: BLE001 - reported to the client, must not end the server
             self._tell(key, future, error)
         else:
             self._tell(key, future, made)
@@ -128,7 +136,7 @@ class Pool:
             future.set_exception(made)
 
     def _load(self, spec: Spec) -> ImagePipeline:
-        """Load it when there is memory for it, with as many threads as a command of its own."""
+        """Load a pipeline with a command's number of threads, after dropping others if their memory is needed."""
         placement = choose_placement(spec.device, spec.parameters.dtype)
         torch.set_num_threads(count_threads(placement.device))
         need = spec.parameters.memory_gib * (2 if placement.dtype == torch.float32 else 1)
@@ -142,7 +150,7 @@ class Pool:
             return self._build(spec)
 
     def _make_room(self, at_most: int | None = None) -> bool:
-        """Drop what was not used for longest; wait for what is promised to be used first. False when all is in use."""
+        """Drop the pipelines unused for longest, waiting for promised ones; return False if all are in use."""
         while not self.drop_idle(at_most=at_most):
             with self._guard:
                 waits = any(not warm.busy and warm.promised > time.monotonic() for warm in self._warm.values())
@@ -152,12 +160,17 @@ class Pool:
         return True
 
     def peek(self, key: str) -> Warm | None:
-        """The pipeline if it is warm, by `key_of` its spec."""
+        """Return the pipeline with this `key_of` its spec, or None if it is not loaded."""
         with self._guard:
             return self._warm.get(key)
 
     def drop_idle(self, *, at_most: int | None = None, unused_s: float = 0.0) -> int:
-        """Drop pipelines that nobody works with, the longest unused first; return how many."""
+        """Drop pipelines that are not in use, the longest unused first; return how many.
+
+        Args:
+            at_most: drop no more than this; None for no limit.
+            unused_s: drop only those unused for this many seconds.
+        """
         with self._guard:
             now = time.monotonic()
             idle = [
@@ -176,7 +189,7 @@ class Pool:
         return count
 
     def take_lane(self, warm: Warm) -> ImagePipeline | None:
-        """A lane to work in, until `give_lane`; None when all are busy."""
+        """Reserve a lane until `give_lane`; return None if all are busy."""
         with self._guard:
             if not warm.lanes:
                 return None
@@ -184,18 +197,18 @@ class Pool:
             return warm.lanes.pop()
 
     def give_lane(self, warm: Warm, lane: ImagePipeline) -> None:
-        """The lane is free again."""
+        """Return a lane to the pool."""
         with self._guard:
             warm.busy -= 1
             warm.lanes.append(lane)
             warm.used, warm.promised = time.monotonic(), 0.0
 
     def count_busy(self) -> int:
-        """How many lanes are at work, and how many pipelines are being loaded."""
+        """Return the number of lanes in use plus the number of pipelines being loaded."""
         with self._guard:
             return sum(warm.busy for warm in self._warm.values()) + len(self._coming)
 
     def list_warm(self) -> Sequence[Warm]:
-        """What is loaded."""
+        """Return the loaded pipelines."""
         with self._guard:
             return list(self._warm.values())

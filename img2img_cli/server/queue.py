@@ -1,4 +1,4 @@
-"""The queue before the models: fair between clients, in order within each, and in batches where that is faster."""
+"""The queue of requests to models: clients take turns, each client's requests run in order, in batches if faster."""
 
 from __future__ import annotations
 
@@ -24,16 +24,23 @@ log = logging.getLogger("img2img")
 
 
 class CancelledError(Exception):
-    """Nobody waits for the result any more."""
+    """The client no longer waits for the result."""
 
 
 class FullError(Exception):
-    """More is waiting than the queue takes."""
+    """The queue is full."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Request:
-    """Pieces of one group that somebody waits for."""
+    """Pieces of one group to transform.
+
+    Attributes:
+        owner: the client; each owner's requests take turns with those of others.
+        future: the results, in the order of the pieces.
+        notes: sentences to show to the client, filled in when the results are done.
+        step: the current step and the number of steps.
+    """
 
     owner: str
     spec: Spec
@@ -49,24 +56,25 @@ class Request:
         self.key = key_of(self.spec)
 
     def advance(self, step: int, steps: int) -> None:
-        """Note and tell how far it is."""
+        """Store the current step and report it to `progress`."""
         self.step = step, steps
         if self.progress is not None:
             self.progress(step, steps)
 
 
 class Dispatcher:
-    """Runs requests in threads of its own, as many at once as the device gains from.
+    """Runs requests in its own threads, as many at once as make the device faster.
 
-    Owners take turns; of each one's requests the first comes first. On a GPU requests of several owners that fit
-    together become one batch; on a CPU each stays by itself and gives, bit for bit, what it gives alone.
+    Owners take turns, and each owner's requests run in order. On a GPU, requests of several owners that fit together
+    run as one batch. On a CPU, each request runs separately, so its result is bit for bit the same as when it runs
+    alone.
 
     Args:
         most: how many requests may wait.
 
     Attributes:
-        idle_since: when somebody last asked for something, by `time.monotonic`.
-        model_s: seconds that models have worked, in all lanes together.
+        idle_since: when a request was last loaded or finished, in seconds of `time.monotonic`.
+        model_s: seconds of model work, summed over all lanes.
     """
 
     def __init__(self, pool: Pool, *, most: int = 1024) -> None:
@@ -86,10 +94,10 @@ class Dispatcher:
             thread.start()
 
     def submit(self, request: Request) -> Future[list[Image.Image]]:
-        """Queue a request.
+        """Queue a request and return its future.
 
         Raises:
-            FullError: too many are waiting.
+            FullError: too many requests are waiting.
         """
         with self._changed:
             if sum(map(len, self._queues.values())) >= self._most:
@@ -99,7 +107,7 @@ class Dispatcher:
         return request.future
 
     def cancel(self, request: Request) -> None:
-        """Forget a request; one that is running stops after its step."""
+        """Remove a request from the queue, or stop it after its current step."""
         with self._changed:
             request.cancelled.set()
             queue = self._queues.get(request.owner)
@@ -109,27 +117,27 @@ class Dispatcher:
                 request.future.set_exception(CancelledError())
 
     def count_waiting(self) -> int:
-        """Requests that wait or run."""
+        """Return the number of requests that are waiting or running."""
         with self._changed:
             return sum(map(len, self._queues.values())) + len(self._running)
 
     def list_running(self) -> list[Request]:
-        """Requests that are running."""
+        """Return the requests that are running, oldest first."""
         with self._changed:
             return list(self._running)
 
     def load(self, spec: Spec) -> Future[Warm]:
-        """A spec's pipeline, as `Pool.load` has it."""
+        """Return a future of a spec's pipeline, as `Pool.load`."""
         future = self.pool.load(spec)
         future.add_done_callback(lambda _: self._note_use())
         return future
 
     def describe(self, spec: Spec, cancelled: threading.Event | None = None) -> Traits:
-        """The traits of a spec's pipeline; waits until it is loaded.
+        """Return the traits of a spec's pipeline, waiting until it is loaded.
 
         Raises:
-            Img2ImgError: it cannot be loaded.
-            CancelledError: nobody waits for it any more.
+            Img2ImgError: the pipeline cannot be loaded.
+            CancelledError: `cancelled` was set while waiting.
         """
         future = self.load(spec)
         while not wait([future], timeout=0.25).done:
@@ -138,7 +146,7 @@ class Dispatcher:
         return describe_warm(future.result())
 
     def close(self) -> None:
-        """Stop after the present steps."""
+        """Stop the threads after their current steps."""
         with self._changed:
             self._closed = True
             for request in self._running:
@@ -155,8 +163,8 @@ class Dispatcher:
                 if chosen is None:
                     return
                 requests, warm, lane = chosen
-                # Whoever has an answer takes no time any more, though its thread may not have noted so yet; and who
-                # waits for a model to be loaded takes none so far.
+                # Share the processors only with requests that compute: not with those that are done but whose thread
+                # has not removed them yet, nor with those that wait for a model to be loaded.
                 others = any(not request.future.done() for request in self._running)
                 others = others or any(not queue[0].loads for queue in self._queues.values())
                 self._running += requests
@@ -171,16 +179,16 @@ class Dispatcher:
                     self._changed.notify_all()
 
     def _choose(self) -> tuple[list[Request], Warm, ImagePipeline] | None:
-        """The next owner's first request, with those of others that fit into its batch, and a lane for them.
+        """Return the next owner's first request, others that fit into its batch, and a pipeline and lane for them.
 
-        What is not loaded is passed over until it is: those behind it that are warm need not wait.
+        Skip requests whose pipeline is not loaded yet, so that they do not delay those behind them.
         """
         for owner in list(self._queues):
             head = self._queues[owner][0]
             warm = self.pool.peek(head.key)
             if warm is None:
                 self._have_loaded(head)
-                warm = self.pool.peek(head.key)  # it may be there by now, and nobody would tell once more
+                warm = self.pool.peek(head.key)  # it may be loaded by now, without another notification
             if warm is None:
                 continue
             lane = self.pool.take_lane(warm)
@@ -193,12 +201,12 @@ class Dispatcher:
                 queue = self._queues.pop(request.owner)
                 queue.popleft()
                 if queue:
-                    self._queues[request.owner] = queue  # at the end: the others come first
+                    self._queues[request.owner] = queue  # at the end: this owner has had its turn
             return requests, warm, lane
         return None
 
     def _have_loaded(self, head: Request) -> None:
-        """Ask for a request's pipeline, once; when that fails so has the request."""
+        """Start loading a request's pipeline, once. If loading fails, the request fails with its error."""
         if head.loads:
             return
         head.loads = True
@@ -222,7 +230,7 @@ class Dispatcher:
         self.idle_since = time.monotonic()
 
     def _find_company(self, head: Request, pixels: int) -> list[Request]:
-        """First requests of other owners that may share a batch with this one."""
+        """Return first requests of other owners that can share a batch of `pixels` pixels with this one."""
         found, room = [], pixels - sum(piece.pixels for piece in head.pieces)
         for owner, queue in self._queues.items():
             size = sum(piece.pixels for piece in queue[0].pieces)
@@ -252,7 +260,7 @@ class Dispatcher:
             self.pool.give_lane(warm, lane)
 
     def _serve_apart(self, requests: list[Request], lane: ImagePipeline) -> None:
-        """One of a batch has spoilt it: each by itself."""
+        """Run each request separately after their batch has failed, so that only the faulty one fails."""
         for request in requests:
             try:
                 request.future.set_result(self._run([request], lane))
@@ -260,7 +268,7 @@ class Dispatcher:
                 _settle([request], error)
 
     def _run(self, requests: list[Request], lane: ImagePipeline) -> list[Image.Image]:
-        """The batch, with less and less memory if need be."""
+        """Run a batch, with less memory after each `OutOfMemoryError` while that is possible."""
 
         def watch(step: int, steps: int) -> None:
             if all(request.cancelled.is_set() for request in requests):
@@ -278,7 +286,7 @@ class Dispatcher:
             except OutOfMemoryError:
                 if not self.pool.drop_idle():
                     if len(requests) > 1:
-                        raise  # each alone first
+                        raise  # try each request separately first
                     measure = lane.save_memory()
                     if measure is None:
                         raise
@@ -297,25 +305,31 @@ def _settle(requests: Sequence[Request], error: Exception) -> None:
 
 
 class QueuedPipeline(Elsewhere):
-    """A pipeline behind the queue, used like one of one's own from a thread of the server.
+    """A pipeline behind the queue, which a thread of the server can use like a local one.
 
     Attributes:
-        notes: what to tell its user, a sentence each; whoever shows them takes them out.
+        notes: sentences to show to the user; the caller removes those that it has shown.
     """
 
     def __init__(self, dispatcher: Dispatcher, spec: Spec, owner: str, cancelled: threading.Event) -> None:
-        """Load it, unless it is warm.
+        """Load the pipeline, unless it is loaded already.
 
         Raises:
-            Img2ImgError: it cannot be loaded.
-            CancelledError: nobody waits for it any more.
+            Img2ImgError: the pipeline cannot be loaded.
+            CancelledError: `cancelled` was set while waiting.
         """
         super().__init__(**vars(dispatcher.describe(spec, cancelled)))
         self._dispatcher, self._spec, self._owner, self._cancelled = dispatcher, spec, owner, cancelled
         self.notes: list[str] = []
 
     def transform(self, pieces: Sequence[Piece], progress: Progress | None = None) -> list[Image.Image]:
-        """Wait for the turn of these pieces, and for their results."""
+        """Queue pieces of one group and return their results, in order.
+
+        Raises:
+            CancelledError: `cancelled` was set.
+            FullError: too many requests are waiting.
+            Img2ImgError: the pieces cannot be transformed.
+        """
         if self._cancelled.is_set():
             raise CancelledError
         request = Request(
@@ -323,12 +337,12 @@ class QueuedPipeline(Elsewhere):
         )
         future = self._dispatcher.submit(request)
         while not wait([future], timeout=0.25).done:
-            if self._cancelled.is_set():  # it gives its place in the queue to others
+            if self._cancelled.is_set():  # free its place in the queue
                 self._dispatcher.cancel(request)
         made = future.result()
         self.notes += request.notes
         return made
 
     def make_lanes(self) -> Sequence[QueuedPipeline]:
-        """One: whoever asks is one of many."""
+        """Return only this pipeline: a request gets one lane, and other requests use the rest."""
         return [self]

@@ -1,6 +1,6 @@
-"""Where a warm server and the commands that use it meet.
+"""The Unix socket between a warm server and the commands of the same user.
 
-It is loaded before anything else, so it imports little.
+Commands load this module before anything else, so it imports little.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from img2img_cli.errors import UsageError
 from img2img_cli.system.processors import count_threads
 
 _CREDENTIALS = struct.Struct("3i")  # process, user and group
-LONGEST_NAME = 100  # bytes that a socket's name may have on every system
-# Settings that decide which models are found, on which device they run and how they round. A server with other values
-# is not found.
+LONGEST_NAME = 100  # bytes that every system allows for a socket's path
+# Settings that decide which models are found, on which device they run and how they round. A command uses only a server
+# with equal values.
 SETTINGS = (
     "HOME", "XDG_CACHE_HOME", "PYTHONPATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "GPU_DEVICE_ORDINAL",
     "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
@@ -33,7 +33,7 @@ FAMILIES = (
     "HUGGINGFACE_", "KMP_", "MIOPEN_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "PEFT_", "PYTORCH_",
     "ROCBLAS_", "ROCM_", "ROCR_", "SAFETENSORS_", "TORCH", "TRANSFORMERS_", "TRITON_",
 )  # fmt: skip
-# Of these families, what we and torch set as a command goes on, and what changes no result.
+# Members of these families that img2img or torch set while a command runs and that change no result.
 WITHOUT_EFFECT = (
     "CUDA_MODULE_LOADING", "DIFFUSERS_DISABLE_REMOTE_CODE", "DIFFUSERS_VERBOSITY", "GOMP_SPINCOUNT",
     "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_VERBOSITY", "TORCHINDUCTOR_CACHE_DIR",
@@ -42,7 +42,7 @@ WITHOUT_EFFECT = (
 
 
 def describe_self() -> str:
-    """A text that is equal in a command and a server that give the same results: code, libraries, settings, place."""
+    """Return a text that is equal in processes with the same results: it holds code, libraries, settings and rights."""
     settings = {
         name: value
         for name, value in os.environ.items()
@@ -56,10 +56,10 @@ def describe_self() -> str:
 
 
 def _describe_place() -> list[object]:
-    """Equal for processes that find the same files under the same names, reach the same hosts and have equal rights."""
+    """Return values that are equal in processes with the same files, network and rights."""
     root = os.stat("/")
     place: list[object] = [root.st_dev, root.st_ino, os.getegid(), sorted(os.getgroups())]
-    with contextlib.suppress(OSError):  # no Linux
+    with contextlib.suppress(OSError):  # only Linux has these files
         place += [os.readlink(f"/proc/self/ns/{space}") for space in ("mnt", "net", "user")]
         with open("/proc/self/status") as file:
             place += [line for line in file if line.startswith("CapEff")]
@@ -67,10 +67,10 @@ def _describe_place() -> list[object]:
 
 
 def _describe_share() -> list[object]:
-    """Equal for processes that the user lets have the same share of the machine."""
-    import resource  # not there on every system that gets here
+    """Return values that are equal in processes with the same resource limits, priority and processors."""
+    import resource  # missing on some systems that import this module
 
-    limits = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA)  # that a model's work comes up against
+    limits = (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_DATA)  # limits that model work can reach
     share: list[object] = [*map(resource.getrlimit, limits), os.getpriority(os.PRIO_PROCESS, 0)]
     if hasattr(os, "sched_getaffinity"):
         share += [os.sched_getscheduler(0), sorted(os.sched_getaffinity(0))]
@@ -78,7 +78,7 @@ def _describe_share() -> list[object]:
 
 
 def _find_newest(folder: str) -> int:
-    """When the code in a folder was changed last, in nanoseconds."""
+    """Return when the code in a folder last changed, in nanoseconds."""
     newest = 0
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -90,7 +90,7 @@ def _find_newest(folder: str) -> int:
 
 
 def meeting_folder() -> str:
-    """The user's own folder for sockets; it may not be there yet."""
+    """Return the user's own folder for sockets, which may not exist yet."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and os.path.isdir(base):
         return os.path.join(base, "img2img")
@@ -98,7 +98,7 @@ def meeting_folder() -> str:
 
 
 def is_private(folder: str) -> bool:
-    """Whether it is a folder that this user owns and nobody else may enter."""
+    """Return whether a path is a folder that this user owns and no other user may enter."""
     try:
         status = os.lstat(folder)
     except OSError:
@@ -107,10 +107,10 @@ def is_private(folder: str) -> bool:
 
 
 def make_meeting_folder() -> str:
-    """The folder, made if need be.
+    """Return the user's folder for sockets, creating it if necessary.
 
     Raises:
-        UsageError: somebody else's, open to others, or with too long a name.
+        UsageError: it cannot be created, belongs to another user, is open to others or has too long a path.
     """
     folder = meeting_folder()
     try:
@@ -125,13 +125,17 @@ def make_meeting_folder() -> str:
 
 
 def socket_path(kind: str) -> str:
-    """Where a server that is equal to this command has its socket (`api`), its lock and its log."""
+    """Return the path of a file of the server that matches this command.
+
+    Args:
+        kind: `api` for the socket, `lock` or `log`.
+    """
     text = describe_self().encode("utf-8", "surrogateescape")
     return os.path.join(meeting_folder(), f"{crc32(text):08x}{crc32(text[::-1]):08x}.{kind}")
 
 
 def read_peer(connection: socket.socket) -> tuple[int, int] | None:
-    """The process and the user at the other end; None where the system does not say."""
+    """Return the process id and user id at the other end; None if the system does not report them."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -140,19 +144,19 @@ def read_peer(connection: socket.socket) -> tuple[int, int] | None:
 
 
 def is_own(connection: socket.socket) -> bool:
-    """Whether this user is at the other end, too. What the folder's mode promises, asked of the system itself."""
+    """Return whether this user is at the other end. The folder's mode should ensure it; this asks the system."""
     peer = read_peer(connection)
-    return peer is None or peer[1] == os.getuid()  # where nobody tells, the folder must do
+    return peer is None or peer[1] == os.getuid()  # without SO_PEERCRED, the folder's mode must suffice
 
 
 def connect(timeout_s: float = 10.0) -> socket.socket | None:
-    """A connection to the server that is equal to this command; None when there is none.
+    """Return a connection to the server that matches this command, or None if there is none.
 
     Args:
-        timeout_s: for the connection and for each later call of it.
+        timeout_s: time limit for connecting, and for each later operation on the socket.
 
     Raises:
-        TimeoutError: there is one, but it accepts nobody.
+        TimeoutError: the server does not accept the connection in time.
     """
     if not hasattr(socket, "AF_UNIX") or not is_private(meeting_folder()):
         return None
@@ -164,7 +168,7 @@ def connect(timeout_s: float = 10.0) -> socket.socket | None:
             try:
                 connection.connect(path)
                 break
-            except BlockingIOError:  # many wait to be accepted
+            except BlockingIOError:  # the queue of connections is full
                 if time.monotonic() > end:
                     raise TimeoutError from None
                 time.sleep(0.01)
@@ -173,14 +177,14 @@ def connect(timeout_s: float = 10.0) -> socket.socket | None:
     except TimeoutError:
         connection.close()
         raise
-    except OSError:  # none, or one that a killed server left
+    except OSError:  # no socket, or one that a killed server left behind
         pass
     connection.close()
     return None
 
 
 def listen(path: str) -> socket.socket:
-    """A socket for commands that are equal to this server. What a killed server left is replaced: hold the lock."""
+    """Return a listening socket at `path`, replacing one that a killed server left. Hold the server's lock first."""
     make_meeting_folder()
     if os.path.lexists(path):
         os.unlink(path)

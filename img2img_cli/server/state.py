@@ -1,4 +1,4 @@
-"""What the server's ways in share: the queue, the presets on offer, and when it ends."""
+"""State that the server's APIs share: the queue, the presets on offer, and when to shut down."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ from img2img_cli.presets.schema import Offload
 from img2img_cli.server.queue import Dispatcher
 
 TICK_S = 0.25
-MOST_WORKS = 64  # that web clients may wait for at once
+MOST_WORKS = 64  # web requests that may run or wait at once
 
 
 @functools.cache
 def _list_needs(name: str) -> list[Repository]:
-    """What a preset of the catalogue needs from the hub."""
+    """Return the hub repositories that a shipped preset needs."""
     return list_repositories(resolve(load_preset(name), {}).parameters)
 
 
 @dataclass(kw_only=True)
 class State:
-    """One server.
+    """State of one server.
 
     Attributes:
-        presets: those that were named, by the name they are asked for; the first is what is used unasked.
-        works: how many requests of web clients are being worked on or wait for their turn.
-        ends_idle: whether it ends when nobody asked for anything as long as pipelines are kept.
+        presets: name or file of each preset given at the start, by its name for clients; the first is the default.
+        ends_idle: whether to shut down once no request has come for as long as pipelines are kept.
+        works: number of web requests that are running or waiting.
+        stop: set it to shut the server down.
+        began: when the server started, in seconds of `time.monotonic`.
     """
 
     dispatcher: Dispatcher
@@ -47,7 +49,7 @@ class State:
     began: float = field(default_factory=time.monotonic)
 
     def list_offered(self) -> dict[str, str]:
-        """Presets that need nothing from the hub, by name; those that were named when the server began come first."""
+        """Return the presets that need no download, name to name or file; those given at the start come first."""
         offered = dict(self.presets)
         for name in list_presets():
             if name not in offered and all(map(is_fetched, _list_needs(name))):
@@ -55,13 +57,13 @@ class State:
         return offered
 
     def extend(self, keep_s: float) -> None:
-        """Keep models at least so long."""
+        """Keep models loaded for at least `keep_s` seconds of disuse, starting now."""
         pool = self.dispatcher.pool
         pool.keep_s = max(pool.keep_s, keep_s)
         self.dispatcher.idle_since = time.monotonic()
 
     def watch(self) -> None:
-        """Drop what nobody uses any more, and see whether it is time to end; returns when it is."""
+        """Drop unused pipelines until `stop` is set, and set it once the server is idle if `ends_idle`."""
         dispatcher = self.dispatcher
         while not self.stop.wait(TICK_S):
             keep_s = dispatcher.pool.keep_s
@@ -71,7 +73,7 @@ class State:
                 self.stop.set()
 
     def describe(self) -> dict[str, Any]:
-        """What `serve --status` shows."""
+        """Return the values that `serve --status` shows. Durations are in seconds."""
         now = time.monotonic()
         return {
             "version": __version__,

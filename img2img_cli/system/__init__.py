@@ -1,4 +1,4 @@
-"""What the operating system and the Python process give: streams, signals, files, processors.
+"""The operating system and the Python process: streams, signals, files, processors.
 
-Imports `errors` and `text` alone.
+Imports only `errors` and `text`.
 """

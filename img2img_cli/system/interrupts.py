@@ -1,4 +1,4 @@
-"""What ends a command before its time: a signal, or output that cannot be written any more."""
+"""Ending a command early: on a signal, or when its output can no longer be written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "the terminal has gone"}
-CODE_BASE = 128  # a shell's exit code for a signal is this plus its number
+CODE_BASE = 128  # a shell reports a signal as this plus its number
 
 
 class Interrupted(BaseException):
@@ -22,7 +22,7 @@ class Interrupted(BaseException):
 
 
 def _tell_all_but_signals(dropped: sys.UnraisableHookArgs) -> None:
-    """Print no traceback of a signal that Python drops in a destructor; the next `check` raises it again."""
+    """Suppress the traceback of an `Interrupted` that was raised in a destructor; the next `check` raises it again."""
     if not isinstance(dropped.exc_value, Interrupted):
         sys.__unraisablehook__(dropped)
 
@@ -30,8 +30,8 @@ def _tell_all_but_signals(dropped: sys.UnraisableHookArgs) -> None:
 class Interrupts:
     """Decides where SIGINT, SIGTERM and SIGHUP take effect.
 
-    The first signal raises `Interrupted` at once. Within `hold` it waits for the next `check`, or for code within
-    `allow`, so that nothing comes between a result and its count. A second signal ends the process at once.
+    The first signal raises `Interrupted` at once. Within `hold` it is raised only by the next `check`, or within
+    `allow`, so that it cannot separate a result from its count. A second signal ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Interrupts:
         self._held = False
 
     def install(self) -> None:
-        """Take the signals from now on, except those that the caller has this process ignore, as `nohup` does."""
+        """Handle the signals from now on, except those that the caller made this process ignore, as `nohup` does."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._take)
         sys.unraisablehook = _tell_all_but_signals
 
     def close(self) -> None:
-        """Ignore signals: the exit code is decided, and the interpreter only cleans up."""
+        """Ignore signals from now on. Call it once the exit code is decided and the interpreter only cleans up."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
@@ -59,15 +59,15 @@ class Interrupts:
             raise self._signal
 
     def stop(self, reason: Exception) -> None:
-        """Have the next `check` raise `reason`; the first one counts."""
+        """Make the next `check` raise `reason`. Later reasons are ignored."""
         self._stop = self._stop or reason
 
     def check(self) -> None:
-        """Raise what has come meanwhile.
+        """Raise a pending signal or the reason given to `stop`.
 
         Raises:
-            Interrupted: a signal.
-            Exception: what `stop` was given.
+            Interrupted: a signal has arrived.
+            Exception: the reason that `stop` was given.
         """
         if self._signal is not None:
             raise self._signal
@@ -76,7 +76,7 @@ class Interrupts:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Let signals wait; one that nobody has asked for is raised at the end."""
+        """Delay signals. One that no `check` has raised is raised at the end of the block."""
         self._held, self._stop = True, None
         try:
             yield
@@ -86,7 +86,7 @@ class Interrupts:
 
     @contextmanager
     def allow(self) -> Iterator[None]:
-        """Within `hold`: let a signal end what takes long and leaves nothing behind, such as loading a model."""
+        """Within `hold`, let a signal end a long step that leaves nothing half-written, such as loading a model."""
         try:
             self._held = False
             self.check()
@@ -95,4 +95,4 @@ class Interrupts:
             self._held = True
 
 
-INTERRUPTS = Interrupts()  # of this process
+INTERRUPTS = Interrupts()  # the one of this process

@@ -1,4 +1,4 @@
-"""How many processors this process may compute with, without torch."""
+"""The number of processors that this process may use. Needs no torch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def count_threads() -> tuple[int, str] | None:
-    """How many threads to compute with, and why; None where the system does not say.
+    """Return the number of threads to compute with and the reason, or None if the system does not report it.
 
-    Two threads on one core share its arithmetic unit and only get in each other's way.
+    The number counts physical cores: two threads on one core share its arithmetic unit and gain nothing.
     """
     if (asked := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         return max(1, int(asked)), "OMP_NUM_THREADS"
@@ -23,7 +23,7 @@ def count_threads() -> tuple[int, str] | None:
 
 
 def _find_core(processor: int) -> str:
-    """The processors that share a core with this one."""
+    """Return the list of processors on the same core as text, which identifies the core."""
     try:
         return Path(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
     except OSError:
@@ -31,7 +31,7 @@ def _find_core(processor: int) -> str:
 
 
 def _read_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int | None:
-    """How many processors' time a container may use; None for any."""
+    """Return how many processors a container's CPU quota amounts to, or None without a quota."""
     try:
         quota, period = map(int, file.read_text().split())
     except (OSError, ValueError):  # no such limit: "max 100000"

@@ -1,4 +1,4 @@
-"""Keep what libraries print out of stdout, where a picture or JSON may go, in one thread and no other."""
+"""Keep library output off stdout, which may carry a picture or JSON, for one thread at a time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from typing import Any
 
 _guard = threading.Lock()
-_silent: list[int] = []  # threads; one may be there several times
+_silent: list[int] = []  # thread ids; a thread that nests appears several times
 
 
 class _Stdout:
-    """A stream that drops what silent threads write and passes on everything else."""
+    """A stream that drops the output of silent threads and passes on everything else."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """As the stream's own."""
+        """Write like the wrapped stream, or drop the text of a silent thread."""
         return len(text) if threading.get_ident() in _silent else self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -28,7 +28,7 @@ class _Stdout:
 
 @contextlib.contextmanager
 def silence_stdout() -> Iterator[None]:
-    """While this thread is in here, what it prints is dropped. Other threads print as ever."""
+    """Drop what this thread prints within the block. Other threads are not affected."""
     thread = threading.get_ident()
     with _guard:
         _silent.append(thread)

@@ -1,4 +1,4 @@
-"""A file's bytes, read whole or not at all, and the stamp by which a later run knows the file again."""
+"""Read files completely or not at all, and stamp them so that a later run can tell whether they changed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import BinaryIO
 from img2img_cli.errors import ChangedError, InputError, ReadError
 
 MAX_BYTES = 1 << 30
-Stamp = tuple[int | None, int | None]  # size in bytes and time of the last change in ns
+Stamp = tuple[int | None, int | None]  # size in bytes, time of the last change in ns
 NO_STAMP: Stamp = (None, None)
-# A second change within this time of the first can leave a file's time as it is: file systems round it.
+# File systems round times: a second change within this time of the first may leave the file's time unchanged.
 ROUNDING_NS = 2_000_000_000
 WAIT_MS = 250
 _SPECIAL = (
@@ -27,14 +27,17 @@ _SPECIAL = (
 
 
 def read_source(name: str, check: Callable[[], None] = lambda: None) -> tuple[bytes, Stamp]:
-    """A file's content and stamp. A FIFO has no stamp, and `check` is called while nobody writes to it.
+    """Return a file's content and stamp; a FIFO has `NO_STAMP`.
+
+    Args:
+        check: called at least every `WAIT_MS` while a FIFO is read, so that it can raise to stop the wait.
 
     Raises:
-        ChangedError: it changed while it was read.
-        InputError: it cannot be read, is empty, or is over a gibibyte.
+        ChangedError: the file changed while it was read.
+        InputError: the file cannot be read, is empty or is larger than `MAX_BYTES`.
     """
     try:
-        # A FIFO that nobody writes to would block here.
+        # Without O_NONBLOCK, opening a FIFO without a writer would block here.
         with os.fdopen(os.open(name, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             before = os.fstat(file.fileno())
             regular = stat.S_ISREG(before.st_mode)
@@ -52,10 +55,10 @@ def _explain(name: str, error: OSError | ValueError) -> ReadError:
 
 
 def check_length(name: str, data: bytes) -> None:
-    """Refuse no bytes, and too many.
+    """Check that there are between 1 and `MAX_BYTES` bytes.
 
     Raises:
-        InputError: naming the file.
+        InputError: there are none or too many; the message names the file.
     """
     if not data:
         raise InputError(f"{name}: is empty; check what was meant to be there")
@@ -64,7 +67,7 @@ def check_length(name: str, data: bytes) -> None:
 
 
 def _read_stream(file: BinaryIO, check: Callable[[], None]) -> bytes:
-    """All that comes, up to a byte more than may be."""
+    """Read until the end, or until the limit is exceeded."""
     number, parts, length = file.fileno(), list[bytes](), 0
     poll = select.poll()
     poll.register(number, select.POLLIN)
@@ -84,11 +87,11 @@ def _read_stream(file: BinaryIO, check: Callable[[], None]) -> bytes:
 
 
 def hash_source(name: str) -> tuple[str, Stamp]:
-    """The SHA-256 of a regular file's content, and its stamp.
+    """Return the SHA-256 of a regular file's content in hex, and its stamp.
 
     Raises:
-        ChangedError: it changed while it was read.
-        InputError: it cannot be read.
+        ChangedError: the file changed while it was read.
+        InputError: the file cannot be read.
     """
     try:
         with open(name, "rb") as file:
@@ -100,10 +103,12 @@ def hash_source(name: str) -> tuple[str, Stamp]:
 
 
 def check_stamp(name: str, file: BinaryIO, before: os.stat_result) -> Stamp:
-    """The stamp of a file that was read to its end; without a time where a later change could leave that the same.
+    """Return the stamp of an open file that was read to its end.
+
+    The stamp has no time if the last change is so recent that another change might not alter the time.
 
     Raises:
-        ChangedError: the file is not what it was `before`.
+        ChangedError: size or time differ from those of `before`.
     """
     after = os.fstat(file.fileno())
     if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
@@ -113,7 +118,7 @@ def check_stamp(name: str, file: BinaryIO, before: os.stat_result) -> Stamp:
 
 
 def stamp_file(name: str) -> Stamp:
-    """A regular file's stamp as it is now; `NO_STAMP` for anything else."""
+    """Return a regular file's current stamp, or `NO_STAMP` for anything else."""
     try:
         status = os.stat(name)
     except (OSError, ValueError):
@@ -122,10 +127,10 @@ def stamp_file(name: str) -> Stamp:
 
 
 def check_unchanged(stamps: Iterable[tuple[str, Stamp]]) -> None:
-    """Refuse files whose stamps are others than they were.
+    """Check that files still have the given stamps.
 
     Raises:
-        ChangedError: naming the first.
+        ChangedError: a file's stamp differs; the message names the first such file.
     """
     for name, stamp in stamps:
         if stamp_file(name) != stamp:
@@ -133,7 +138,7 @@ def check_unchanged(stamps: Iterable[tuple[str, Stamp]]) -> None:
 
 
 def find_special(name: str) -> str | None:
-    """What a name that is no regular file or folder stands for, links followed; None for those, and for nothing."""
+    """Return what a FIFO, socket or device is, following links; None for a file, a folder or a missing name."""
     try:
         mode = os.stat(name).st_mode
     except (OSError, ValueError):

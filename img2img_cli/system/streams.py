@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr so that a command can rely on them, whatever its caller has closed."""
+"""Make stdin, stdout and stderr reliable even if the caller has closed some of them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ STDIO = "-"  # the name that stands for stdin or stdout
 
 
 class _Stdout(io.FileIO):
-    """Results: the first bytes that cannot be written raise `OutputError`; those after them are dropped.
+    """Stream for results. The first failed write raises `OutputError`; later writes are dropped.
 
-    An `OSError` would be caught on its way: click ends the process with 1 when a pipe breaks.
+    It is no `OSError` because click catches that and exits with 1 when a pipe breaks.
     """
 
     _failed = False
@@ -33,7 +33,7 @@ class _Stdout(io.FileIO):
 
 
 class _Stderr(io.FileIO):
-    """Messages: what cannot be written is dropped, as a message that nobody reads must not change what is done."""
+    """Stream for messages. It ignores failed writes, because a lost message must not change the result."""
 
     def write(self, data: Any) -> int:
         try:
@@ -43,14 +43,14 @@ class _Stderr(io.FileIO):
 
 
 def _write_patiently(write: Any, data: Any, number: int) -> int:
-    """Write, and wait where the caller's pipe does not block."""
+    """Write to the stream, waiting for space if it is a non-blocking pipe; return the number of bytes written."""
     while (written := write(data)) is None:
         select.select([], [number], [])
     return int(written)
 
 
 def explain_stdout(error: OSError) -> OutputError:
-    """The error of a command whose stdout cannot be written."""
+    """Return the error to raise when stdout cannot be written."""
     if error.errno == errno.EPIPE:
         return OutputError("stdout: the reader has left before all was written")
     if error.errno == errno.EBADF:
@@ -59,9 +59,10 @@ def explain_stdout(error: OSError) -> OutputError:
 
 
 def protect_streams() -> None:
-    """Open what is closed, lest another file gets its number, and have failing writes end as documented.
+    """Reopen closed standard streams and make failed writes to stdout and stderr behave as documented.
 
-    What is closed is opened the wrong way round, so that using it fails as it should.
+    A closed stream's number would go to the next file that is opened. It is opened on the null device in the wrong
+    direction, so that any use of it fails.
     """
     for number, mode in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -75,7 +76,7 @@ def protect_streams() -> None:
 
 
 def _wrap(raw: io.FileIO, before: Any, errors: str) -> io.TextIOWrapper:
-    """A text stream with the settings that Python gave the one before."""
+    """Return a text stream over `raw` with the settings of the stream that it replaces."""
     if before is not None:
         before.flush()
     return io.TextIOWrapper(

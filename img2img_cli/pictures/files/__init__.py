@@ -1,4 +1,4 @@
-"""What is peculiar to one file format, and what a file may cost before a decoder sees it.
+"""File formats: their peculiarities, and limits on the cost of a file, checked before it is decoded.
 
-Imported by `pictures` alone. Start in `limits`, then `decoders`.
+Start in `limits`, then `decoders`.
 """

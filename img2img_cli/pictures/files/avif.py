@@ -1,8 +1,8 @@
-"""AVIF files by older encoders: boxes that libavif refuses and other decoders understand.
+"""Repair AVIF files by older encoders, whose boxes libavif refuses although other decoders accept them.
 
-- Properties stand in two lists (`ipma` boxes) of one kind, one for colour and one for alpha; the standard allows one
-  list for each version and flags.
-- Alpha refers to item 0 (in an `iref` box), which is no item, instead of the picture.
+- They have two lists of properties (`ipma` boxes), one for colour and one for alpha; the standard allows one list for
+  each version and flags.
+- Their alpha refers (in an `iref` box) to item 0, which does not exist, instead of the picture.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ MAX_BOXES, MAX_ITEMS = 10_000, 65_536
 
 
 def mend_boxes(data: bytes) -> bytes:
-    """The file as libavif takes it; the same bytes where there is nothing to mend.
+    """Return the file in a form that libavif accepts; the same bytes if there is nothing to repair.
 
-    Everything stays at its place: what becomes free is made a `free` box.
+    No data moves: unused space becomes a `free` box.
     """
     for start, end, kind in _list_boxes(data, 0, len(data)):
         if kind == b"meta":
@@ -30,7 +30,7 @@ def mend_boxes(data: bytes) -> bytes:
 
 
 def _refer_to_picture(data: bytes, start: int, end: int, primary: int) -> bytes:
-    """Let what refers to item 0 refer to the primary item; only for item numbers of 16 bits."""
+    """Make references to item 0 refer to the primary item. Only for 16-bit item numbers."""
     if data[start] or data[primary]:
         return data
     mended = bytearray(data)
@@ -43,7 +43,7 @@ def _refer_to_picture(data: bytes, start: int, end: int, primary: int) -> bytes:
 
 
 def _list_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[int, int, bytes]]:
-    """Where the content of each box of short size begins and ends, and its type."""
+    """Yield start and end of each box's content, and its type. Stop at a box with a 64-bit or invalid size."""
     for _ in range(MAX_BOXES):
         size = int.from_bytes(data[at : at + 4])
         if at + 8 > end or size < 8 or at + size > end:
@@ -77,7 +77,7 @@ def _merge(data: bytes, start: int, end: int) -> bytes:
 
 
 def _list_items(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each item's number and its entry, from a list's content."""
+    """Yield each item's number and its entry in an `ipma` list."""
     wide, long = content[0] > 0, content[3] & 1
     at, size = 8, 4 if wide else 2
     for _ in range(min(int.from_bytes(content[4:8]), MAX_ITEMS)):

@@ -1,4 +1,4 @@
-"""Metadata of the input that goes on with the result: what it says of size and form is made true of the result."""
+"""Adapt the input's metadata to the result: update sizes, and drop thumbnails and storage tags."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from PIL import ExifTags, Image
 TRUE_SIZE = (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)
 RELATED_SIZE = (ExifTags.Interop.RelatedImageWidth, ExifTags.Interop.RelatedImageHeight)
 STORED_SIZE = (ExifTags.Base.ImageWidth, ExifTags.Base.ImageLength)
-PLACES = (0x9214, 0xA214)  # SubjectArea and SubjectLocation, in pixels of the picture as it was
-# How the pixels of the input, or of a thumbnail, are stored; TIFF's writer would take these for the result's own.
+PLACES = (0x9214, 0xA214)  # SubjectArea and SubjectLocation, in pixels of the input
+# Tags for the storage of the input's or a thumbnail's pixels, which the TIFF writer would apply to the result.
 STORAGE = frozenset(
     {254, 255, 258, 259, 262, 263, 264, 265, 266, 273, 277, 278, 279, 280, 281, 284, 288, 289, 290, 291, 292, 293, 297}
     | {317, 318, 319, 320, 321, 322, 323, 324, 325, 330, 332, 333, 334, 336, 337, 338, 339, 340, 341, 342, 347}
@@ -21,9 +21,9 @@ _XMP_THUMBNAILS = (b"xmp:Thumbnails", b"xap:Thumbnails")
 
 
 def fit_exif(exif: Image.Exif, size: tuple[int, int], format_: str) -> Image.Exif:
-    """A copy for a result of this size and format, without thumbnails; what the input did not tell is not added."""
+    """Return a copy for a result of this size and format, without thumbnails. No tags are added."""
     fitted = Image.Exif()
-    fitted.load(exif.tobytes())  # the first directory and those below it: the thumbnail's is the second
+    fitted.load(exif.tobytes())  # the first directory and its subdirectories; the thumbnail is in the second
     for tag in STORAGE & set(fitted):
         del fitted[tag]
     inner = fitted.get_ifd(ExifTags.IFD.Exif) if ExifTags.IFD.Exif in fitted else {}
@@ -31,21 +31,21 @@ def fit_exif(exif: Image.Exif, size: tuple[int, int], format_: str) -> Image.Exi
         for tag in PLACES:
             inner.pop(tag, None)
     if format_ == "tiff":
-        inner.pop(ExifTags.IFD.Interop, None)  # of JPEG cameras; Pillow would write it as a place that leads nowhere
+        inner.pop(ExifTags.IFD.Interop, None)  # only for JPEGs of cameras; Pillow would write an invalid offset
     related = fitted.get_ifd(ExifTags.IFD.Interop) if ExifTags.IFD.Interop in inner else {}
     for directory, tags in ((inner, TRUE_SIZE), (related, RELATED_SIZE), (fitted, STORED_SIZE)):
         for tag, side in zip(tags, size, strict=True):
             if tag not in directory:
                 continue
             if directory is fitted and format_ == "tiff":
-                del fitted[tag]  # its writer knows better
+                del fitted[tag]  # Pillow's writer sets it
             else:
                 directory[tag] = side
     return fitted
 
 
 def fit_xmp(xmp: bytes, size: tuple[int, int]) -> bytes:
-    """XMP for a result of this size, without thumbnails; properties may stand as attributes or as elements."""
+    """Return XMP for a result of this size, without thumbnails. Handles properties as attributes and as elements."""
     for name in _XMP_THUMBNAILS:
         xmp = _drop_elements(xmp, name)
     for names, side in zip(_XMP_SIZES, size, strict=True):

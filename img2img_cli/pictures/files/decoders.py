@@ -1,4 +1,4 @@
-"""Which decoder opens a file, and decoding it in full or as far as it goes."""
+"""Choose the decoder of a file, and decode it completely or as far as possible."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from img2img_cli.pictures.files.legacy_formats import LEGACY_FORMATS, is_tga, op
 from img2img_cli.pictures.files.limits import DAMAGE, UnreadableError
 from img2img_cli.pictures.files.tiff import Tiff, open_tiff
 
-# MPO has no name of its own here: Pillow opens it as JPEG.
+# MPO is not listed: Pillow opens it as JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "JPEG2000", *LEGACY_FORMATS)
 TIFF_HEADS = tuple(TiffImagePlugin.PREFIXES)
 JPEG_HEAD, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
@@ -26,11 +26,11 @@ _NOT_HANDLED = re.compile(r"un(implemented|supported|known|recogni[sz]ed) ", re.
 
 
 def open_file(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """A picture's header; its pixels are decoded by `load`.
+    """Open a picture and read its header; `load_pixels` decodes it.
 
     Raises:
-        UnidentifiedImageError: it is in no format that can be read.
-        UnreadableError: it is, but of a kind that cannot.
+        UnidentifiedImageError: the file's format is not supported.
+        UnreadableError: the format is supported, but not this variant of it.
     """
     head = stream.read(18)
     stream.seek(0)
@@ -49,14 +49,14 @@ def open_file(stream: IO[bytes]) -> ImageFile.ImageFile:
 
 
 def load_pixels(file: ImageFile.ImageFile, *, keep: bool) -> None:
-    """Decode a file.
+    """Decode a file in place.
 
     Args:
-        keep: also accept a file that ends early, or is damaged within; pixels that are missing stay as they were
-            before, which is black or transparent (in a JPEG, grey).
+        keep: whether to accept a truncated or damaged file. Missing pixels are black or transparent (grey in a JPEG).
 
     Raises:
-        OSError, ValueError and others of `DAMAGE`: the file cannot be decoded, or all that is there has one colour.
+        OSError, ValueError and others of `DAMAGE`: the file cannot be decoded, or, with `keep`, all its pixels have
+            one colour.
     """
     if isinstance(file, Tiff):
         file.keep = keep
@@ -74,7 +74,7 @@ def load_pixels(file: ImageFile.ImageFile, *, keep: bool) -> None:
 
 
 def _finish_in_part(file: ImageFile.ImageFile) -> None:
-    """Do what follows decoding, so that the file counts as loaded."""
+    """Do the steps that follow decoding, so that Pillow treats the file as loaded."""
     file.tile = []
     if isinstance(file, Tiff):
         file.load_end()
@@ -90,8 +90,8 @@ def _is_plain(image: Image.Image) -> bool:
 
 @functools.cache
 def silence_libtiff() -> None:
-    """libtiff writes to stderr itself what it dislikes, without the file's name; Pillow's error says enough."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux it may be inside of Pillow
+    """Stop libtiff from printing its own messages to stderr; Pillow's errors are sufficient."""
+    with contextlib.suppress(OSError, AttributeError):  # on other systems than Linux, it may be linked into Pillow
         loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
         for path in loaded:
             library = ctypes.CDLL(path)

@@ -1,4 +1,4 @@
-"""The text of EXIF's UserComment, in every encoding that tools write."""
+"""Decode EXIF's UserComment, in every encoding that tools write."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import unicodedata
 PREFIX_BYTES = 8
 ASCII, UNICODE, JIS, UNDEFINED = b"ASCII\0\0\0", b"UNICODE\0", b"JIS\0\0\0\0\0", bytes(8)
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-_STRANGE = frozenset({"Cc", "Cn", "Co", "Cs"})  # controls, unassigned, private, halves of pairs
-PLAIN_SHARE = 0.8  # of letters, digits and spaces in a short text that is UTF-8 rather than UTF-16
-LONG = 8  # characters by which UTF-16 of ideographs is not taken for ASCII any more
-MAX_JUDGED = 2000  # characters that an encoding is judged by
+_STRANGE = frozenset({"Cc", "Cn", "Co", "Cs"})  # controls, unassigned, private use, surrogates
+PLAIN_SHARE = 0.8  # a short text with this share of letters, digits and spaces is UTF-8 rather than UTF-16
+LONG = 8  # from this many characters on, UTF-16 ideographs are not mistaken for ASCII
+MAX_JUDGED = 2000  # characters examined to judge an encoding
 
 
 def decode_comment(value: object, *, little_endian: bool = False) -> str:
-    """The text of a UserComment, without the zeros and spaces around it; empty where there is none.
+    """Return the text of a UserComment without surrounding zeros and spaces; empty if there is none.
 
-    EXIF says that eight bytes name the encoding. Tools write UTF-16 of either order under `UNICODE`, with a mark or
-    without, some UTF-8; and some leave the name out.
+    By the standard, the first eight bytes name the encoding. Under `UNICODE`, tools write UTF-16 in either byte order,
+    with or without a byte order mark, or UTF-8. Some tools omit the name.
 
     Args:
-        value: as Pillow gives the tag.
-        little_endian: the byte order of the EXIF itself, which decides where the text tells nothing.
+        value: the tag's value from Pillow.
+        little_endian: whether the EXIF itself is; its byte order decides if the text is ambiguous.
     """
     if isinstance(value, str):
         return value.strip("\0 ")
@@ -47,14 +47,14 @@ def decode_comment(value: object, *, little_endian: bool = False) -> str:
 
 
 def _decode_utf16(content: bytes, *, little_endian: bool) -> str:
-    """UTF-16 in the order that gives the likelier text."""
+    """Decode UTF-16 in the byte order that gives the likelier text."""
     orders = ("utf-16-le", "utf-16-be") if little_endian else ("utf-16-be", "utf-16-le")
     texts = [content[: len(content) // 2 * 2].decode(order, "replace") for order in orders]
     return max(texts, key=_likelihood)
 
 
 def _is_utf8(content: bytes, *, instead_of: str) -> bool:
-    """Whether what is called UTF-16 is UTF-8: readable, and in fewer alphabets than it would have as UTF-16."""
+    """Return whether alleged UTF-16 is UTF-8: it is readable, in fewer alphabets than `instead_of`, the UTF-16 text."""
     try:
         text = content.decode()[:MAX_JUDGED]
     except UnicodeDecodeError:
@@ -70,14 +70,14 @@ def _is_utf8(content: bytes, *, instead_of: str) -> bool:
 
 
 def _likelihood(text: str) -> float:
-    """Higher for what people write: few alphabets, and nothing that is no character."""
+    """Rate how likely people wrote a text: few alphabets and no invalid characters give a higher number."""
     judged = text.rstrip("\0 ")[:MAX_JUDGED]
     is_latin = bool(judged) and judged.isascii()
     return -4.0 * _count_strange(judged) - _count_alphabets(judged) + 0.5 * is_latin
 
 
 def _count_alphabets(text: str) -> int:
-    """About how many: Unicode has blocks of 256."""
+    """Estimate the number of alphabets by counting blocks of 256 code points."""
     return len({ord(character) >> 8 for character in text.rstrip("\0 ")})
 
 

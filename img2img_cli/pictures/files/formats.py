@@ -1,11 +1,11 @@
-"""The formats that results can have, and the extensions that stand for them."""
+"""The formats of results and their file name extensions."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Format = Literal["keep", "png", "jpeg", "webp", "tiff", "bmp", "avif"]
-# What becomes of an input that is cut short or damaged.
+# How to treat a truncated or damaged input.
 Truncated = Literal["refuse", "keep"]
 EXTENSIONS: dict[str, str] = {
     ".png": "png",

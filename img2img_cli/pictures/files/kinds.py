@@ -1,4 +1,4 @@
-"""What a file is that no reader takes, told from its first bytes."""
+"""Explain why a file cannot be opened, from its first bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from img2img_cli.pictures.files.limits import DAMAGE
 
 HEAD_BYTES = 512
-# What people do have, and nothing here reads.
+# Common formats that are not supported.
 OTHERS = (
     (rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", "HEIF"),
     (rb"....ftyp(crx )", "Canon raw"),
@@ -39,7 +39,7 @@ OTHERS = (
 
 
 def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
-    """Why a file is refused that none of the formats takes, and what to do next."""
+    """Return why a file cannot be opened as any of the formats, and what to do next."""
     for name in formats:
         if reason := _try_open(data, name):
             return f"the picture begins as {name} does but cannot be opened ({reason}); get a good copy or convert it"
@@ -50,7 +50,7 @@ def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 def _try_open(data: bytes, name: str) -> str | None:
-    """What the format's reader says to a file that begins as it wants it."""
+    """Return the error of a format's reader; None if it has none or the file does not begin like this format."""
     factory, accept = Image.OPEN[name]
     if accept is None or accept(data[:16]) is not True:
         return None

@@ -1,4 +1,4 @@
-"""TGA, PCX, ICO, PSD and DDS: check headers before Pillow parses them, and mend what Pillow reads wrongly."""
+"""TGA, PCX, ICO, PSD and DDS: check headers before Pillow parses them, and correct what Pillow reads wrongly."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LEGACY_FORMATS = ("TGA", "PCX", "ICO", "PSD", "DDS")
 MAX_PSD_SIDE = 30_000
 MAX_ICONS, MAX_ICON_SIDE = 1024, 1024
 _PSD_MODES = {0: "bitmap", 1: "grey", 2: "palette", 3: "RGB", 4: "CMYK", 7: "multichannel", 8: "duotone", 9: "Lab"}
-_PSD_VERSION, _PSD_EXIF, _PSD_XMP = 1057, 1058, 1060  # numbers of resources
+_PSD_VERSION, _PSD_EXIF, _PSD_XMP = 1057, 1058, 1060  # resource numbers
 _DDS_DATA = 128
-# Bits of a pixel and the masks of red, green and blue: Pillow's raw modes without and with alpha.
+# Pillow's raw modes without and with alpha, by bits per pixel and the masks of red, green and blue.
 _DDS_MODES = {
     (24, 0xFF0000, 0xFF00, 0xFF): ("BGR", "BGR"),
     (24, 0xFF, 0xFF00, 0xFF0000): ("RGB", "RGB"),
@@ -28,7 +28,7 @@ _DDS_MODES = {
 
 
 def is_tga(head: bytes) -> bool:
-    """Whether a file's first 18 bytes could be a TGA's; that format has no signature."""
+    """Return whether a file's first 18 bytes could be a TGA header. The format has no signature."""
     if len(head) < 18:
         return False
     _, has_map, kind, _, colours, map_bits, _, _, width, height, bits, flags = struct.unpack_from("<BBBHHBHHHHBB", head)
@@ -40,14 +40,14 @@ def is_tga(head: bytes) -> bool:
 
 
 def open_legacy(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile | None:
-    """An ICO's, PSD's or DDS's header, read from the stream's beginning; None for any other file.
+    """Open an ICO, PSD or DDS; return None for any other file. The stream must be at its beginning.
 
     Args:
         head: the file's first bytes.
 
     Raises:
-        UnreadableError: it is of a kind that cannot be read.
-        ValueError, DecompressionBombError, OSError, struct.error: it is damaged, or over a limit.
+        UnreadableError: this variant of the format is not supported.
+        ValueError, DecompressionBombError, OSError, struct.error: the file is damaged or exceeds a limit.
     """
     if head.startswith(b"\0\0\1\0"):
         return _open_icon(stream.read())
@@ -61,10 +61,10 @@ def open_legacy(stream: IO[bytes], head: bytes) -> ImageFile.ImageFile | None:
 def mend_alpha(
     file: ImageFile.ImageFile, alpha: Image.Image | None, colour: Image.Image
 ) -> tuple[Image.Image | None, Image.Image]:
-    """Alpha and colour as they are meant.
+    """Correct the alpha and colour of a decoded file of these formats; return those of other files unchanged.
 
-    In these formats, alpha that is the same everywhere means that there is none. A PSD's flat picture lies on white
-    where it is transparent; this takes the white out.
+    Alpha that is 0 or 255 everywhere means that there is none. A PSD's flat picture is blended with white where it is
+    transparent, which is undone.
     """
     if alpha is None or file.format not in LEGACY_FORMATS:
         return alpha, colour
@@ -80,7 +80,7 @@ def mend_alpha(
 
 
 def _open_icon(data: bytes) -> ImageFile.ImageFile:
-    """The largest of an icon's pictures, and of those of one size the one of most bits."""
+    """Open the largest of an icon's pictures; among equal sizes, the one with the most bits."""
     (count,) = struct.unpack_from("<H", data, 4)
     if not 1 <= count <= MAX_ICONS:
         raise ValueError(f"an icon of {count} pictures")
@@ -108,7 +108,7 @@ def _open_icon(data: bytes) -> ImageFile.ImageFile:
 
 
 def _open_psd(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """A PSD's flat picture; its layers are not looked at."""
+    """Open a PSD's flat picture, ignoring its layers."""
     version, channels, height, width, bits, mode = struct.unpack(">4xH6xHIIHH", stream.read(26))
     kind = f"{_PSD_MODES.get(mode, f'mode {mode}')} of {bits} bits"
     if version == 2:
@@ -136,7 +136,7 @@ def _open_psd(stream: IO[bytes]) -> ImageFile.ImageFile:
     stream.seek(0)
     file = PsdImagePlugin.PsdImageFile(stream)
     file._mode, file._n_frames = "RGBA" if has_alpha else pillow_mode, 1
-    # Bitmaps have 1 for black, and CMYK has 255 for no ink.
+    # In bitmaps, 1 is black; in CMYK, 255 is no ink.
     suffix = ";I" if pillow_mode in ("1", "CMYK") else ""
     names = (file._mode,) if pillow_mode in ("1", "L", "P") else tuple(file._mode)
     extents = (0, 0, width, height)
@@ -161,11 +161,11 @@ def _skip_section(stream: IO[bytes]) -> None:
 
 
 def _check_resources(stream: IO[bytes], end: int) -> None:
-    """Walk the resources as Pillow does.
+    """Walk the resources of a PSD in the same way as Pillow.
 
     Raises:
-        UnreadableError: one says that there is no flat picture.
-        ValueError: there are too many.
+        UnreadableError: a resource says that there is no flat picture.
+        ValueError: there are too many resources.
     """
     for _ in range(MAX_PARTS):
         if stream.tell() >= end:
@@ -181,7 +181,7 @@ def _check_resources(stream: IO[bytes], end: int) -> None:
 
 
 def _find_channels(stream: IO[bytes], channels: int, height: int, row: int) -> tuple[list[int], str]:
-    """Where each channel begins, and the codec of all."""
+    """Return the offset of each channel, and the codec of all."""
     (compression,) = struct.unpack(">H", stream.read(2))
     if compression == 0:
         return [stream.tell() + index * row * height for index in range(channels)], "raw"
@@ -193,7 +193,7 @@ def _find_channels(stream: IO[bytes], channels: int, height: int, row: int) -> t
 
 
 def _open_dds(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """A DDS's first surface."""
+    """Open a DDS's first surface."""
     head = stream.read(_DDS_DATA)
     height, width = struct.unpack_from("<II", head, 12)
     check_pixels(width, height)

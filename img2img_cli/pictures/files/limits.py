@@ -1,17 +1,17 @@
-"""How much work a picture file is, told from its structure before Pillow or a decoder believes it.
+"""Limit the work of decoding a file, by checking its structure before Pillow or a decoder parses it.
 
-Decoders in C cannot be interrupted, and Pillow's parsers take a step in Python for each part of a file, so all work is
-bounded beforehand:
+Decoders in C cannot be interrupted, and Pillow's parsers take a step in Python for each part of a file. So all work is
+limited beforehand:
 
-- parts (chunks, segments, boxes, blocks, tags): `MAX_PARTS`, walked here as Pillow walks them, but not kept;
-- text and profiles that PNG unpacks: `MAX_TEXTS` chunks of 8 MiB, 64 MiB of text in all, the latter by Pillow itself,
-  and `MAX_PROFILES`;
-- numbers in TIFF tags, which become Python objects: `MAX_VALUES` a directory;
+- parts (chunks, segments, boxes, blocks, tags): `MAX_PARTS`, walked here in the same way as by Pillow, but not stored;
+- compressed text and profiles in PNG: `MAX_TEXTS` chunks of 8 MiB and `MAX_PROFILES`; Pillow itself limits all text to
+  64 MiB;
+- numbers in TIFF tags, which become Python objects: `MAX_VALUES` per directory;
 - pixels: `MAX_PIXELS`, and no more than a file of that length can hold; fewer in codecs that are written in Python;
 - passes over the pixels: `MAX_SCANS` of a JPEG, `MAX_BLOCKS` and `MAX_TILES` of a JPEG 2000;
 - frames: counted here up to `MAX_FRAMES`, never decoded.
 
-What is over a limit raises what Pillow raises: DecompressionBombError for pixels, ValueError for all else.
+As in Pillow, too many pixels raise DecompressionBombError; anything else over a limit raises ValueError.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from img2img_cli.presets.schema import MAX_PIXELS
 MAX_PARTS = 250_000
 MAX_TEXTS, MAX_PROFILES = 256, 8
 MAX_EXIF_SEGMENTS = 64
-MAX_VALUES = 250_000  # a palette of 16 bits has 196,608
+MAX_VALUES = 250_000  # a palette for 16-bit indices has 196,608
 MAX_SCANS = 100
 MAX_TILES, MAX_BLOCKS = 16_384, 4_000_000
 MAX_FRAMES = 10_000
 MAX_HEADER = 1 << 16  # bytes of a PPM's header, comments included
 MAX_JP2_HEADER = 4 << 20
-# Codecs that are written in Python take a few seconds for so many; run lengths make them of nothing.
+# Codecs written in Python take a few seconds for this many pixels, which run lengths can encode in few bytes.
 MAX_PYTHON_PIXELS = {"bmp_rle": 8_000_000, "ppm": 25_000_000, "ppm_plain": 25_000_000, "dds_rgb": 1_000_000}
-# What cannot be coded in less: deflate grows 1032-fold, and a pixel has a bit; a JPEG's block of 64 has one too (a
-# fraction of one by arithmetic coding); a GIF's code of 12 bits tells of 4096 pixels at most; a lossy WebP's block of
-# 256 has a few flags, of hundredths of a bit. A JPEG 2000 of nothing takes no bytes, but no picture is like that. Two
-# bytes of run lengths tell of 128 bytes in a TGA and a PSD, and of 63 in a PCX; a DDS's block of 16 has 8 bytes.
+# The most pixels that a byte can encode. Deflate expands up to 1032-fold, and a PNG pixel has at least a bit. A JPEG's
+# block of 64 has at least a bit (a fraction of one with arithmetic coding). A GIF's code of 12 bits covers at most 4096
+# pixels. A lossy WebP's block of 256 has a few flags of hundredths of a bit. Only an empty JPEG 2000 takes no bytes.
+# Two bytes of run length cover 128 bytes in a TGA or PSD and 63 in a PCX. A DDS's block of 16 has 8 bytes.
 PIXELS_A_BYTE = {
     "PNG": 8 * 1032,
     "JPEG": 4096,
@@ -55,7 +55,7 @@ PIXELS_A_BYTE = {
     "PSD": 512,
     "DDS": 2,
 }
-# What Pillow's parsers raise on damaged files, besides their own errors.
+# Exceptions that Pillow's parsers raise on damaged files, including their own.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -71,7 +71,7 @@ DAMAGE = (
     struct.error,
 )
 _TEXT_CHUNKS = (b"iCCP", b"zTXt", b"iTXt")
-_BYTES_TYPES = (1, 2, 7)  # TIFF's bytes, text and undefined stay bytes in Pillow
+_BYTES_TYPES = (1, 2, 7)  # Pillow keeps TIFF's types byte, text and undefined as bytes
 _VALUE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SUB_IFDS = (34665, 34853, 40965)  # EXIF, GPS, interoperability
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
@@ -80,17 +80,18 @@ _COMMENT = re.compile(rb"#[^\r\n]*")
 
 
 class UnreadableError(ValueError):
-    """A good file of a kind that nothing here reads; its text says what it is."""
+    """A valid file of a kind that is not supported; the message says what it is."""
 
 
 def check_structure(file: IO[bytes]) -> int | None:
-    """Walk a file's parts; it is left at its beginning.
+    """Check the number and sizes of a file's parts, then rewind it.
 
     Returns:
-        The number of frames of a GIF or TIFF, at most `MAX_FRAMES`; None where Pillow tells it for free.
+        The number of frames of a GIF or TIFF, at most `MAX_FRAMES`; None for formats in which Pillow counts them at no
+        cost.
 
     Raises:
-        ValueError, DecompressionBombError: opening the file would take too much.
+        ValueError, DecompressionBombError: opening the file would take too much time or memory.
     """
     file.seek(0)
     head = file.read(30)
@@ -111,16 +112,19 @@ def check_structure(file: IO[bytes]) -> int | None:
         _check_ppm(file)
     elif head[:4] == b"RIFF" and head[12:16] == b"VP8X" and len(head) == 30:
         width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
-        check_pixels(width, height)  # the decoder allocates two canvases before it tells their size
+        check_pixels(width, height)  # the decoder allocates two canvases before it reports their size
     file.seek(0)
     return frames
 
 
 def check_work(file: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse a picture, opened but not decoded, whose pixels would take too much or cannot be there.
+    """Check that an opened picture, not decoded yet, can have its pixels and that decoding takes limited time.
+
+    Args:
+        data: the whole file.
 
     Raises:
-        ValueError: as above.
+        ValueError: the file is too short for its pixels, or decoding it would take too long.
     """
     width, height = file.size
     if width * height > len(data) * _pixels_a_byte(str(file.format), data):
@@ -134,14 +138,18 @@ def check_work(file: ImageFile.ImageFile, data: bytes) -> None:
 
 def _pixels_a_byte(format_: str, data: bytes) -> int:
     if format_ == "WEBP" and b"ANMF" in data:
-        return PIXELS_A_BYTE["GIF"]  # a film's frame may be smaller than its canvas, but not by that much
+        return PIXELS_A_BYTE["GIF"]  # an animation's frame may be smaller than its canvas, but not by that much
     if format_ == "WEBP" and b"VP8L" in data:
-        return MAX_PIXELS  # one colour takes no bit there
+        return MAX_PIXELS  # a single colour takes no bits in this format
     return PIXELS_A_BYTE.get(format_, MAX_PIXELS)
 
 
 def check_pixels(width: int, height: int) -> None:
-    """Raise DecompressionBombError for more pixels than are allowed."""
+    """Check the number of pixels.
+
+    Raises:
+        DecompressionBombError: there are more than `MAX_PIXELS`.
+    """
     if width * height > MAX_PIXELS:
         raise Image.DecompressionBombError(f"{width} x {height} pixels")
 
@@ -166,7 +174,7 @@ def _walk_png(file: IO[bytes]) -> None:
 
 
 def _walk_jpeg(file: IO[bytes]) -> int:
-    """Find the first scan. Bytes between segments count as parts: Pillow goes through them one by one."""
+    """Return the offset of the first scan. Bytes between segments count as parts, because Pillow reads each of them."""
     before, exif = 0, 0
     file.seek(2)
     for _ in range(MAX_PARTS):
@@ -193,7 +201,7 @@ def _walk_jpeg(file: IO[bytes]) -> int:
 
 
 def _check_scans(data: bytes, at: int) -> None:
-    """Each scan is a pass over all pixels, and takes a few bytes. What follows the picture's end does not count."""
+    """Limit the scans up to the picture's end. Each is a pass over all pixels but takes only a few bytes."""
     scans = 1
     for _ in range(MAX_PARTS):
         found = _MARKER.search(data, at)
@@ -238,7 +246,7 @@ def _skip_palette(file: IO[bytes], flags: bytes) -> None:
 
 
 def _check_ppm(file: IO[bytes]) -> None:
-    """Pillow reads the header byte by byte, comments and spaces too."""
+    """Limit a PPM's header, because Pillow reads it byte by byte, including comments."""
     file.seek(0)
     start = file.read(MAX_HEADER)
     words = _COMMENT.sub(b" ", start).split(None, 3)
@@ -265,7 +273,7 @@ def _walk_tiff(file: IO[bytes], head: bytes) -> int:
 
 
 def _read_count(file: IO[bytes], offset: int, endian: str, big: bool) -> int | None:
-    """How many tags a directory says it has; None where there is no directory."""
+    """Return the number of tags that a directory claims; None if there is no directory at the offset."""
     if offset >= 1 << 62:
         return None
     file.seek(offset)
@@ -329,7 +337,7 @@ def _walk_jp2(file: IO[bytes]) -> None:
 
 
 def _walk_codestream(file: IO[bytes], start: int) -> None:
-    """A JPEG 2000's main and tile headers: OpenJPEG allocates by tiles, code-blocks, precincts and layers."""
+    """Check a JPEG 2000's main and tile headers: OpenJPEG allocates by tiles, code-blocks, precincts and layers."""
     at, samples, tiles, next_tile = start + 2, 0, 1, 0
     for _ in range(MAX_PARTS):
         file.seek(at)
@@ -355,14 +363,14 @@ def _walk_codestream(file: IO[bytes], start: int) -> None:
 
 
 def find_jp2_depth(data: bytes) -> int:
-    """The most bits that a channel of a JPEG 2000 has; 0 where its codestream is not found."""
+    """Return the largest depth of a JPEG 2000's channels in bits; 0 if its codestream is not found."""
     at = data.find(b"\xff\x4f\xff\x51")
     channels = int.from_bytes(data[at + 40 : at + 42]) if at >= 0 else 0
     return max(((part & 127) + 1 for part in data[at + 42 : at + 42 + 3 * channels : 3]), default=0)
 
 
 def _check_size(content: bytes) -> tuple[int, int]:
-    """How many samples and tiles there are, over all components."""
+    """Return the number of samples and of tiles, over all components."""
     x1, y1, x0, y0, width, height, left, top, components = struct.unpack_from(">8IH", content, 2)
     if not (width and height and x0 < x1 and y0 < y1 and 1 <= components <= 4):
         raise ValueError("its size makes no sense")
@@ -374,7 +382,10 @@ def _check_size(content: bytes) -> tuple[int, int]:
 
 
 def _check_coding(content: bytes, samples: int, tiles: int, *, in_component: bool) -> None:
-    """COD: style, progression, layers, transform, levels, block; COC: a component or half of one, style, levels"""
+    """Limit code-blocks and packets by the content of a COD marker or, with `in_component`, a COC marker.
+
+    COD holds style, progression, layers, transform, levels, block; COC holds component (1 or 2 bytes), style, levels.
+    """
     if in_component:
         style, layers, body = content[1:2], 1, content[2:]
     else:
@@ -383,7 +394,7 @@ def _check_coding(content: bytes, samples: int, tiles: int, *, in_component: boo
         return
     levels, block = body[0], 1 << ((body[1] & 15) + (body[2] & 15) + 4)
     sizes = body[5 : 5 + levels + 1] if style and style[0] & 1 else b""
-    # Precincts halve in each band of all levels but the lowest.
+    # Precincts halve in each band of every level but the lowest.
     precinct = min((1 << (size & 15) + (size >> 4) for size in sizes), default=1 << 30)
     packets = (samples // precinct + (levels + 1) * tiles) * layers
     if samples // min(block, precinct) > MAX_BLOCKS or packets > MAX_BLOCKS:

@@ -1,4 +1,4 @@
-"""Luminance of more than 8 bits, as a file holds it; models see 8."""
+"""Read luminance of more than 8 bits, and reduce it to the 8 bits that models take."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from PIL import Image
 
 Deep: TypeAlias = NDArray[np.uint16]
 TOP = 65535
-OVERSHOOT = 2.0  # how far over a range's end its highlights may reach
-SAMPLED = 1_000_000  # pixels that floats are judged by
-STEP = TOP // 255  # from one 8-bit value to the next
+OVERSHOOT = 2.0  # highlights may exceed the end of a range by this factor
+SAMPLED = 1_000_000  # pixels examined to find the range of floats
+STEP = TOP // 255  # 16-bit distance between neighbouring 8-bit values
 
 
 def read_luminance(image: Image.Image) -> Deep:
-    """16-bit, 32-bit and float luminance as 16-bit `(H, W)`.
+    """Return the luminance of an image in a mode I or F as 16-bit `(H, W)`. Integers are clipped, floats scaled.
 
     Raises:
-        ValueError: not finite.
+        ValueError: a pixel is not finite.
     """
     values = np.asarray(image)
     return scale_floats(values) if image.mode == "F" else np.asarray(values.clip(0, TOP), np.uint16)
 
 
 def scale_floats(values: NDArray[Any]) -> Deep:
-    """Floats in 0..1, in 0..255 or in 0..65535 as 0..65535; what is under or over is clipped.
+    """Scale floats from 0..1, 0..255 or 0..65535 to 0..65535 and clip the rest.
 
-    The range is the smallest that almost all pixels are in: a few highlights or an overshoot do not count. Whole
-    numbers over 1 are in 0..255 at least.
+    The range is the smallest that holds almost all pixels; a few highlights or a slight overshoot do not count. Whole
+    numbers, if any is over 1, have at least the range 0..255.
 
     Raises:
-        ValueError: not finite.
+        ValueError: a value is not finite.
     """
     if not np.isfinite(values).all():
         raise ValueError("it has pixels that are not numbers")
@@ -47,5 +47,5 @@ def scale_floats(values: NDArray[Any]) -> Deep:
 
 
 def narrow(luminance: Deep) -> Image.Image:
-    """The nearest 8-bit `L`; Pillow's own conversion would clip at 255."""
+    """Round 16-bit luminance `(H, W)` to 8-bit `L`. Pillow's own conversion would clip at 255."""
     return Image.fromarray(((luminance.astype(np.uint32) + STEP // 2) // STEP).astype(np.uint8))

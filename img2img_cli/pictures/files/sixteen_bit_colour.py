@@ -1,6 +1,6 @@
-"""PNG and TIFF with 16 bits in each of three channels, which Pillow reads but does not write.
+"""Write PNG and TIFF with three channels of 16 bits, which Pillow can read but not write.
 
-Pillow writes the file with all its metadata around other pixels; here the pixels are exchanged.
+Pillow writes the file with its metadata and other pixels; the functions here replace the pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BAND_PIXELS = 1 << 21
 
 
 def deepen_png(data: bytes, pixels: Deep) -> bytes:
-    """An 8-bit RGB PNG with other pixels: `(H, W, 3)` of 16 bits."""
+    """Replace the pixels of an encoded 8-bit RGB PNG by 16-bit pixels `(H, W, 3)`."""
     parts, place, is_written = [data[:PNG_SIGNATURE_BYTES]], PNG_SIGNATURE_BYTES, False
     while place < len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
@@ -41,7 +41,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def _compress(pixels: Deep) -> Iterator[bytes]:
-    """The zlib stream in parts; each row as its difference from the one above (PNG's filter 2)."""
+    """Yield the zlib stream of the pixels in parts. Each row is its difference from the one above (PNG's filter 2)."""
     height, width = pixels.shape[:2]
     squeeze, above = zlib.compressobj(6), np.zeros((1, width * 6), np.uint8)
     rows = max(1, BAND_PIXELS // width)
@@ -56,9 +56,9 @@ def _compress(pixels: Deep) -> Iterator[bytes]:
 
 
 def deepen_tiff(data: bytes, width: int) -> bytes:
-    """A TIFF of 16-bit grey, three times as wide and uncompressed, as RGB of `width` pixels.
+    """Turn an uncompressed TIFF of 16-bit grey, `3 * width` pixels wide, into RGB, `width` pixels wide.
 
-    Its directory is written anew at the end; what the old one points to stays where it is.
+    A new directory is written at the end; the data that the old one refers to does not move.
     """
     order = "<" if data[:2] == b"II" else ">"
     (start,) = struct.unpack_from(f"{order}I", data, 4)

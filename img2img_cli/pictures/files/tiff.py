@@ -1,4 +1,4 @@
-"""TIFFs of every kind as pictures: Pillow's reader where it is right, `tiff_samples` elsewhere."""
+"""Read TIFFs of every kind: with Pillow's reader where it is correct, else with `tiff_samples`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TOP = 65535
 MIN_BIG_TYPE = 16  # LONG8, SLONG8 and IFD8 of BigTIFF
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _SUB_IFDS = (330, 34665, 34853, 40965)
-# From what is stored to what is seen, by the orientation tag.
+# Turn stored pixels upright, by the value of the orientation tag.
 _TURNS: dict[int, Callable[[Samples], Samples]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -49,15 +49,15 @@ _TURNS: dict[int, Callable[[Samples], Samples]] = {
 
 
 class Tiff(TiffImagePlugin.TiffImageFile):
-    """A TIFF of any kind; its first picture alone.
+    """The first picture of a TIFF of any kind.
 
     Attributes:
-        layout: None where Pillow reads the pixels.
-        alpha: what stands beside a picture whose mode has no alpha, upright; set by `load`.
-        luminance: what a grey picture holds in more than 8 bits, upright; set by `load`.
-        narrowed: whether its channels have more than 8 bits.
-        keep: whether `load` leaves missing pixels blank.
-        orientation: the tag's value, whatever it is.
+        layout: how the pixels are stored; None if Pillow reads them.
+        alpha: separate alpha of a picture whose mode has none, upright; set by `load`.
+        luminance: grey of more than 8 bits as 16-bit `(H, W)`, upright; set by `load`.
+        narrowed: whether the channels have more than 8 bits.
+        keep: whether `load` leaves missing pixels blank instead of raising an error.
+        orientation: the tag's value, not validated.
     """
 
     layout: Layout | None = None
@@ -93,13 +93,13 @@ class Tiff(TiffImagePlugin.TiffImageFile):
             self.info["dpi"] = (across * unit, down * unit)
 
     def _read_by_libtiff(self) -> None:
-        """Pillow's raw decoder knows no subsampled chroma."""
+        """Let libtiff decode the pixels, because Pillow's raw decoder does not support subsampled chroma."""
         self.use_load_libtiff, self._mode = True, "RGB"
         extents = (0, 0, *self._tile_size)
         self.tile = [ImageFile._Tile("libtiff", extents, 0, ("RGBX", False, self.tag_v2.offset))]
 
     def load_kept(self) -> None:
-        """Decode again, strip by strip, what Pillow has given up, where that is possible."""
+        """After Pillow has failed, try to decode the file again strip by strip, which keeps the intact strips."""
         layout = read_layout(self.tag_v2)
         try:
             check_layout(layout)
@@ -130,7 +130,7 @@ class Tiff(TiffImagePlugin.TiffImageFile):
 
 
 def is_read_by_pillow(layout: Layout) -> bool:
-    """Whether Pillow reads these pixels rightly, or is the only one that may read them at all."""
+    """Return whether Pillow reads these pixels correctly, or `tiff_samples` cannot read them at all."""
     if layout.compression not in UNPACKED or layout.photometric == YCBCR:
         return True
     if layout.kind != UINT or layout.planar or layout.reversed or layout.predictor == 3:
@@ -147,14 +147,18 @@ def is_read_by_pillow(layout: Layout) -> bool:
 def to_picture(
     layout: Layout, colour: Samples, alpha: Samples | None, table: tuple[int, ...] | None
 ) -> tuple[Image.Image, Image.Image | None, Deep | None]:
-    """A picture in one of the modes L, RGB, CMYK and LAB, its alpha, and luminance of more than 8 bits.
+    """Convert samples to a picture.
 
     Args:
         colour: `(H, W, colours)` in the file's numbers; `alpha` is `(H, W)`.
         table: a palette's reds, greens and blues.
 
+    Returns:
+        The picture in a mode L, RGB, CMYK or LAB, its alpha (`L` or None), and 16-bit luminance `(H, W)` if it is grey
+        of more than 8 bits without alpha, else None.
+
     Raises:
-        ValueError: not numbers, or no palette.
+        ValueError: floats are not finite, or the palette is missing or too short.
     """
     opacity = None if alpha is None else scale_samples(alpha, layout)
     mask = None if opacity is None else _to_bytes_image(opacity[..., None], "L")
@@ -177,13 +181,14 @@ def to_picture(
 
 
 def scale_samples(values: Samples, layout: Layout) -> Samples:
-    """A file's numbers as 0..255 where it has at most 8 bits, else as 0..65535.
+    """Scale a file's numbers to 0..255 if it has at most 8 bits, else to 0..65535.
 
-    Unsigned ones fill their bits; those of more than 16 bits, none of which is over 65535, fill 16. Signed ones run
-    from their type's smallest, or from 0 where none is negative. Floats: see `deep.scale_floats`.
+    The range of unsigned numbers is that of their bits, or of 16 bits if there are more but no number is over 65535.
+    The range of signed numbers starts at their type's minimum, or at 0 if none is negative. For floats, see
+    `sixteen_bit.scale_floats`.
 
     Raises:
-        ValueError: floats that are not finite.
+        ValueError: floats are not finite.
     """
     if layout.kind == FLOAT:
         return scale_floats(values)
@@ -202,13 +207,13 @@ def scale_samples(values: Samples, layout: Layout) -> Samples:
 
 
 def _divide(levels: Samples, opacity: Samples, top: int) -> Samples:
-    """Colours as they were before they were multiplied by alpha."""
+    """Undo the multiplication of colours by alpha."""
     wide = levels.astype(np.uint64) * top // np.maximum(opacity, 1)
     return np.minimum(wide, top).astype(levels.dtype)
 
 
 def _to_bytes_image(levels: Samples, mode: str) -> Image.Image:
-    """`(H, W, C)` of 8 or 16 bits as an image of 8."""
+    """Convert `(H, W, C)` of 8 or 16 bits to an 8-bit image."""
     if levels.dtype == np.uint16:
         levels = np.stack([np.asarray(narrow(levels[..., index])) for index in range(levels.shape[-1])], axis=-1)
     flat = np.ascontiguousarray(levels)
@@ -216,7 +221,7 @@ def _to_bytes_image(levels: Samples, mode: str) -> Image.Image:
 
 
 def _to_lab(colour: Samples, layout: Layout) -> Image.Image:
-    """CIE Lab has signed a* and b*, ICC Lab has them 128 too high; Pillow's mode, too."""
+    """Convert CIE Lab, with signed a* and b*, or ICC Lab to Pillow's mode LAB, which adds 128 as ICC Lab does."""
     shift = layout.bits - 8
     planes = colour.astype(np.int64)
     if layout.photometric == CIELAB:
@@ -237,9 +242,13 @@ def _look_up(indices: Samples, table: tuple[int, ...] | None, bits: int) -> Imag
 
 
 def make_classic(data: bytes) -> bytes:
-    """A BigTIFF in big-endian order, which Pillow cannot open, with its first directory as a classic one's.
+    """Convert a big-endian BigTIFF, which Pillow cannot open, to a classic TIFF.
 
-    The new directory stands at the end of the file. EXIF and other directories below it are left out.
+    The new directory is at the end of the file. EXIF and other subdirectories are dropped.
+
+    Raises:
+        ValueError: a tag is cut short.
+        struct.error: the directory is damaged.
     """
     (start,) = struct.unpack_from(">Q", data, 8)
     (count,) = struct.unpack_from(">Q", data, start)
@@ -265,10 +274,11 @@ def make_classic(data: bytes) -> bytes:
 
 
 def open_tiff(stream: IO[bytes]) -> Tiff:
-    """A TIFF's header, read from the stream's beginning.
+    """Open a TIFF and read its header. The stream must be at its beginning.
 
     Raises:
-        SyntaxError, ValueError, DecompressionBombError: it is damaged, cannot be read, or has too many pixels.
+        UnreadableError: this kind of TIFF is not supported.
+        SyntaxError, ValueError, DecompressionBombError, struct.error: the file is damaged or has too many pixels.
     """
     head = stream.read(4)
     stream.seek(0)

@@ -1,8 +1,8 @@
-"""The samples of a TIFF as NumPy arrays, whatever their depth, order and layout.
+"""Read the samples of a TIFF of any depth, byte order and layout into NumPy arrays.
 
-Pillow parses the tags and reads the common kinds of pixels; this reads the others, of which `Layout` tells what they
-are. zlib, lzma and, for LZW, PackBits and Zstandard, libtiff unpack the strips, never into more bytes than their
-pixels need.
+Pillow parses the tags and reads the common kinds of pixels; this module reads the others, described by a `Layout`.
+zlib, lzma and, for LZW, PackBits and Zstandard, libtiff decompress the strips, never into more bytes than their pixels
+need.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from img2img_cli.pictures.files.limits import UnreadableError
 Samples = NDArray[Any]
 UINT, INT, FLOAT = 1, 2, 3
 MAX_DECODED = 3 << 30  # bytes of all strips or tiles
-MAX_KEPT = 12 * 200_000_000  # bytes of the channels that count: 200 million pixels of three floats
+MAX_KEPT = 12 * 200_000_000  # bytes of colour and alpha: 200 million pixels of three floats
 LZMA_MEMORY = 256 << 20
 RAW, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA, ZSTD = 1, 5, 8, 32773, 32946, 34925, 50000
 UNPACKED = (RAW, LZW, DEFLATE, PACKBITS, OLD_DEFLATE, LZMA, ZSTD)
@@ -44,14 +44,20 @@ _REVERSED = np.packbits(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], a
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How a TIFF's pixels lie in its file.
+    """How a TIFF's pixels are stored.
 
     Attributes:
-        samples: channels in the file.
-        colours: how many of them are colour; 0 where the photometric interpretation is none that is known.
-        alpha: the index of the channel that is opacity, or None.
-        associated: whether colours are multiplied by it.
-        rows, columns: of a strip or tile.
+        bits: bits of a sample.
+        kind: `UINT`, `INT`, `FLOAT` or another value of the SampleFormat tag.
+        samples: number of channels in the file.
+        colours: how many of them are colour; 0 if the photometric interpretation is unknown.
+        alpha: index of the alpha channel, or None.
+        associated: whether colours are multiplied by alpha.
+        planar: whether each channel is stored separately.
+        reversed: whether the bits of each byte are in reverse order.
+        order: byte order as in `struct`, `<` or `>`.
+        rows, columns: size of a strip or tile in pixels.
+        offsets, counts: offset and length in bytes of each strip or tile.
     """
 
     width: int
@@ -74,7 +80,7 @@ class Layout:
     counts: tuple[int, ...]
 
     def describe(self) -> str:
-        """What the file is, in words."""
+        """Return a description for messages, such as `TIFF of 3 x 16-bit float RGB, LZW`."""
         kind = {INT: "signed ", FLOAT: "float ", 5: "complex ", 6: "complex "}.get(self.kind, "")
         planes = " in separate planes" if self.planar and self.samples > 1 else ""
         photometric = PHOTOMETRICS.get(self.photometric, f"photometric {self.photometric}")
@@ -83,11 +89,11 @@ class Layout:
 
 
 def read_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Layout:
-    """What the tags tell.
+    """Return the layout that the tags describe.
 
     Raises:
-        UnreadableError: channels of different kinds or depths.
-        ValueError, LookupError, TypeError: damaged tags.
+        UnreadableError: channels have different kinds or depths.
+        ValueError, LookupError, TypeError: tags are damaged.
     """
 
     def number(tag: int, default: int | None = None) -> int:
@@ -111,7 +117,7 @@ def read_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Layout:
     colours = COLOURS.get(photometric, 0)
     extras = several(338)
     if not extras and photometric == RGB and samples == 4:
-        extras = (2,)  # as Pillow and most readers take it
+        extras = (2,)  # unassociated alpha, as Pillow and most readers assume
     alpha = next((colours + index for index, extra in enumerate(extras) if extra in (1, 2)), None)
     return Layout(
         width=width,
@@ -136,11 +142,11 @@ def read_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Layout:
 
 
 def check_layout(layout: Layout) -> None:
-    """See that `read_samples` can read it at bounded cost.
+    """Check that `read_samples` supports a layout and that its memory is limited.
 
     Raises:
-        UnreadableError: it cannot.
-        ValueError: it is damaged.
+        UnreadableError: the layout is not supported or takes too much memory.
+        ValueError: the layout is not valid.
     """
     widths = {UINT: range(1, 33), INT: (8, 16, 32), FLOAT: (16, 32, 64)}.get(layout.kind, ())
     if (
@@ -166,16 +172,16 @@ def check_layout(layout: Layout) -> None:
 
 
 def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Samples, Samples | None]:
-    """Colour `(H, W, colours)` and alpha `(H, W)` in the file's own numbers.
+    """Return colour `(H, W, colours)` and alpha `(H, W)`, or None without alpha, in the file's own numbers.
 
-    Integers are unsigned of 8, 16 or 32 bits (signed ones signed), floats of 32 or 64.
+    The dtype is an integer of 8, 16 or 32 bits, signed if the file's numbers are, or a float of 32 or 64 bits.
 
     Args:
         data: the whole file.
-        keep: leave missing pixels zero.
+        keep: whether to leave missing pixels zero instead of raising an error.
 
     Raises:
-        ValueError, zlib.error, lzma.LZMAError, OSError: strips are missing or damaged.
+        ValueError, zlib.error, lzma.LZMAError, OSError, EOFError, IndexError: strips are missing or damaged.
     """
     wanted = [*range(layout.colours), *([layout.alpha] if layout.alpha is not None else [])]
     plane = np.zeros((layout.height, layout.width, len(wanted)), _unpacked_type(layout))
@@ -216,7 +222,7 @@ def _count_segments(layout: Layout) -> int:
 
 
 def _list_segments(layout: Layout) -> Iterator[tuple[int, int, int, list[int]]]:
-    """Index, top row, left column and channels of each strip or tile."""
+    """Yield index, top row, left column and channels of each strip or tile."""
     down, across = _grid(layout)
     for index in range(_count_segments(layout)):
         plane, place = divmod(index, down * across)
@@ -247,7 +253,7 @@ def _unpack_segment(layout: Layout, data: bytes, index: int, size: int) -> bytes
 
 
 def _unpack_by_libtiff(packed: bytes, compression: int, size: int, row: int) -> bytes:
-    """Let libtiff unpack a strip as if it were 8-bit grey, which leaves bytes as they are."""
+    """Decompress a strip with libtiff, declared as 8-bit grey so that its bytes are not changed."""
     tags = {256: row, 257: size // row, 258: 8, 259: compression, 262: 1, 277: 1, 278: size // row, 279: len(packed)}
     tags[273] = start = 8 + 2 + 12 * (len(tags) + 1) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
@@ -265,7 +271,7 @@ def _unpacked_type(layout: Layout) -> np.dtype[Any]:
 
 
 def _arrange(layout: Layout, content: bytes, rows: int, channels: int) -> Samples:
-    """A strip's or tile's bytes as `(rows, columns, channels)`."""
+    """Return the bytes of a strip or tile as an array `(rows, columns, channels)`."""
     shape, bits = (rows, layout.columns, channels), layout.bits
     lines = np.frombuffer(content, np.uint8).reshape(rows, -1)
     if layout.predictor == 3:
@@ -288,7 +294,7 @@ def _arrange(layout: Layout, content: bytes, rows: int, channels: int) -> Sample
 
 
 def _unpack_bits(lines: NDArray[np.uint8], count: int, bits: int) -> Samples:
-    """`count` numbers in each line, of which the first has the first byte's upper bits."""
+    """Unpack `count` numbers of `bits` bits from each line, from the first byte's upper bits on."""
     values = np.zeros((len(lines), count), np.uint32)
     for top in range(0, len(lines), 64):
         flags = np.unpackbits(lines[top : top + 64], axis=1, count=count * bits)

@@ -1,1 +1,1 @@
-"""The part of AUTOMATIC1111's web UI API that makes pictures from pictures. Start in `api`."""
+"""The img2img and upscaling endpoints of AUTOMATIC1111's web UI API. Start in `api`."""

@@ -1,4 +1,4 @@
-"""The part of AUTOMATIC1111's web UI API that makes pictures from pictures: a preset is a checkpoint."""
+"""The img2img and upscaling endpoints of AUTOMATIC1111's web UI API. Each preset is a checkpoint."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from img2img_cli.server.orders import (
 from img2img_cli.server.state import State
 from img2img_cli.tasks.record import format_parameters
 
-# Lists that clients ask for when they start, of things that are not here.
+# Answers to lists that clients request at startup, of features that this server does not have.
 _EMPTY: dict[str, Any] = {
     "sd-vae": [],
     "loras": [],
@@ -49,7 +49,7 @@ _REFRESH = ("refresh-checkpoints", "refresh-vae", "refresh-loras", "refresh-embe
 
 
 def make_router(state: State) -> APIRouter:
-    """The routes under `/sdapi/v1`."""
+    """Return the routes under `/sdapi/v1`."""
     router = APIRouter(prefix="/sdapi/v1", route_class=LargeRoute)
     options: dict[str, Any] = {"sd_model_checkpoint": next(iter(state.presets), "edit"), "samples_format": "png"}
 
@@ -143,21 +143,21 @@ def make_router(state: State) -> APIRouter:
 
     for name, content in _EMPTY.items():
         router.add_api_route(f"/{name}", _answer(content), methods=["GET"])
-    for name in _REFRESH:  # presets are looked up anew each time
+    for name in _REFRESH:  # nothing to do: presets are looked up on each request
         router.add_api_route(f"/{name}", _answer(None), methods=["POST"])
     return router
 
 
 def _answer(content: Any) -> Callable[[], Any]:
-    """A route that always gives this."""
+    """Return a route that always answers with `content`."""
     return lambda: content
 
 
 def _set_options(state: State, options: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Keep those of the web UI's settings that have a counterpart here.
+    """Store the settings of the web UI that have a counterpart here, and ignore the others.
 
     Raises:
-        UsageError: no such preset.
+        UsageError: the preset is not on offer.
     """
     if wanted.get("sd_model_checkpoint") not in (None, ""):
         options["sd_model_checkpoint"] = resolve_offer(state, str(wanted["sd_model_checkpoint"]), {}).name
@@ -172,7 +172,7 @@ def _describe_enlarged(order: Order, results: list[Result]) -> str:
 
 
 def _describe(body: Img2ImgRequest, results: list[Result], order: Order) -> str:
-    """The web UI's `info`: what was made with, as JSON in a text; `notes`, which is ours, says what was left aside."""
+    """Return the web UI's `info`, a JSON text of the parameters. Our additional `notes` say what had no effect."""
     parameters = order.resolved.parameters
     width, height = results[0].size
     seeds = [result.job.seed for result in results]
@@ -216,7 +216,7 @@ def _describe(body: Img2ImgRequest, results: list[Result], order: Order) -> str:
 
 
 def describe_progress(state: State) -> dict[str, Any]:
-    """How far the oldest running request is, as the web UI tells it."""
+    """Return the progress of the oldest running request in the web UI's format."""
     running = state.dispatcher.list_running()
     step, steps = running[0].step if running else (0, 0)
     share = step / steps if steps else 0.0

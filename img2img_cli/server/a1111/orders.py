@@ -1,4 +1,4 @@
-"""From the web UI's requests to orders: which preset, at which size, under which mask."""
+"""Turn the web UI's requests into orders: preset, size and mask."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from img2img_cli.server.state import State
 from img2img_cli.tasks.job import MAX_SEED, Job, choose_seed
 from img2img_cli.tasks.run import Finished
 
-MOST = 64  # results of one request
-SIDE = 512  # the web UI's, for a request that gives only one
+MOST = 64  # results per request
+SIDE = 512  # the web UI's default for the other side if a request gives only one
 Box = tuple[int, int, int, int]
-Make = Callable[..., Order]  # an order of the request for a picture and its mask
+Make = Callable[..., Order]  # makes an order of the request for a picture and its mask
 
 
 def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) -> list[Order]:
-    """An order for each picture that was sent, or for each result where several were.
+    """Return one order for a single picture, or one per result for several pictures.
 
     Args:
-        settings: the web UI's, those of the request included.
+        settings: the web UI's settings, updated with those of the request.
 
     Raises:
-        UsageError: naming the key.
-        InputError: a picture that cannot be read.
+        UsageError: a value cannot be used; the message names the key.
+        InputError: a picture cannot be read.
     """
     body.check()
     size = _read_size(body)
@@ -58,12 +58,12 @@ def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) ->
     sampler = choose_sampler(body.sampler, body.scheduler)
     resolved = resolve_offer(state, checkpoint, overrides)
     if sampler and has_flow(resolved.parameters):
-        notes += ("sampler_name: this model works with its own sampler",)  # clients send one unasked
+        notes += ("sampler_name: this model works with its own sampler",)  # clients always send one
     elif sampler:
         overrides |= sampler
         resolved = resolve_offer(state, checkpoint, overrides)
     if size is not None and resolved.parameters.model != BUNDLED:
-        # The web UI's models work at the result's own size; the bundled one only at its own.
+        # As in the web UI, models work at the size of the result, except the bundled one, which has a fixed size.
         side = min(max(math.isqrt(size[0] * size[1]), 64), 2048)
         resolved = resolve_offer(state, checkpoint, overrides | {"image_size": side})
     format_, quality = choose_format(settings)
@@ -79,7 +79,7 @@ def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) ->
     orders = [_read_picture(body, picture, mask, size, make) for picture in pictures]
     if len(orders) == 1:
         return orders
-    # Several pictures are the web UI's batch: each has the next seed, in every round.
+    # Several pictures are a batch in the web UI: each picture of each round gets the next seed.
     rounds = [order for _ in range(body.n_iter) for order in orders]
     return [replace(order, seed=(seed + index) % (MAX_SEED + 1), count=1) for index, order in enumerate(rounds)]
 
@@ -110,7 +110,7 @@ def _read_overrides(body: Img2ImgRequest) -> dict[str, Any]:
 
 
 def has_flow(parameters: Parameters) -> bool:
-    """Whether a preset's model was trained for flow matching, which none of the web UI's samplers does."""
+    """Return whether a preset's model was trained for flow matching, which no sampler of the web UI supports."""
     scheduler = read_index(parameters.model, parameters.revision).get("scheduler")
     return isinstance(scheduler, list) and "FlowMatch" in str(scheduler[-1:])
 
@@ -130,7 +130,7 @@ def _read_picture(
 def _read_masked_part(
     body: Img2ImgRequest, picture: Picture, mask: Image.Image, size: tuple[int, int] | None, make: Make
 ) -> Order:
-    """Only the surroundings of the mask, at the wanted size; the result is pasted into the whole picture.
+    """Return an order for the surroundings of the mask at the requested size, to be pasted into the whole picture.
 
     The web UI calls this "only masked".
     """
@@ -141,7 +141,7 @@ def _read_masked_part(
     order = make(picture=wrap_picture(image, "image"), mask=wrap_picture(hard_mask, "mask"))
     parameters = order.resolved.parameters
     soft = feather_mask(mask, parameters.mask_feather)
-    hard = parameters.model_copy(update={"mask_feather": 0.0})  # it fades in when it is pasted
+    hard = parameters.model_copy(update={"mask_feather": 0.0})  # feathered when it is pasted
 
     def paste(job: Job, finished: Finished) -> Result:
         part = finished.image.convert("RGB").resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS)
@@ -155,11 +155,12 @@ def _read_masked_part(
 
 
 def find_part(mask: Image.Image, padding: int, shape: tuple[int, int]) -> Box:
-    """The box around what is white in a mask, with so many pixels more, grown to the shape of `shape` where it can be.
+    """Return the bounding box of the nonzero pixels of a mask, padded and enlarged to an aspect ratio.
 
     Args:
-        mask: `L` with something white.
-        shape: width and height of which only the ratio counts.
+        mask: `L` with at least one nonzero pixel.
+        padding: pixels to add on each side.
+        shape: width and height whose ratio the box gets, as far as the picture's borders permit.
     """
     box = mask.getbbox()
     assert box is not None
@@ -174,16 +175,16 @@ def find_part(mask: Image.Image, padding: int, shape: tuple[int, int]) -> Box:
 
 
 def fit(picture: Picture, size: tuple[int, int] | None, resize_mode: int) -> Picture:
-    """A picture at the wanted size; the same one if it has that already."""
+    """Return a picture resized as by `fit_image`, or the same one if `size` is None or its own."""
     if size is None or picture.size == size:
         return picture
     return wrap_picture(fit_image(picture.rgb, size, resize_mode), "image")
 
 
 def fit_image(image: Image.Image, size: tuple[int, int], resize_mode: int) -> Image.Image:
-    """A picture or mask at the wanted size: stretched (0 and 3), cropped (1) or filled up with its blurred border (2).
+    """Resize a picture or mask. The web UI's modes are 0 and 3: stretch, 1: crop, 2: fill up with a blurred copy.
 
-    Masks (`L`) are resized without the overshoot that would leave traces of white in what is black.
+    Masks (`L`) are resized bilinearly, without the overshoot that would leave traces of white in black areas.
     """
     resample = Image.Resampling.BILINEAR if image.mode == "L" else Image.Resampling.LANCZOS
     if image.size == size:
@@ -199,12 +200,12 @@ def fit_image(image: Image.Image, size: tuple[int, int], resize_mode: int) -> Im
 
 
 def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...]]:
-    """A mask as `L`, white where to repaint, and what to tell of how it was read.
+    """Return a mask as `L`, white where to repaint, and notes on how it was interpreted.
 
-    Where it has transparency, that is its shape, as the web UI has it.
+    As in the web UI, a mask with transparency is its alpha, in black and white.
 
     Raises:
-        InputError: not a picture, or one that marks nothing clearly.
+        InputError: the file cannot be read as a picture, or the mask is ambiguous.
     """
     picture = decode_picture(data, "mask")
     note = None
@@ -216,19 +217,20 @@ def read_mask(data: bytes, *, invert: bool) -> tuple[Image.Image, tuple[str, ...
 
 
 def list_upscalers(state: State) -> list[str]:
-    """Presets that enlarge."""
+    """Return the names of the offered presets for upscaling."""
     return [name for name in state.list_offered() if name == "upscale" or name.endswith("-upscale")]
 
 
 def read_enlargement(state: State, body: ExtraRequest, text: str, settings: dict[str, Any]) -> Order:
-    """What `/extra-single-image` asks for, and `/extra-batch-images` for each of its pictures.
+    """Return the order of `/extra-single-image`, or of one picture of `/extra-batch-images`.
 
     Args:
-        text: the picture, as base64.
+        text: the picture in base64.
+        settings: the web UI's settings.
 
     Raises:
-        UsageError: no such upscaler, or what cannot be done here.
-        InputError: a picture that cannot be read.
+        UsageError: there is no such upscaler, or the server does not support a requested feature.
+        InputError: the picture cannot be read.
     """
     body.check()
     names = list_upscalers(state)

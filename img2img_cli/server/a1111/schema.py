@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111's web UI takes: its requests' fields, and the samplers that they name."""
+"""The fields of AUTOMATIC1111's web UI requests, and its samplers and formats."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from img2img_cli.presets.files import suggest
 from img2img_cli.presets.samplers import NO_SIGMAS, NO_SPACING, SAMPLERS, SCHEDULES
 from img2img_cli.server.orders import FORMATS, WebFormat
 
-_NONE = ("", "none")  # names that choose nothing
+_NONE = ("", "none")  # names that mean no choice
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):[^<>]*>")
 
-_ANCESTRAL = {"Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE"}  # whose eta is 1
+_ANCESTRAL = {"Euler a", "DPM2 a", "DPM++ 2S a", "DPM++ SDE", "DPM++ 2M SDE"}  # samplers with an eta of 1
 
 
 class _Request(BaseModel):
-    """Fields of the web UI; others are ignored and `null` stands for a default, as with the web UI itself."""
+    """A request of the web UI. As there, unknown fields are ignored and `null` means the default."""
 
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
@@ -31,7 +31,7 @@ class _Request(BaseModel):
 
 
 class Img2ImgRequest(_Request):
-    """The web UI's request for pictures from pictures."""
+    """The web UI's img2img request."""
 
     init_images: list[str] = Field(min_length=1, max_length=16)
     resize_mode: int = Field(default=0, ge=0, le=3)
@@ -87,24 +87,24 @@ class Img2ImgRequest(_Request):
 
     @property
     def plain_prompt(self) -> str:
-        """The prompt without `<lora:NAME:WEIGHT>` and its like, which the web UI takes out too."""
+        """The prompt without tags such as `<lora:NAME:WEIGHT>`, which the web UI removes too."""
         return _NETWORK.sub("", self.prompt)
 
     @property
     def plain_negative_prompt(self) -> str:
-        """The same of the negative prompt."""
+        """The negative prompt without such tags."""
         return _NETWORK.sub("", self.negative_prompt)
 
     @property
     def sampler(self) -> str:
-        """The sampler's name, by the older of its two keys too."""
+        """The sampler's name, from `sampler_name` or the older `sampler_index`."""
         return self.sampler_name or self.sampler_index
 
     def check(self) -> None:
-        """Refuse what would make another picture and cannot be done here.
+        """Refuse fields that would change the picture but are not supported here.
 
         Raises:
-            UsageError: naming the key.
+            UsageError: a field is not supported; the message names it.
         """
         wishes = {
             "initial_noise_multiplier": self.initial_noise_multiplier != 1,
@@ -124,7 +124,7 @@ class Img2ImgRequest(_Request):
         for key, wished in wishes.items():
             if wished:
                 raise UsageError(f"{key}: {_shorten(getattr(self, key))} cannot be done here; leave it out")
-        try:  # they come back in the answer
+        try:  # the response repeats them
             echo = [self.override_settings, self.script_args, self.alwayson_scripts, self.styles]
             json.dumps(echo, ensure_ascii=False, allow_nan=False).encode()
         except (ValueError, RecursionError):
@@ -138,7 +138,7 @@ class Img2ImgRequest(_Request):
                 raise UsageError(f"alwayson_scripts: no script {_shorten(name)} here; leave it out")
 
     def list_unused(self) -> tuple[str, ...]:
-        """A line for each wish that is left aside, as it bears little on the picture or is every client's default."""
+        """Return a note for each unsupported field that affects the picture little or that clients send by default."""
         notes = []
         if _NETWORK.search(self.prompt + self.negative_prompt):
             notes.append("prompt: <lora:…> and its like load nothing here; choose a preset with that LoRA")
@@ -177,10 +177,10 @@ class ExtraRequest(_Request):
     codeformer_visibility: float = Field(default=0, ge=0, le=1)
 
     def check(self) -> None:
-        """Refuse what cannot be done here.
+        """Refuse fields that are not supported here.
 
         Raises:
-            UsageError: naming the key.
+            UsageError: a field is not supported; the message names it.
         """
         wishes = {
             "gfpgan_visibility": self.gfpgan_visibility > 0,
@@ -206,7 +206,7 @@ class ExtraBatchRequest(ExtraRequest):
 
 
 def _is_idle(script: Any) -> bool:
-    """Whether a script's arguments leave it switched off: none, False, or units that are not enabled."""
+    """Return whether a script's arguments leave it off: no arguments, False or None first, or no unit enabled."""
     arguments = script.get("args") if isinstance(script, dict) else script
     if isinstance(arguments, dict):
         arguments = list(arguments.values())
@@ -224,14 +224,14 @@ def _shorten(value: Any) -> str:
 
 
 def choose_sampler(name: str, schedule: str) -> dict[str, Any]:
-    """A sampler of the web UI and its schedule, as `scheduler` and `scheduler_config`; nothing for the preset's own.
+    """Return `scheduler` and `scheduler_config` for a sampler of the web UI; empty for the preset's own sampler.
 
     Args:
-        name: of a sampler, in newer versions' form or in the older one that ends in the schedule's name.
-        schedule: the name or label of one, or empty.
+        name: sampler; in the form of older versions it ends in the schedule's name.
+        schedule: the schedule's name or label, or empty.
 
     Raises:
-        UsageError: no such sampler or schedule, or two that do not go together.
+        UsageError: there is no such sampler or schedule, or they cannot be combined.
     """
     wanted = _find_schedule(schedule) if schedule else "automatic"
     known = {sampler.lower(): sampler for sampler in SAMPLERS}
@@ -239,7 +239,7 @@ def choose_sampler(name: str, schedule: str) -> dict[str, Any]:
     if lowered in ("", "automatic"):
         if wanted == "automatic":
             return {}
-        lowered = "euler"  # as the web UI takes for granted
+        lowered = "euler"  # the web UI's default
     if lowered not in known:
         for ending in SCHEDULES:
             if lowered.endswith(f" {ending}"):
@@ -260,10 +260,10 @@ def choose_sampler(name: str, schedule: str) -> dict[str, Any]:
 
 
 def _find_schedule(name: str) -> str:
-    """The key of a schedule that is named with spaces, underscores or in one word.
+    """Return the key of a schedule whose name has spaces, underscores or neither.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such schedule.
     """
     packed = {key.replace(" ", ""): key for key in SCHEDULES}
     wanted = re.sub(r"[\s_]", "", name.lower())
@@ -273,10 +273,10 @@ def _find_schedule(name: str) -> str:
 
 
 def choose_format(settings: dict[str, Any]) -> tuple[WebFormat, int | None]:
-    """The format of results and its quality, as the web UI's settings have them.
+    """Return the format and quality (1 to 100; None for PNG or the default) from the web UI's settings.
 
     Raises:
-        UsageError: naming the setting.
+        UsageError: a setting is invalid; the message names it.
     """
     name = str(settings.get("samples_format") or "png").lower()
     if name not in FORMATS:
