@@ -23,7 +23,7 @@ from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.run import encode_result, finish_picture
-from img2img_cli.tasks.side_inputs import Guides, load_guides, load_mask
+from img2img_cli.tasks.side_inputs import SideInputs, load_side_inputs, load_mask
 
 SIZE = (40, 30)
 MARKED = np.zeros(SIZE[::-1], bool)
@@ -186,11 +186,11 @@ def test_style_and_control_pictures_come_from_pipes_too(tmp_path: Path) -> None:
     job = Job(input="in.png", output="out.png", preset="edit", parameters=Parameters(prompt="x"), seed=1)
     content = encode(make_picture("coffee", SIZE), "PNG")
     with pipe(tmp_path / "style", content) as style, pipe(tmp_path / "control", content) as control:
-        guides = load_guides(job.model_copy(update={"style": style, "control_image": control}), SIZE)
-    assert isinstance(guides, Guides)
-    assert guides.style is not None
-    assert guides.control is not None
-    assert guides.style.tobytes() == guides.control.tobytes()
+        side_inputs = load_side_inputs(job.model_copy(update={"style": style, "control_image": control}), SIZE)
+    assert isinstance(side_inputs, SideInputs)
+    assert side_inputs.style is not None
+    assert side_inputs.control is not None
+    assert side_inputs.style.tobytes() == side_inputs.control.tobytes()
 
 
 def test_a_batch_takes_no_style_from_a_pipe(tmp_path: Path) -> None:

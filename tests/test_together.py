@@ -28,7 +28,7 @@ from img2img_cli.presets.files import load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.batching import run_works
 from img2img_cli.tasks.run import start_work, transform_image
-from img2img_cli.tasks.side_inputs import Guides
+from img2img_cli.tasks.side_inputs import SideInputs
 
 CPU = torch.device("cpu")
 OFFLOADS = ("model", "sequential", "group")
@@ -151,7 +151,7 @@ def test_guidance_ends_early_or_it_is_said_that_it_cannot(tmp_path: Path, image:
     mask = Image.new("L", image.size, 255)
     denoiser = getattr(pipeline.pipe, "unet", None) or pipeline.pipe.transformer
     with Count(denoiser) as count:
-        run_works([start_work(image, parameters, 3, pipeline, Guides(mask=mask))], pipeline)
+        run_works([start_work(image, parameters, 3, pipeline, SideInputs(mask=mask))], pipeline)
     halved = count.batches[-1] < count.batches[0]
     assert halved == HALVES[reference]
     assert ["cannot stop early" in note for note in pipeline.notes] == ([] if halved else [True])

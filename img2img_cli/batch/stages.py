@@ -14,7 +14,7 @@ from img2img_cli.system.source_files import NO_STAMP, Stamp, read_source
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.pieces import Piece, Pipeline
 from img2img_cli.tasks.run import encode_result, finish_picture, start_work
-from img2img_cli.tasks.side_inputs import load_guides
+from img2img_cli.tasks.side_inputs import load_side_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,10 @@ class Stages:
         self._sha256 = hashlib.sha256(data).hexdigest()
         try:
             self._picture = load_image(job.input, data, truncated=job.truncated)
-            self._guides = load_guides(job, self._picture.size)
+            self._side_inputs = load_side_inputs(job, self._picture.size)
         except Img2ImgError as error:
             return Read(sha256=self._sha256, stamp=stamp, error=error)
-        notes = tuple(self._guides.notes)
+        notes = tuple(self._side_inputs.notes)
         if self._picture.damaged:
             notes += (f"{job.input}: cut short or damaged; what could be decoded is used",)
         return Read(sha256=self._sha256, stamp=stamp, notes=notes)
@@ -83,7 +83,7 @@ class Stages:
     def prepare(self, pipeline: Pipeline) -> list[Piece]:
         """Start the work and return the first pieces for the model."""
         job = self._job
-        self._work = start_work(self._picture.rgb, job.parameters, job.seed, pipeline, self._guides)
+        self._work = start_work(self._picture.rgb, job.parameters, job.seed, pipeline, self._side_inputs)
         return next(self._work.steps)
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:
@@ -92,7 +92,7 @@ class Stages:
             return self._work.steps.send(list(images))
         except StopIteration as stop:
             made: Image.Image = stop.value
-        result = finish_picture(made, self._picture, self._job, self._guides.mask)
+        result = finish_picture(made, self._picture, self._job, self._side_inputs.mask)
         provenance = {"fingerprint": self._fingerprint, "source_sha256": self._sha256}
         data, format_ = encode_result(result, self._picture, self._job, **provenance)
         return Encoded(data=data, size=result.size, format=format_)

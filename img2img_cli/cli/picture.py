@@ -60,7 +60,7 @@ def run_picture_command(
     engine = Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet)
     engine.check()
     loaded = load_pictures(jobs[0])
-    for note in loaded.guides.notes if not shared.quiet else ():
+    for note in loaded.side_inputs.notes if not shared.quiet else ():
         print(f"img2img: {printable(note)}", file=sys.stderr)
     pipeline = engine.open(Spec(parameters=jobs[0].parameters, device=shared.device, offload=offload))
     if not shared.quiet:

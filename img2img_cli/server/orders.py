@@ -33,7 +33,7 @@ from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.job import Job, check_side_inputs, choose_seed, vary_job
 from img2img_cli.tasks.protocol import Spec
 from img2img_cli.tasks.run import Finished, Loaded, encode_result, finish_jobs
-from img2img_cli.tasks.side_inputs import Guides, check_mask
+from img2img_cli.tasks.side_inputs import SideInputs, check_mask
 
 WebFormat = Literal["png", "jpeg", "webp"]
 FORMATS: dict[str, WebFormat] = {"png": "png", "jpeg": "jpeg", "jpg": "jpeg", "webp": "webp"}  # by clients' names
@@ -125,9 +125,9 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
     parameters = order.resolved.parameters
     check_side_inputs(parameters, f"preset '{order.resolved.name}'", mask=order.mask is not None)
     parameters.check_references()
-    guides = Guides()
+    side_inputs = SideInputs()
     if order.mask is not None:
-        guides = Guides(mask=check_mask(order.mask, order.picture.size)[0])
+        side_inputs = SideInputs(mask=check_mask(order.mask, order.picture.size)[0])
     job = Job(
         input="image",
         output=STDIO,
@@ -142,7 +142,7 @@ def make_pictures(state: State, order: Order, owner: str, cancelled: threading.E
     spec = Spec(parameters=parameters, device=state.device, offload=state.offload)
     pipeline = QueuedPipeline(state.dispatcher, spec, owner, cancelled)
     encode = order.encode or functools.partial(encode_picture, order.picture)
-    loaded = Loaded(picture=order.picture, guides=guides)
+    loaded = Loaded(picture=order.picture, side_inputs=side_inputs)
     return [encode(job, finished) for job, finished in finish_jobs(jobs, pipeline, loaded)]
 
 

@@ -27,7 +27,7 @@ from img2img_cli.tasks.batching import run_works
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.pieces import Piece, Pipeline, Progress, Steps, Work, derive_seed
 from img2img_cli.tasks.record import format_parameters, make_record
-from img2img_cli.tasks.side_inputs import Guides, load_guides
+from img2img_cli.tasks.side_inputs import SideInputs, load_side_inputs
 from img2img_cli.tasks.tiled import make_control, output_size, restore_image, upscale_image
 
 
@@ -55,7 +55,7 @@ class Loaded:
     """A job's input and what is given beside it."""
 
     picture: Picture
-    guides: Guides
+    side_inputs: SideInputs
 
 
 def load_pictures(job: Job) -> Loaded:
@@ -65,7 +65,7 @@ def load_pictures(job: Job) -> Loaded:
         InputError: naming the file.
     """
     picture = load_image(job.input, truncated=job.truncated)
-    return Loaded(picture=picture, guides=load_guides(job, picture.size))
+    return Loaded(picture=picture, side_inputs=load_side_inputs(job, picture.size))
 
 
 def run_jobs(
@@ -103,10 +103,10 @@ def finish_jobs(
     Raises:
         Img2ImgError: as the pipeline does.
     """
-    picture, guides = loaded.picture, loaded.guides
-    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, guides) for job in jobs]
+    picture, side_inputs = loaded.picture, loaded.side_inputs
+    works = [start_work(picture.rgb, job.parameters, job.seed, pipeline, side_inputs) for job in jobs]
     for job, made in zip(jobs, run_works(works, pipeline, progress), strict=True):
-        yield job, finish_picture(made, picture, job, guides.mask)
+        yield job, finish_picture(made, picture, job, side_inputs.mask)
 
 
 def start_work(
@@ -114,11 +114,11 @@ def start_work(
     parameters: Parameters,
     seed: int,
     pipeline: Pipeline,
-    guides: Guides | None = None,
+    side_inputs: SideInputs | None = None,
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
     if parameters.task == "edit":
-        return Work(total=1, steps=_edit(image, parameters, seed, pipeline, guides or Guides()))
+        return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))
     start = {"colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
     return start[parameters.task](image, parameters, seed, pipeline)
 
@@ -191,18 +191,18 @@ def _edit(
     parameters: Parameters,
     seed: int,
     pipeline: Pipeline,
-    guides: Guides,
+    side_inputs: SideInputs,
 ) -> Steps:
     """The picture under the prompt."""
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image, fit)
-    seen = working if guides.control is None else fit_image(guides.control, fit)
+    seen = working if side_inputs.control is None else fit_image(side_inputs.control, fit)
     control = make_control(seen, parameters, pipeline)
     mask = None
-    if guides.mask is not None and pipeline.takes_mask:
-        mask = fit_image(guides.mask.convert("RGB"), fit).convert("L")
+    if side_inputs.mask is not None and pipeline.takes_mask:
+        mask = fit_image(side_inputs.mask.convert("RGB"), fit).convert("L")
     (made,) = yield [
-        Piece(image=working, control=control, seed=seed, parameters=parameters, mask=mask, style=guides.style)
+        Piece(image=working, control=control, seed=seed, parameters=parameters, mask=mask, style=side_inputs.style)
     ]
     return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 

@@ -17,7 +17,7 @@ CONTROL_TOLERANCE = 0.02  # relative difference of aspect ratios, to allow for r
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guides:
+class SideInputs:
     """The side inputs of a job.
 
     Attributes:
@@ -33,7 +33,7 @@ class Guides:
     notes: tuple[str, ...] = ()
 
 
-def load_guides(job: Job, size: tuple[int, int]) -> Guides:
+def load_side_inputs(job: Job, size: tuple[int, int]) -> SideInputs:
     """Load the side inputs of a job.
 
     Args:
@@ -44,7 +44,7 @@ def load_guides(job: Job, size: tuple[int, int]) -> Guides:
             ratio of a control picture differs from that of the input by more than 2 %.
     """
     mask, notes = load_mask(job.mask, size) if job.mask else (None, ())
-    return Guides(
+    return SideInputs(
         mask=mask,
         style=load_style(job.style) if job.style else None,
         control=_load_control(job.control_image, size) if job.control_image else None,
