@@ -23,7 +23,7 @@ from img2img_cli.tasks.inputs import find_items
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.plan import BatchChoices, plan_batch
 from img2img_cli.tasks.run import encode_result, finish_picture
-from img2img_cli.tasks.side_inputs import SideInputs, load_side_inputs, load_mask
+from img2img_cli.tasks.side_inputs import SideInputs, load_mask, load_side_inputs
 
 SIZE = (40, 30)
 MARKED = np.zeros(SIZE[::-1], bool)
