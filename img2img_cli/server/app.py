@@ -30,7 +30,7 @@ from img2img_cli.server.guard import LOOPBACK, Guard, describe_refusal
 from img2img_cli.server.orders import RefusedError
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import CancelledError, Dispatcher, FullError
-from img2img_cli.server.sockets import listen, make_meeting_folder
+from img2img_cli.server.sockets import listen, make_socket_folder
 from img2img_cli.server.state import State
 from img2img_cli.tasks.protocol import HTTP_STATUS, Spec, describe_error
 from img2img_cli.text import printable
@@ -98,7 +98,7 @@ def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> Non
         Img2ImgError: a preset cannot be loaded.
     """
     keep_log_plain()
-    make_meeting_folder()
+    make_socket_folder()
     lock = FileLock(Path(place).with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
