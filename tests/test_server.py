@@ -774,7 +774,7 @@ def test_what_is_too_large_for_the_server_is_not_said_to_have_ended_it(
     from img2img_cli.server.state import State
 
     monkeypatch.setattr(guard, "MAX_BODY_BYTES", 4)
-    with serve_own(State(dispatcher=queue[0])), pytest.raises(ServerGoneError, match="does not take this") as caught:
+    with serve_own(State(dispatcher=queue[0])), pytest.raises(ServerGoneError, match="does not accept this") as caught:
         ask_server("POST", "/img2img/keep", {"keep": "1m"})
     assert "send a smaller picture" in str(caught.value)
 

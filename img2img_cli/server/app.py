@@ -211,7 +211,7 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
         status, told = 503, {"message": "the server has too much to do; try again later"}
         headers = {"Retry-After": "5"}
     elif isinstance(error, CancelledError):
-        status, told = 499, {"message": "nobody waits for the result any more"}
+        status, told = 499, {"message": "the client no longer waits for the result"}
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "body"
@@ -223,7 +223,7 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
     elif not tells_bugs:
-        told = {"message": "a bug in the server; its log tells more"}
+        told = {"message": "a bug in the server; see its log"}
     message = printable(" ".join(told["message"].split()))
     return JSONResponse({**told, **describe_refusal(message, status, param, code)}, status, headers)
 
@@ -242,7 +242,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--host {host} --port {port}: cannot be had ({error}); choose another") from None
+        raise UsageError(f"--host {host} --port {port}: cannot be used ({error}); choose another") from None
 
 
 def _list_hosts(host: str | None) -> list[str]:
