@@ -23,8 +23,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])
 # Workers side by side: threads that spin while they wait would take each other's time.
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 # No server of whoever runs the tests; tests that want one start it. Sockets' names must be short.
-_meeting = tempfile.TemporaryDirectory(prefix="i2i")
-os.environ["XDG_RUNTIME_DIR"] = _meeting.name
+_sockets = tempfile.TemporaryDirectory(prefix="i2i")
+os.environ["XDG_RUNTIME_DIR"] = _sockets.name
 # A shell ignores SIGINT in what it starts in the background, nohup SIGHUP; children of the tests would inherit that.
 for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(_number) is signal.SIG_IGN:

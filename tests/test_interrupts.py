@@ -192,7 +192,7 @@ def test_a_batch_whose_reader_leaves_stops_and_counts(here, folder: Path, interr
     monkeypatch.setattr(Session, "end", leave)
     done = run(here)
     assert done.code == 6
-    assert done.err == "img2img: stdout: the reader has left before all was written\n"
+    assert done.err == "img2img: stdout: the reader closed the pipe before everything was written\n"
     assert len(told) == 6
     assert told.count("done") == len(list((folder / "out").glob("*.png")))
     assert "skipped" in told
@@ -210,7 +210,7 @@ def test_every_command_tells_that_its_reader_has_left(folder: Path, arguments: l
         os.close(writing)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 6
-    assert err == "img2img: stdout: the reader has left before all was written\n"
+    assert err == "img2img: stdout: the reader closed the pipe before everything was written\n"
 
 
 @pytest.mark.parametrize(

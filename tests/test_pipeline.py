@@ -231,11 +231,11 @@ def test_lora_on_the_command_line_is_in_the_metadata(here, tmp_path: Path, tiny_
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("someone/style:much", "'much' is no scale"),
+        ("someone/style:much", "'much' is not a scale"),
         ("style.ckpt", "pickle"),
         ("nowhere.safetensors", "no such file"),
         ("someone/../secret.safetensors", "no such file"),
-        (":0.5", "no scale"),
+        (":0.5", "not a scale"),
     ],
 )
 def test_a_wrong_lora_is_refused_before_torch(fresh, picture: Path, text: str, words: str) -> None:

@@ -633,7 +633,7 @@ def test_a_meeting_folder_that_is_a_link_is_refused(runtime: Path) -> None:
     (runtime / "real").mkdir(mode=0o700)
     (runtime / "img2img").symlink_to("real")
     with pytest.raises(UsageError, match="0700"):
-        sockets.make_meeting_folder()
+        sockets.make_socket_folder()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sockets.socket_path("api"))
         listener.listen()
@@ -649,7 +649,7 @@ def test_a_meeting_folder_of_another_user_is_refused(runtime: Path) -> None:
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
     with pytest.raises(UsageError, match="yours alone"):
-        sockets.make_meeting_folder()
+        sockets.make_socket_folder()
     assert sockets.connect() is None
 
 
@@ -679,7 +679,7 @@ def test_commands_and_their_server_are_the_same_user(runtime: Path, monkeypatch:
     with serve_own(state) as path:
         assert ask_server("GET", "/img2img/status")["pid"] == os.getpid()
         runtime.chmod(0o755)
-        Path(sockets.meeting_folder()).chmod(0o755)
+        Path(sockets.socket_folder()).chmod(0o755)
         Path(path).chmod(0o666)
         child = os.fork()
         if child == 0:

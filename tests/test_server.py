@@ -351,7 +351,7 @@ def test_keep_warm_is_checked_first(lonely: str, here, picture: Path, more: list
         done = here(*command, "--keep-warm", *more)
         assert done.code == ExitCode.USAGE
         assert words in done.err
-    assert not Path(sockets.meeting_folder()).exists()
+    assert not Path(sockets.socket_folder()).exists()
 
 
 def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,19 +387,19 @@ def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_folder_that_others_may_enter_is_not_trusted(lonely: str, server: Running) -> None:
-    folder = Path(sockets.meeting_folder())
+    folder = Path(sockets.socket_folder())
     mode = folder.stat().st_mode
     folder.chmod(0o755)
     try:
         assert sockets.connect() is None
         with pytest.raises(UsageError, match="0700"):
-            sockets.make_meeting_folder()
+            sockets.make_socket_folder()
     finally:
         folder.chmod(mode)
 
 
 def test_only_this_user_can_open_the_sockets(server: Running) -> None:
-    assert stat.S_IMODE(Path(sockets.meeting_folder()).stat().st_mode) == 0o700
+    assert stat.S_IMODE(Path(sockets.socket_folder()).stat().st_mode) == 0o700
     assert stat.S_IMODE(Path(sockets.socket_path("api")).stat().st_mode) == 0o600
 
 
@@ -774,7 +774,7 @@ def test_what_is_too_large_for_the_server_is_not_said_to_have_ended_it(
     from img2img_cli.server.state import State
 
     monkeypatch.setattr(guard, "MAX_BODY_BYTES", 4)
-    with serve_own(State(dispatcher=queue[0])), pytest.raises(ServerGoneError, match="does not take this") as caught:
+    with serve_own(State(dispatcher=queue[0])), pytest.raises(ServerGoneError, match="does not accept this") as caught:
         ask_server("POST", "/img2img/keep", {"keep": "1m"})
     assert "send a smaller picture" in str(caught.value)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from img2img_cli.errors import ExitCode, UsageError
 from img2img_cli.server.client import RemotePipeline, ServerGoneError, ServerSilentError, ask_server
-from img2img_cli.server.sockets import connect, make_meeting_folder, meeting_folder, socket_path
+from img2img_cli.server.sockets import connect, make_socket_folder, socket_folder, socket_path
 from img2img_cli.tasks.protocol import Spec, parse_duration
 from img2img_cli.text import printable
 
@@ -90,7 +90,7 @@ def start_server(keep: str) -> str | None:
     """Start a server that ends when it was idle so long, and wait until it listens; else say why not."""
     command = [sys.executable, "-m", "img2img_cli", "serve", "--keep", keep, "--end-idle", "--quiet"]
     try:
-        make_meeting_folder()
+        make_socket_folder()
         log = Path(socket_path("log"))
         with log.open("wb") as file:
             server = subprocess.Popen(
@@ -99,7 +99,7 @@ def start_server(keep: str) -> str | None:
     except UsageError as error:
         return str(error)
     except OSError as error:
-        return f"{meeting_folder()}: no server can be started ({error.strerror})"
+        return f"{socket_folder()}: no server can be started ({error.strerror})"
     end = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < end:
         with contextlib.suppress(TimeoutError):

@@ -224,7 +224,7 @@ def open_picture(name: str, data: bytes) -> Iterator[tuple[ImageFile.ImageFile, 
                 raise _short_of_memory(name) from None
             if "MAX_TEXT" in str(error):
                 limit = f"a text or profile of more than {MAX_PROFILE >> 20} MiB"
-                raise InputError(f"{label(name)}: {limit} stands in it; take it out first") from None
+                raise InputError(f"{label(name)}: contains {limit}; remove it first") from None
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             raise DamageError(f"{label(name)}: the picture is damaged ({reason}); get a good copy") from None
         except MemoryError:

@@ -92,7 +92,7 @@ def _find(reference: str, beside: Path | None) -> Path:
         except (OSError, RuntimeError):  # the name is too long, or its ~user does not exist
             path, found = Path(reference), False
         if not found:
-            raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names that come along")
+            raise PresetError(f"{path}: no such preset file; `img2img presets list` shows the names of all presets")
         return path
     names = list_presets()
     if reference not in names:
@@ -106,7 +106,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     if path in seen:
         raise PresetError(f"{path}: extends itself by way of {', '.join(p.name for p in seen)}; break the cycle")
     if len(seen) > MAX_GENERATIONS:
-        raise PresetError(f"{path}: the presets that it is extended by are more than {MAX_GENERATIONS}; join some")
+        raise PresetError(f"{path}: more than {MAX_GENERATIONS} presets extend each other; merge some of them")
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(MAX_CHARACTERS + 1)

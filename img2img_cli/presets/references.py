@@ -119,7 +119,7 @@ def parse_lora(text: str) -> LoraReference:
         scale = math.nan
     if not reference or not math.isfinite(scale):
         raise ModelError(
-            f"lora {text}: '{number}' is no scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
+            f"lora {text}: '{number}' is not a scale; write REF or REF:SCALE, such as {reference or 'REF'}:0.8"
         )
     found = _find_file("lora", reference)
     return LoraReference(found.repository, found.file, found.on_hub, scale)

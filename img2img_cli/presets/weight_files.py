@@ -91,7 +91,7 @@ def _check_index(path: Path) -> None:
     try:
         shards = set(json.loads(path.read_bytes())["weight_map"].values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        raise _damaged(path, "no index of weights") from None
+        raise _damaged(path, "not an index of weights") from None
     for shard in shards:
         if not isinstance(shard, str) or Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise ModelError(
@@ -113,11 +113,11 @@ def _read_header(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
     except (ValueError, RecursionError):
-        raise _damaged(path, "its header is no JSON") from None
+        raise _damaged(path, "its header is not JSON") from None
     if not isinstance(header, dict):
-        raise _damaged(path, "its header is no JSON object")
+        raise _damaged(path, "its header is not a JSON object")
     return header
 
 
 def _damaged(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path}: a weights file is damaged, or no safetensors file at all ({why}); get the model again")
+    return ModelError(f"{path}: a weights file is damaged or not a safetensors file ({why}); get the model again")

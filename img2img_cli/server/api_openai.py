@@ -335,7 +335,7 @@ def _describe_output(order: Order, result: Result) -> dict[str, Any]:
 
 
 def _stream(order: Order, results: list[Result]) -> Response:
-    """Return one server-sent event per finished result. There are no partial images, which OpenAI leaves optional."""
+    """Return one server-sent event per finished result, and no partial images."""
     events = []
     for text, result in zip(encode_base64(results), results, strict=True):
         content = {

@@ -30,7 +30,7 @@ from img2img_cli.server.guard import LOOPBACK, Guard, describe_refusal
 from img2img_cli.server.orders import RefusedError
 from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import CancelledError, Dispatcher, FullError
-from img2img_cli.server.sockets import listen, make_meeting_folder
+from img2img_cli.server.sockets import listen, make_socket_folder
 from img2img_cli.server.state import State
 from img2img_cli.tasks.protocol import HTTP_STATUS, Spec, describe_error
 from img2img_cli.text import printable
@@ -98,7 +98,7 @@ def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> Non
         Img2ImgError: a preset cannot be loaded.
     """
     keep_log_plain()
-    make_meeting_folder()
+    make_socket_folder()
     lock = FileLock(Path(place).with_suffix(".lock"))
     try:
         lock.acquire(blocking=False)
@@ -211,7 +211,7 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
         status, told = 503, {"message": "the server has too much to do; try again later"}
         headers = {"Retry-After": "5"}
     elif isinstance(error, CancelledError):
-        status, told = 499, {"message": "nobody waits for the result any more"}
+        status, told = 499, {"message": "the client no longer waits for the result"}
     elif isinstance(error, RequestValidationError):
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"][1:])) or "body"
@@ -223,7 +223,7 @@ def explain(error: Exception, *, tells_bugs: bool = False) -> JSONResponse:
     elif isinstance(error, Img2ImgError):
         status = HTTP_STATUS.get(error.exit_code, 500)
     elif not tells_bugs:
-        told = {"message": "a bug in the server; its log tells more"}
+        told = {"message": "a bug in the server; see its log"}
     message = printable(" ".join(told["message"].split()))
     return JSONResponse({**told, **describe_refusal(message, status, param, code)}, status, headers)
 
@@ -242,7 +242,7 @@ def _listen_tcp(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except (OSError, OverflowError) as error:
-        raise UsageError(f"--host {host} --port {port}: cannot be had ({error}); choose another") from None
+        raise UsageError(f"--host {host} --port {port}: cannot be used ({error}); choose another") from None
 
 
 def _list_hosts(host: str | None) -> list[str]:

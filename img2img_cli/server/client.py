@@ -94,9 +94,9 @@ def _explain(response: http.client.HTTPResponse) -> Exception:
     try:
         told = json.loads(response.read())
     except ValueError:
-        return ServerGoneError(f"the server does not take this (status {response.status})")
+        return ServerGoneError(f"the server does not accept this (status {response.status})")
     if response.status == 503 or "kind" not in told:
-        return ServerGoneError(f"the server does not take this ({told['message']})")
+        return ServerGoneError(f"the server does not accept this ({told['message']})")
     return restore_error(told)
 
 

@@ -57,7 +57,7 @@ class Connection(H11Protocol):
         if self.transport.is_closing() or (self.cycle is not None and not self.cycle.response_complete):
             return
         if self.cycle is None and self.conn.our_state is h11.IDLE:
-            self._refuse(408, "the request's head did not come in time; send it at once")
+            self._refuse(408, "the request's head did not arrive in time; send it at once")
         else:
             self.transport.close()
 

@@ -21,7 +21,7 @@ MAX_BODY_BYTES = 256 << 20
 MAX_HELD_BYTES = 1 << 30  # sum over the bodies of all requests in progress
 BODY_S, LEAST_RATE = 30.0, 64 << 10  # time limit of a body: BODY_S seconds, plus one per LEAST_RATE bytes
 TOO_LARGE = f"the request is over {MAX_BODY_BYTES >> 20} MiB; send a smaller picture"
-TOO_SLOW = "the request's body comes too slowly; check the connection"
+TOO_SLOW = "the request's body arrives too slowly; check the connection"
 CODES = {401: "invalid_api_key"}  # OpenAI's error codes for statuses
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
@@ -102,7 +102,7 @@ class Guard:
         if self._token is None:
             return None
         if not self._is_ours(_host_of(headers.get("host", ""))):
-            return 421, "this server goes by another name; see --host"
+            return 421, "this host name is not one of the server's; see --host"
         origin = headers.get("origin")
         if origin is not None and _place_of(origin) != headers.get("host"):
             return 403, "pages of other sites may not use this server"

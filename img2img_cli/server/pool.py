@@ -40,7 +40,7 @@ def key_of(spec: Spec) -> str:
 class Warm:
     """A loaded pipeline and its use. Times are those of `time.monotonic`, in seconds.
 
-    A lane is a copy of the pipeline that one thread can run; lanes share the weights.
+    A lane is a copy of the pipeline that one thread runs at a time; all lanes share the weights.
 
     Attributes:
         lanes: those that are free.

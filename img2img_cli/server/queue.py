@@ -73,7 +73,7 @@ class Dispatcher:
         most: how many requests may wait.
 
     Attributes:
-        idle_since: when a request was last loaded or finished, in seconds of `time.monotonic`.
+        idle_since: when a pipeline was last loaded or a request last ended, in seconds of `time.monotonic`.
         model_s: seconds of model work, summed over all lanes.
     """
 

@@ -89,7 +89,7 @@ def _find_newest(folder: str) -> int:
     return newest
 
 
-def meeting_folder() -> str:
+def socket_folder() -> str:
     """Return the user's own folder for sockets, which may not exist yet."""
     base = os.environ.get("XDG_RUNTIME_DIR")
     if base and os.path.isdir(base):
@@ -106,13 +106,13 @@ def is_private(folder: str) -> bool:
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
-def make_meeting_folder() -> str:
+def make_socket_folder() -> str:
     """Return the user's folder for sockets, creating it if necessary.
 
     Raises:
         UsageError: it cannot be created, belongs to another user, is open to others or has too long a path.
     """
-    folder = meeting_folder()
+    folder = socket_folder()
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:
@@ -131,7 +131,7 @@ def socket_path(kind: str) -> str:
         kind: `api` for the socket, `lock` or `log`.
     """
     text = describe_self().encode("utf-8", "surrogateescape")
-    return os.path.join(meeting_folder(), f"{crc32(text):08x}{crc32(text[::-1]):08x}.{kind}")
+    return os.path.join(socket_folder(), f"{crc32(text):08x}{crc32(text[::-1]):08x}.{kind}")
 
 
 def read_peer(connection: socket.socket) -> tuple[int, int] | None:
@@ -158,7 +158,7 @@ def connect(timeout_s: float = 10.0) -> socket.socket | None:
     Raises:
         TimeoutError: the server does not accept the connection in time.
     """
-    if not hasattr(socket, "AF_UNIX") or not is_private(meeting_folder()):
+    if not hasattr(socket, "AF_UNIX") or not is_private(socket_folder()):
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
@@ -185,7 +185,7 @@ def connect(timeout_s: float = 10.0) -> socket.socket | None:
 
 def listen(path: str) -> socket.socket:
     """Return a listening socket at `path`, replacing one that a killed server left. Hold the server's lock first."""
-    make_meeting_folder()
+    make_socket_folder()
     if os.path.lexists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

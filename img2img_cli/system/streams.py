@@ -52,7 +52,7 @@ def _write_patiently(write: Any, data: Any, number: int) -> int:
 def explain_stdout(error: OSError) -> OutputError:
     """Return the error to raise when stdout cannot be written."""
     if error.errno == errno.EPIPE:
-        return OutputError("stdout: the reader has left before all was written")
+        return OutputError("stdout: the reader closed the pipe before everything was written")
     if error.errno == errno.EBADF:
         return OutputError("stdout: is closed; leave it open, or name a file")
     return OutputError(f"stdout: cannot be written ({error.strerror}); free space on its disk")

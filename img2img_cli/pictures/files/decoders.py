@@ -70,7 +70,7 @@ def load_pixels(file: ImageFile.ImageFile, *, keep: bool) -> None:
             raise
         return
     if keep and _is_plain(file):
-        raise ValueError("nothing of its pixels is there")
+        raise ValueError("all its pixels are missing")
 
 
 def _finish_in_part(file: ImageFile.ImageFile) -> None:

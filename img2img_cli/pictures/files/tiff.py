@@ -99,7 +99,7 @@ class Tiff(TiffImagePlugin.TiffImageFile):
         self.tile = [ImageFile._Tile("libtiff", extents, 0, ("RGBX", False, self.tag_v2.offset))]
 
     def load_kept(self) -> None:
-        """After Pillow has failed, try to decode the file again strip by strip, which keeps the intact strips."""
+        """Decode the file again strip by strip after Pillow has failed, if possible, to keep the intact strips."""
         layout = read_layout(self.tag_v2)
         try:
             check_layout(layout)

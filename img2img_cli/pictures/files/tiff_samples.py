@@ -100,7 +100,7 @@ def read_layout(tags: TiffImagePlugin.ImageFileDirectory_v2) -> Layout:
         value = tags.get(tag, default)
         value = value[0] if isinstance(value, tuple) else value
         if not isinstance(value, int) or value < 0:
-            raise ValueError(f"its tag {tag} is no number")
+            raise ValueError(f"its tag {tag} is not a number")
         return value
 
     def several(tag: int) -> tuple[int, ...]:
@@ -168,7 +168,7 @@ def check_layout(layout: Layout) -> None:
     kept = layout.colours + (layout.alpha is not None)
     total = _count_segments(layout) * _segment_bytes(layout)
     if total > MAX_DECODED or layout.width * layout.height * kept * max(1, layout.bits // 8) > MAX_KEPT:
-        raise UnreadableError(f"a {layout.describe()}, of {layout.width} x {layout.height}: more than fits here")
+        raise UnreadableError(f"a {layout.describe()}, {layout.width} x {layout.height} pixels (too large)")
 
 
 def read_samples(layout: Layout, data: bytes, *, keep: bool = False) -> tuple[Samples, Samples | None]:

@@ -141,9 +141,9 @@ class Img2ImgRequest(_Request):
         """Return a note for each unsupported field that affects the picture little or that clients send by default."""
         notes = []
         if _NETWORK.search(self.prompt + self.negative_prompt):
-            notes.append("prompt: <lora:…> and its like load nothing here; choose a preset with that LoRA")
+            notes.append("prompt: tags such as <lora:…> have no effect here; choose a preset with that LoRA")
         if self.mask and self.inpainting_fill == 0:
-            notes.append("inpainting_fill: the picture itself is what is under the mask at first, as with 1")
+            notes.append("inpainting_fill: 0 works like 1 here; the picture itself is under the mask at first")
         own_eta = {"DDIM": 0.0} | dict.fromkeys(_ANCESTRAL, 1.0)
         for name, eta in own_eta.items():
             if self.sampler.startswith(name) and self.eta not in (None, eta):
