@@ -20,7 +20,7 @@ from img2img_cli.batch.run import run_entries
 from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.pictures.read import load_image
 from img2img_cli.presets.strict_yaml import parse_scalar
 from img2img_cli.tasks.inputs import find_items
@@ -44,7 +44,7 @@ def make_pictures(folder: Path, count: int, longest: int) -> None:
         picture.save(folder / f"{index:05}{('.jpg', '.png', '.webp')[index % 3]}")
 
 
-def run_loop(jobs: list[Job], pipeline: ImagePipeline) -> float:
+def run_loop(jobs: list[Job], pipeline: LatentsPipeline) -> float:
     """Run the jobs one after the other and return the seconds they took."""
     began = time.monotonic()
     for job in jobs:
@@ -53,7 +53,7 @@ def run_loop(jobs: list[Job], pipeline: ImagePipeline) -> float:
     return time.monotonic() - began
 
 
-def run_batch(jobs: list[Job], folder: Path, pipeline: ImagePipeline) -> tuple[float, list[int]]:
+def run_batch(jobs: list[Job], folder: Path, pipeline: LatentsPipeline) -> tuple[float, list[int]]:
     """Run the jobs as a batch; return the seconds it took and the peak memory in MiB after each result."""
     memory: list[int] = []
 

@@ -314,7 +314,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
 
     from img2img_cli.engines.device import choose_placement
     from img2img_cli.engines.diffusion.build import build_pipeline
-    from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+    from img2img_cli.engines.diffusion.latents import LatentsPipeline
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.tasks.job import Job
@@ -325,7 +325,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
     pipeline = build_pipeline(parameters, choose_placement("auto", "auto"))
     spent = 0.0
     call = type(pipeline.pipe).__call__
-    stages = {"encode": ImagePipeline.encode, "decode": ImagePipeline.decode}
+    stages = {"encode": LatentsPipeline.encode, "decode": LatentsPipeline.decode}
 
     def timed(function: Any) -> Any:
         def wrapper(*arguments: Any, **options: Any) -> Any:
@@ -339,7 +339,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
 
     type(pipeline.pipe).__call__ = timed(call)
     for stage, function in stages.items():
-        setattr(ImagePipeline, stage, timed(function))
+        setattr(LatentsPipeline, stage, timed(function))
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
         source = Path(name) / "in.png"
         Image.fromarray(data.astronaut()).save(source)

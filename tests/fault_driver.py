@@ -23,7 +23,7 @@ from faults import Fault, Orders
 from PIL import Image
 
 from img2img_cli.cli import app, engine
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.tasks.pieces import Piece
 from img2img_cli.tasks.protocol import Spec
 
@@ -31,9 +31,9 @@ LONGEST_S = 120.0
 # What belongs to a stage, as module and name; `run` is for single commands, `stages` and `line` for batches.
 PARTS = {
     "read": ("tasks.run.load_image", "batch.stages.load_image", "batch.stages.read_source"),
-    "encode": ("engines.diffusion.pipeline.ImagePipeline.encode",),
-    "denoise": ("engines.diffusion.pipeline.ImagePipeline.denoise",),
-    "decode": ("engines.diffusion.pipeline.ImagePipeline.decode",),
+    "encode": ("engines.diffusion.latents.LatentsPipeline.encode",),
+    "denoise": ("engines.diffusion.latents.LatentsPipeline.denoise",),
+    "decode": ("engines.diffusion.latents.LatentsPipeline.decode",),
     "finish": ("tasks.run.finish_picture", "batch.stages.finish_picture"),
     "write": (
         "tasks.run.encode_result",
@@ -63,15 +63,15 @@ def share_models() -> None:
 
 def recall_results() -> None:
     """Replace the model's results by stored ones if it has had the same input before."""
-    transform = ImagePipeline.transform
+    transform = BasePipeline.transform
 
-    def recall(self: ImagePipeline, pieces: Sequence[Piece], progress: Any = None) -> list[Image.Image]:
+    def recall(self: BasePipeline, pieces: Sequence[Piece], progress: Any = None) -> list[Image.Image]:
         key = tuple(map(_identify, pieces))
         if key not in _made:
             _made[key] = transform(self, pieces, progress)
         return [image.copy() for image in _made[key]]
 
-    ImagePipeline.transform = recall
+    BasePipeline.transform = recall
 
 
 def _identify(piece: Piece) -> tuple[object, ...]:

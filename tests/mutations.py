@@ -150,7 +150,7 @@ MUTATIONS = (
     Mutation(
         name="pixels that are not numbers become black",
         changes=change(
-            "engines/diffusion/pipeline.py",
+            "engines/base.py",
             "    if not torch.isfinite(pixels).all():\n        raise ModelError",
             "    if False:\n        raise ModelError",
         ),

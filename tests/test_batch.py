@@ -20,9 +20,10 @@ from PIL import ExifTags, Image
 from img2img_cli.batch.journal import LOCK, STATE, hold_folder
 from img2img_cli.batch.run import run_entries
 from img2img_cli.batch.session import Limits, Session, Tally
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.errors import ModelError, OutOfMemoryError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
@@ -36,7 +37,7 @@ QUICK_VALUES = {"num_inference_steps": 1, "num_samples": 1, "image_size": 64}
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> ImagePipeline:
+def pipeline() -> LatentsPipeline:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     return build_pipeline(parameters, choose_placement("cpu", "float32"))
 
@@ -371,11 +372,11 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
     assert len(clean) == 7
 
 
-def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: ImagePipeline, photograph, monkeypatch) -> None:
+def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: LatentsPipeline, photograph, monkeypatch) -> None:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     square = photograph.resize((64, 64))
     sizes = []
-    transform = ImagePipeline.transform
+    transform = BasePipeline.transform
 
     def scarce(self, pieces, progress=None):
         sizes.append(len(pieces))
@@ -383,7 +384,7 @@ def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: ImagePipel
             raise OutOfMemoryError("no room")
         return transform(self, pieces, progress)
 
-    monkeypatch.setattr(ImagePipeline, "transform", scarce)
+    monkeypatch.setattr(BasePipeline, "transform", scarce)
     batcher = Batcher(pipeline)
     for seed in range(8):
         piece = Piece(image=square, control=square, seed=seed, parameters=parameters)
@@ -402,7 +403,7 @@ def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeyp
         (folder / "in" / name).unlink()
     seeds = {event["input"]: event["seed"] for event in events(run(here)) if event["event"] == "done"}
     assert len(set(seeds.values())) == len(seeds) == 6
-    transform = ImagePipeline.transform
+    transform = BasePipeline.transform
     spoilt: list[int] = []
 
     def spoil(self, pieces, progress=None):
@@ -411,7 +412,7 @@ def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeyp
             raise ModelError("pixels that are not numbers")
         return transform(self, pieces, progress)
 
-    monkeypatch.setattr(ImagePipeline, "transform", spoil)
+    monkeypatch.setattr(BasePipeline, "transform", spoil)
     done = here("batch", "in", "-o", "other", "--preset", "colorize", "--json", "--batch-size", "8", *QUICK)
     assert spoilt[0] > 1, "it shared a batch"
     assert spoilt[-1] == 1, "it was tried alone"
@@ -420,7 +421,7 @@ def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeyp
     assert summary(done)["done"] == 5
 
 
-def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: ImagePipeline, photograph) -> None:
+def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: LatentsPipeline, photograph) -> None:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     pictures = [photograph.resize((64, 64)), photograph.rotate(90).resize((64, 64))]
     pieces = [
@@ -440,7 +441,7 @@ def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: Im
         assert [image.tobytes() for image in outcomes[key]] == [image.tobytes() for image in alone]
 
 
-def test_pieces_share_batches_only_when_they_can(pipeline: ImagePipeline, photograph: Image.Image) -> None:
+def test_pieces_share_batches_only_when_they_can(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     other = resolve(load_preset("colorize"), QUICK_VALUES | {"guidance_scale": 2.0}).parameters
     prompted = resolve(load_preset("colorize"), QUICK_VALUES | {"prompt": "tulips"}).parameters

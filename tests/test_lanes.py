@@ -12,9 +12,10 @@ import torch
 from conftest import psnr
 from PIL import Image
 
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.errors import OutOfMemoryError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
@@ -37,7 +38,7 @@ def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPa
 def test_lanes_give_what_the_single_command_gives(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, together = set(), []
     barrier = threading.Barrier(2, timeout=30)
-    denoise = ImagePipeline.denoise
+    denoise = LatentsPipeline.denoise
 
     def note(self, *arguments, **options):
         names.add(threading.current_thread().name)
@@ -46,13 +47,13 @@ def test_lanes_give_what_the_single_command_gives(here, folder: Path, monkeypatc
             together.append(torch.get_num_threads())
         return denoise(self, *arguments, **options)
 
-    monkeypatch.setattr(ImagePipeline, "denoise", note)
+    monkeypatch.setattr(LatentsPipeline, "denoise", note)
     done = here("batch", "in", "-o", "out", "--preset", "colorize", "--seed", 3, *QUICK)
     assert done.code == 0, done.err
     assert len(names) == 2
     assert together[0] == 1
     assert torch.get_num_threads() == 2
-    monkeypatch.setattr(ImagePipeline, "denoise", denoise)
+    monkeypatch.setattr(LatentsPipeline, "denoise", denoise)
     assert here("batch", "in", "-o", "again", "--preset", "colorize", "--seed", 3, *QUICK).code == 0
     for index in range(6):
         name = f"{index}.png"
@@ -93,21 +94,21 @@ def test_a_lane_reads_its_prompt_whole_while_another_counts_tokens(
 def test_a_second_try_in_float32_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "bfloat16"))
     used = []
-    decode = ImagePipeline._decode
+    decode = LatentsPipeline._decode
 
     def overflow(self, latents, vae=None):
         used.append((vae or self.pipe.vae).dtype)
         made = decode(self, latents, vae)
         return made * float("nan") if vae is None else made
 
-    monkeypatch.setattr(ImagePipeline, "_decode", overflow)
+    monkeypatch.setattr(LatentsPipeline, "_decode", overflow)
     pipeline.decode(torch.zeros(1, pipeline.pipe.vae.config.latent_channels, 8, 8, dtype=torch.bfloat16))
     assert used == [torch.bfloat16, torch.float32]
     assert pipeline.pipe.vae.dtype == torch.bfloat16
 
 
 def test_out_of_memory_goes_on_with_one_lane(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform, working = ImagePipeline.transform, []
+    transform, working = BasePipeline.transform, []
 
     def scarce(self, pieces, progress=None):
         working.append(1)
@@ -119,7 +120,7 @@ def test_out_of_memory_goes_on_with_one_lane(here, folder: Path, monkeypatch: py
         finally:
             working.pop()
 
-    monkeypatch.setattr(ImagePipeline, "transform", scarce)
+    monkeypatch.setattr(BasePipeline, "transform", scarce)
     done = here("batch", "in", "-o", "out", "--preset", "colorize", "--json", *QUICK)
     assert done.code == 0, done.err
     events = [json.loads(line) for line in done.out.splitlines()]

@@ -14,8 +14,8 @@ from PIL import Image
 
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.offload import apply_offload, choose_offload, measure_parts
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.pieces import Piece
 
@@ -32,7 +32,7 @@ def test_what_is_chosen_fits_and_nothing_faster_would(parts: list[int], work: in
 
 
 @pytest.fixture
-def pipeline(tiny_sd: Path) -> ImagePipeline:
+def pipeline(tiny_sd: Path) -> LatentsPipeline:
     parameters = Parameters(model=str(tiny_sd), num_inference_steps=4, strength=0.5, prompt="a cat", image_size=64)
     return build_pipeline(parameters, choose_placement("cpu", "float32"))
 
@@ -44,7 +44,7 @@ def make_piece(side: int) -> Piece:
     return Piece(image=image, control=None, seed=1, parameters=parameters)
 
 
-def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path, pipeline: ImagePipeline) -> None:
+def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path, pipeline: LatentsPipeline) -> None:
     assert pipeline.offload == "none"
     make_piece(64).image.save(tmp_path / "in.png")
     options = ["--model", tiny_sd, "--steps", "2", "--strength", "0.5", "--set", "image_size=64", "--device", "cpu"]
@@ -54,20 +54,20 @@ def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path,
 
 
 @pytest.mark.parametrize("offload", ["model", "group"])
-def test_results_stay_when_parts_move(pipeline: ImagePipeline, offload) -> None:
+def test_results_stay_when_parts_move(pipeline: LatentsPipeline, offload) -> None:
     expected = pipeline.transform([make_piece(64)])[0]
     apply_offload(pipeline.pipe, offload, torch.device("cpu"))
     for _ in range(2):  # parts have to come back for the second picture
         assert psnr(pipeline.transform([make_piece(64)])[0], expected) > 60
 
 
-def test_parts_are_measured(pipeline: ImagePipeline) -> None:
+def test_parts_are_measured(pipeline: LatentsPipeline) -> None:
     parts = measure_parts(pipeline.pipe)
     assert len(parts) == 3  # UNet, VAE, text encoder
     assert sum(p.nbytes for p in pipeline.pipe.unet.parameters()) in parts
 
 
-def test_the_vae_tiles_large_pictures_only(pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vae_tiles_large_pictures_only(pipeline: LatentsPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_tiling_pixels", 128 * 128)
     seen: list[bool] = []
     decode = pipeline.pipe.vae.decode
@@ -79,7 +79,7 @@ def test_the_vae_tiles_large_pictures_only(pipeline: ImagePipeline, monkeypatch:
     assert seen == [False, False, True, False]
 
 
-def test_out_of_memory_tiles_the_vae_from_then_on(pipeline: ImagePipeline) -> None:
+def test_out_of_memory_tiles_the_vae_from_then_on(pipeline: LatentsPipeline) -> None:
     assert pipeline.save_memory() == "the VAE in tiles"
     pipeline.transform([make_piece(64)])
     assert pipeline.pipe.vae.use_tiling

@@ -17,7 +17,7 @@ from twins import RECIPES, WIDTH, make_twin
 
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.prompts import split_weights
 from img2img_cli.presets.references import identify_file, identify_model
 from img2img_cli.presets.schema import Parameters
@@ -41,11 +41,11 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
 
 
 @pytest.fixture(scope="module", params=[SD, XL])
-def pipeline(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> ImagePipeline:
+def pipeline(request: pytest.FixtureRequest, folder_of: Callable[[str], Path]) -> LatentsPipeline:
     return build(folder_of(request.param))
 
 
-def build(model: object, **keys: object) -> ImagePipeline:
+def build(model: object, **keys: object) -> LatentsPipeline:
     return build_pipeline(Parameters(model=str(model), **keys), choose_placement("cpu", "float32"))
 
 
@@ -57,7 +57,7 @@ def pieces_of(*prompts: str, **keys: object) -> list[Piece]:
     ]
 
 
-def run(pipeline: ImagePipeline, *prompts: str, **keys: object) -> list[np.ndarray]:
+def run(pipeline: LatentsPipeline, *prompts: str, **keys: object) -> list[np.ndarray]:
     return [np.asarray(image) for image in pipeline.transform(pieces_of(*prompts, **keys))]
 
 
@@ -78,14 +78,14 @@ def test_weights_are_read() -> None:
     assert split_weights("") == [("", 1.0)]
 
 
-def test_a_plain_prompt_never_leaves_the_stock_path(pipeline: ImagePipeline) -> None:
+def test_a_plain_prompt_never_leaves_the_stock_path(pipeline: LatentsPipeline) -> None:
     for text in ("a house", "(a house) of C++ at 16:9", "a " * 75, ""):
         arguments = pipeline._make_arguments([pieces_of(text)[0].parameters], [], None)
         assert arguments["prompt"] == [text.strip(" ,")]
         assert "prompt_embeds" not in arguments
 
 
-def test_unweighted_words_are_encoded_as_the_stock_path_does(pipeline: ImagePipeline) -> None:
+def test_unweighted_words_are_encoded_as_the_stock_path_does(pipeline: LatentsPipeline) -> None:
     made = pipeline.prompts.embed(["a cat", "a red dog on grass"], ["bad", ""])
     stock = pipeline.pipe.encode_prompt(
         prompt=["a cat", "a red dog on grass"],
@@ -99,7 +99,7 @@ def test_unweighted_words_are_encoded_as_the_stock_path_does(pipeline: ImagePipe
         assert torch.allclose(made[name], expected, atol=1e-5), name
 
 
-def test_the_tail_of_a_long_prompt_counts(pipeline: ImagePipeline) -> None:
+def test_the_tail_of_a_long_prompt_counts(pipeline: LatentsPipeline) -> None:
     cat, dog = run(pipeline, LONG + "a cat", LONG + "a dog")
     assert (cat != dog).any()
     assert psnr(cat, run(pipeline, LONG + "a cat")[0]) > 40  # kernels round by a batch's size
@@ -107,13 +107,13 @@ def test_the_tail_of_a_long_prompt_counts(pipeline: ImagePipeline) -> None:
 
 
 @pytest.mark.parametrize("weight", ["0.0", "0.4", "1.6"])
-def test_weights_change_the_result(pipeline: ImagePipeline, weight: str) -> None:
+def test_weights_change_the_result(pipeline: LatentsPipeline, weight: str) -> None:
     plain, weighted, same = run(pipeline, "a red house", f"a (red:{weight}) house", "a (red:1.0) house")
     assert (plain != weighted).any()
     assert psnr(plain, same) > 40
 
 
-def test_a_long_negative_prompt_counts_while_guidance_is_on(pipeline: ImagePipeline) -> None:
+def test_a_long_negative_prompt_counts_while_guidance_is_on(pipeline: LatentsPipeline) -> None:
     (short,) = run(pipeline, "a house", negative_prompt=LONG)
     (other,) = run(pipeline, "a house", negative_prompt=LONG + "a cat")
     assert (short != other).any()
@@ -121,13 +121,13 @@ def test_a_long_negative_prompt_counts_while_guidance_is_on(pipeline: ImagePipel
     assert (off[0] == off[1]).all()
 
 
-def test_neighbours_in_a_batch_do_not_matter(pipeline: ImagePipeline) -> None:
+def test_neighbours_in_a_batch_do_not_matter(pipeline: LatentsPipeline) -> None:
     prompts = ["a house", LONG + "a cat", "a (red:1.5) house", LONG * 2, "a (blue:0.5) house"]
     for prompt, made in zip(prompts, run(pipeline, *prompts), strict=True):
         assert psnr(made, run(pipeline, prompt)[0]) > 40, prompt
 
 
-def test_prompts_of_different_lengths_are_filled_up(pipeline: ImagePipeline) -> None:
+def test_prompts_of_different_lengths_are_filled_up(pipeline: LatentsPipeline) -> None:
     made = pipeline.prompts.embed(["a", LONG], ["b", "c"])
     assert {value.shape[1] for key, value in made.items() if "pooled" not in key} == {154}
     assert {value.shape[0] for value in made.values()} == {2}

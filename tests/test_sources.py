@@ -13,7 +13,7 @@ from PIL import Image
 
 from img2img_cli.batch import line
 from img2img_cli.batch.entries import Opener
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.errors import ChangedError
 from img2img_cli.system.source_files import read_source
 
@@ -42,16 +42,16 @@ def find_ends(events: list[dict]) -> dict[str, str]:
 
 
 def test_an_input_that_is_replaced_meanwhile_is_made_again(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    transform = ImagePipeline.transform
+    transform = BasePipeline.transform
 
     def replace(self, *arguments, **options):
         made = transform(self, *arguments, **options)
         shutil.copyfile("other.png", "in/a.png")  # after its decoding, before its result is written
         return made
 
-    monkeypatch.setattr(ImagePipeline, "transform", replace)
+    monkeypatch.setattr(BasePipeline, "transform", replace)
     assert run(here)[0] == 0
-    monkeypatch.setattr(ImagePipeline, "transform", transform)
+    monkeypatch.setattr(BasePipeline, "transform", transform)
     assert find_ends(run(here)[1]) == {"a.png": "done", "b.png": "up-to-date"}
     assert find_ends(run(here)[1]) == {"a.png": "up-to-date", "b.png": "up-to-date"}
 

@@ -19,7 +19,7 @@ from img2img_cli.engines.diffusion import compiling
 from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.compiling import Compiled, Plan
 from img2img_cli.engines.diffusion.feature_cache import cache_features
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.presets.catalogue import resolve, speed_up
 from img2img_cli.presets.files import load_preset
@@ -30,15 +30,15 @@ GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> ImagePipeline:
+def pipeline() -> LatentsPipeline:
     return build_pipeline(resolve(load_preset("edit"), GUIDED).parameters, choose_placement("cpu", "float32"))
 
 
-def make(pipeline: ImagePipeline, photograph: Image.Image, **keys: object) -> Image.Image:
+def make(pipeline: LatentsPipeline, photograph: Image.Image, **keys: object) -> Image.Image:
     return transform_image(photograph, resolve(load_preset("edit"), {**GUIDED, **keys}).parameters, 7, pipeline)
 
 
-def test_kept_features_save_the_inner_layers(pipeline: ImagePipeline, photograph: Image.Image) -> None:
+def test_kept_features_save_the_inner_layers(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     unet = pipeline.pipe.unet
     inner = unet.mid_block.resnets[0]
     full, nearness = make(pipeline, photograph), []
@@ -56,7 +56,7 @@ def test_kept_features_save_the_inner_layers(pipeline: ImagePipeline, photograph
 
 
 @torch.inference_mode()
-def test_a_step_on_kept_features_is_exact_for_the_same_input(pipeline: ImagePipeline) -> None:
+def test_a_step_on_kept_features_is_exact_for_the_same_input(pipeline: LatentsPipeline) -> None:
     pipe = pipeline.pipe
     torch.manual_seed(0)
     sample, text = torch.randn(2, 4, 16, 16), torch.randn(2, 8, pipe.unet.config.cross_attention_dim)
@@ -75,14 +75,14 @@ def test_a_step_on_kept_features_is_exact_for_the_same_input(pipeline: ImagePipe
     assert torch.equal(third, step(sample + 1))
 
 
-def test_lanes_keep_features_of_their_own(pipeline: ImagePipeline, photograph: Image.Image) -> None:
+def test_lanes_keep_features_of_their_own(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     seeds, alone, together = (1, 2), {}, {}
     p = resolve(load_preset("edit"), {**GUIDED, "cache_interval": 2}).parameters
     for seed in seeds:
         alone[seed] = transform_image(photograph, p, seed, pipeline).tobytes()
     lanes = [pipeline._share() for _ in seeds]
 
-    def work(seed: int, lane: ImagePipeline) -> None:
+    def work(seed: int, lane: LatentsPipeline) -> None:
         together[seed] = transform_image(photograph, p, seed, lane).tobytes()
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(seeds, lanes, strict=True)]
@@ -100,7 +100,7 @@ def test_features_are_kept_by_unets_alone() -> None:
         pass
 
 
-def test_guidance_that_ends_halves_the_steps_after(pipeline: ImagePipeline, photograph: Image.Image) -> None:
+def test_guidance_that_ends_halves_the_steps_after(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     with Count(pipeline.pipe.unet.conv_in) as count:
         full = make(pipeline, photograph)
     assert count.batches == [2] * 8
@@ -159,7 +159,7 @@ def test_compile_and_kept_features_exclude_each_other() -> None:
         resolve(load_preset("edit"), {"prompt": "x", "compile": "auto", "cache_interval": 2})
 
 
-def test_each_prompt_is_encoded_once(pipeline: ImagePipeline, photograph: Image.Image) -> None:
+def test_each_prompt_is_encoded_once(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     fresh = build_pipeline(resolve(load_preset("edit"), GUIDED).parameters, choose_placement("cpu", "float32"))
     layer = fresh.pipe.text_encoder.get_input_embeddings()
     prompts = ["a hill", "a lake", "a hill"]

@@ -15,7 +15,7 @@ from twins import make_twin
 
 from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.presets.references import split_folder
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.pieces import Piece
@@ -43,12 +43,12 @@ def keys(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(params=[1.0, 5.0], ids=["unguided", "guided"])
-def pipeline(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[ImagePipeline, Parameters]]:
+def pipeline(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[LatentsPipeline, Parameters]]:
     parameters = Parameters.model_validate({**keys(folder), **FEW, "prompt": "x", "guidance_scale": request.param})
     yield build_pipeline(parameters, choose_placement("cpu", "float32")), parameters
 
 
-def make(pipeline: tuple[ImagePipeline, Parameters], *styles: Image.Image) -> list[Image.Image]:
+def make(pipeline: tuple[LatentsPipeline, Parameters], *styles: Image.Image) -> list[Image.Image]:
     image = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     pieces = [Piece(image=image, control=None, seed=1, parameters=pipeline[1], style=style) for style in styles]
     return pipeline[0].transform(pieces)

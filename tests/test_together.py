@@ -20,8 +20,8 @@ from img2img_cli.engines.device import choose_placement
 from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.compiling import Plan, compile_parts
 from img2img_cli.engines.diffusion.feature_cache import cache_features, find_cache
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.offload import apply_offload
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.engines.module_calls import wrap_call, wrap_forward
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
@@ -37,7 +37,7 @@ BOTH = {"cache_interval": 3, "guidance_end": 0.25}
 SPEEDS: tuple[dict[str, float], ...] = (BOTH, {"cache_interval": 2}, BOTH, {})  # one picture after the other
 
 
-def move(pipeline: ImagePipeline, offload: str) -> None:
+def move(pipeline: LatentsPipeline, offload: str) -> None:
     """Make a pipeline's parts move between memories as on a GPU."""
     if offload == "sequential":  # diffusers asks for cpu:0, which accelerate takes for another device than the CPU
         for part in pipeline.pipe.components.values():
@@ -48,7 +48,7 @@ def move(pipeline: ImagePipeline, offload: str) -> None:
     pipeline.offload = offload
 
 
-def build(**keys: Any) -> ImagePipeline:
+def build(**keys: Any) -> LatentsPipeline:
     return build_pipeline(Parameters(**keys), choose_placement("cpu", "float32"))
 
 
@@ -62,23 +62,23 @@ def image(photograph: Image.Image) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def plain() -> ImagePipeline:
+def plain() -> LatentsPipeline:
     return build_pipeline(bundled(), choose_placement("cpu", "float32"))
 
 
 @pytest.fixture(scope="module")
-def expected(plain: ImagePipeline, image: Image.Image) -> list[bytes]:
+def expected(plain: LatentsPipeline, image: Image.Image) -> list[bytes]:
     return [transform_image(image, bundled(**speed), 7, plain).tobytes() for speed in SPEEDS]
 
 
-def test_features_are_kept_beyond_the_end_of_guidance(plain: ImagePipeline, image: Image.Image) -> None:
+def test_features_are_kept_beyond_the_end_of_guidance(plain: LatentsPipeline, image: Image.Image) -> None:
     with Count(plain.pipe.unet.mid_block.resnets[0]) as inner, Count(plain.pipe.unet.conv_in) as outer:
         transform_image(image, bundled(cache_interval=3, guidance_end=0.25), 7, plain)
     assert (inner.batches, outer.batches) == ([2, 1], [2, 1, 1, 1])
 
 
 @torch.inference_mode()
-def test_what_is_kept_of_a_guided_step_serves_an_unguided_one(plain: ImagePipeline) -> None:
+def test_what_is_kept_of_a_guided_step_serves_an_unguided_one(plain: LatentsPipeline) -> None:
     torch.manual_seed(0)
     unet = plain.pipe.unet
     sample, text = torch.randn(2, 4, 16, 16), torch.randn(2, 8, unet.config.cross_attention_dim)
@@ -220,15 +220,15 @@ def test_a_second_try_in_float32_copies_the_vae_alone(
     if offload != "none":
         move(pipeline, offload)
     used: list[Any] = []
-    decode = ImagePipeline._decode
+    decode = LatentsPipeline._decode
 
-    def overflow(self: ImagePipeline, latents: torch.Tensor, vae: Any = None) -> torch.Tensor:
+    def overflow(self: LatentsPipeline, latents: torch.Tensor, vae: Any = None) -> torch.Tensor:
         used.append(vae)
         made = decode(self, latents, vae)
         return made if vae is not None else made * float("nan")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImagePipeline, "_decode", overflow)
+        patch.setattr(LatentsPipeline, "_decode", overflow)
         second = pipeline.decode(latents)[0]
     assert psnr(second, wanted) > 30
     assert pipeline.decode(latents)[0] == wanted
@@ -256,9 +256,9 @@ def list_modules(found: Any) -> set[torch.nn.Module]:
     return {value for value in seen.values() if isinstance(value, torch.nn.Module)}
 
 
-def test_no_second_try_where_it_cannot_help(plain: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_second_try_where_it_cannot_help(plain: LatentsPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[object] = []
-    monkeypatch.setattr("img2img_cli.engines.diffusion.pipeline.copy_alone", lambda *given: tried.append(given))
+    monkeypatch.setattr("img2img_cli.engines.diffusion.latents.copy_alone", lambda *given: tried.append(given))
     latents = torch.full((1, plain.pipe.vae.config.latent_channels, 8, 8), float("nan"))
     with pytest.raises(Exception, match="not numbers"):
         plain.decode(latents)

@@ -29,7 +29,7 @@ from img2img_cli.batch.stages import Encoded, Read, Stages
 from img2img_cli.errors import Img2ImgError, InputError, OutOfMemoryError, TimeLimitError
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.pieces import Piece, Pipeline
-from img2img_cli.tasks.protocol import Elsewhere, describe_error, describe_traits, restore_error
+from img2img_cli.tasks.protocol import Elsewhere, describe_error, describe_pipeline, restore_error
 
 _NUMBER = struct.Struct("!q")
 _START = 0  # the order to fork; any other number is the ID of the process to kill
@@ -131,7 +131,7 @@ class StagesApart:
         Raises:
             Img2ImgError: the time limit has passed, or the process has crashed.
         """
-        pieces: list[Piece] = self._ask("prepare", asdict(describe_traits(pipeline, lanes=1)))
+        pieces: list[Piece] = self._ask("prepare", asdict(describe_pipeline(pipeline, lanes=1)))
         return pieces
 
     def advance(self, images: Sequence[Image.Image]) -> list[Piece] | Encoded:

@@ -1,4 +1,4 @@
-"""Feed-forward upscaling nets, of the ESRGAN family and later ones, through spandrel."""
+"""Feed-forward upscaling nets, of the ESRGAN family and later ones, loaded with spandrel."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.overrides import TorchFunctionMode
 
+from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
 from img2img_cli.engines.explain import explain_model_errors
@@ -22,6 +23,7 @@ from img2img_cli.engines.hub import fetch_file
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import parse_file
 from img2img_cli.presets.weight_files import check_sequences
+from img2img_cli.tasks.pieces import Piece, Progress
 
 
 class UpscalingNet:
@@ -65,6 +67,23 @@ class UpscalingNet:
         with SeededNoise(seed):
             made: torch.Tensor = self._descriptor(pixels.to(self._device, self._dtype) / 255)
         return made.float().cpu()
+
+
+class NetPipeline(BasePipeline):
+    """An upscaling net alone, without a diffusion model."""
+
+    def __init__(self, net: UpscalingNet, placement: Placement) -> None:
+        super().__init__(placement)
+        self._net, self.enlargement = net, net.scale
+
+    def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
+        return enlarge_pieces(self._net, pieces)
+
+
+@torch.inference_mode()
+def enlarge_pieces(net: UpscalingNet, pieces: Sequence[Piece]) -> list[Image.Image]:
+    """Enlarge the pictures of pieces of one size `net.scale` times."""
+    return to_images(net.enlarge([piece.image for piece in pieces], [piece.seed for piece in pieces]))
 
 
 def _view(weight: torch.nn.Parameter) -> torch.nn.Parameter:

@@ -12,18 +12,18 @@ from dataclasses import dataclass, field
 
 import torch
 
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import choose_placement, count_threads, measure_memory_gib
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
 from img2img_cli.errors import OutOfMemoryError
 from img2img_cli.presets.references import read_file_identity, read_identity
-from img2img_cli.tasks.protocol import Spec, Traits, describe_traits
+from img2img_cli.tasks.protocol import PipelineInfo, Spec, describe_pipeline
 
 PROMISE_S = 10.0
-Build = Callable[[Spec], ImagePipeline]
+Build = Callable[[Spec], BasePipeline]
 
 
-def build(spec: Spec) -> ImagePipeline:
+def build(spec: Spec) -> BasePipeline:
     """Build the pipeline of a spec on its device."""
     return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
 
@@ -51,22 +51,21 @@ class Warm:
     """
 
     spec: Spec
-    pipeline: ImagePipeline
-    lanes: list[ImagePipeline] = field(default_factory=list)
+    pipeline: BasePipeline
+    lanes: list[BasePipeline] = field(default_factory=list)
     busy: int = 0
     used: float = field(default_factory=time.monotonic)
     promised: float = field(default_factory=lambda: time.monotonic() + PROMISE_S)
 
     def __post_init__(self) -> None:
-        self.pipeline.tells_cuts = False  # a note shown once per pipeline would miss the other clients
-        self.pipeline.plan.is_open = True
+        self.pipeline.serve()
         self.lanes = list(self.pipeline.make_lanes())
         self.count = len(self.lanes)
 
 
-def describe_warm(warm: Warm) -> Traits:
+def describe_warm(warm: Warm) -> PipelineInfo:
     """Return the traits of a loaded pipeline."""
-    return describe_traits(warm.pipeline, warm.count)
+    return describe_pipeline(warm.pipeline, warm.count)
 
 
 class Pool:
@@ -135,7 +134,7 @@ class Pool:
         else:
             future.set_exception(made)
 
-    def _load(self, spec: Spec) -> ImagePipeline:
+    def _load(self, spec: Spec) -> BasePipeline:
         """Load a pipeline with a command's number of threads, after dropping others if their memory is needed."""
         placement = choose_placement(spec.device, spec.parameters.dtype)
         torch.set_num_threads(count_threads(placement.device))
@@ -188,7 +187,7 @@ class Pool:
                 torch.cuda.empty_cache()
         return count
 
-    def take_lane(self, warm: Warm) -> ImagePipeline | None:
+    def take_lane(self, warm: Warm) -> BasePipeline | None:
         """Reserve a lane until `give_lane`; return None if all are busy."""
         with self._guard:
             if not warm.lanes:
@@ -196,7 +195,7 @@ class Pool:
             warm.busy += 1
             return warm.lanes.pop()
 
-    def give_lane(self, warm: Warm, lane: ImagePipeline) -> None:
+    def give_lane(self, warm: Warm, lane: BasePipeline) -> None:
         """Return a lane to the pool."""
         with self._guard:
             warm.busy -= 1

@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 import torch
 from PIL import Image
 
+from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import count_threads
-from img2img_cli.engines.diffusion.pipeline import CPU_LANES, ImagePipeline
+from img2img_cli.engines.diffusion.latents import CPU_LANES
 from img2img_cli.errors import Img2ImgError, OutOfMemoryError
 from img2img_cli.server.pool import Pool, Warm, describe_warm, key_of
 from img2img_cli.tasks.pieces import Piece, Progress
-from img2img_cli.tasks.protocol import Elsewhere, Spec, Traits
+from img2img_cli.tasks.protocol import Elsewhere, PipelineInfo, Spec
 
 log = logging.getLogger("img2img")
 
@@ -132,7 +133,7 @@ class Dispatcher:
         future.add_done_callback(lambda _: self._note_use())
         return future
 
-    def describe(self, spec: Spec, cancelled: threading.Event | None = None) -> Traits:
+    def describe(self, spec: Spec, cancelled: threading.Event | None = None) -> PipelineInfo:
         """Return the traits of a spec's pipeline, waiting until it is loaded.
 
         Raises:
@@ -178,7 +179,7 @@ class Dispatcher:
                     self.idle_since = time.monotonic()
                     self._changed.notify_all()
 
-    def _choose(self) -> tuple[list[Request], Warm, ImagePipeline] | None:
+    def _choose(self) -> tuple[list[Request], Warm, BasePipeline] | None:
         """Return the next owner's first request, others that fit into its batch, and a pipeline and lane for them.
 
         Skip requests whose pipeline is not loaded yet, so that they do not delay those behind them.
@@ -244,7 +245,7 @@ class Dispatcher:
         if not self._queues[owner]:
             del self._queues[owner]
 
-    def _serve(self, requests: list[Request], warm: Warm, lane: ImagePipeline) -> None:
+    def _serve(self, requests: list[Request], warm: Warm, lane: BasePipeline) -> None:
         try:
             made = self._run(requests, lane)
         except Exception as error:  # noqa: BLE001 - as above
@@ -259,7 +260,7 @@ class Dispatcher:
         finally:
             self.pool.give_lane(warm, lane)
 
-    def _serve_apart(self, requests: list[Request], lane: ImagePipeline) -> None:
+    def _serve_apart(self, requests: list[Request], lane: BasePipeline) -> None:
         """Run each request separately after their batch has failed, so that only the faulty one fails."""
         for request in requests:
             try:
@@ -267,7 +268,7 @@ class Dispatcher:
             except Exception as error:  # noqa: BLE001 - as above
                 _settle([request], error)
 
-    def _run(self, requests: list[Request], lane: ImagePipeline) -> list[Image.Image]:
+    def _run(self, requests: list[Request], lane: BasePipeline) -> list[Image.Image]:
         """Run a batch, with less memory after each `OutOfMemoryError` while that is possible."""
 
         def watch(step: int, steps: int) -> None:

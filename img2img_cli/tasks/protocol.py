@@ -30,8 +30,8 @@ Read = Callable[[int], bytes]
 
 
 @dataclass(kw_only=True, eq=False)
-class Traits:
-    """What works ask of a pipeline, as `work.Pipeline` explains it, and how many lanes it has."""
+class PipelineInfo:
+    """The attributes of a pipeline, as `tasks.pieces.Pipeline` explains them, and the number of its lanes."""
 
     multiple: int
     takes_mask: bool
@@ -45,18 +45,18 @@ class Traits:
     lanes: int
 
 
-class Elsewhere(Traits):
-    """A pipeline whose threads and memory are somebody else's to see to."""
+class Elsewhere(PipelineInfo):
+    """A pipeline in another process or thread, which manages its threads and memory."""
 
     def expect(self, calls: int) -> None:
-        """Whoever runs it has other plans too."""
+        """Do nothing: its owner has other clients too."""
 
     def share_threads(self, lanes: int) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        """Nothing to share here."""
+        """Do nothing: its owner divides the threads."""
         return contextlib.nullcontext(lambda: None)
 
     def save_memory(self) -> str | None:
-        """Whoever runs it has tried everything before saying that memory is short."""
+        """Return None: its owner tries everything before it reports that memory is short."""
         return None
 
 
@@ -168,10 +168,10 @@ def restore_error(told: dict[str, str]) -> Img2ImgError:
     return (kind if isinstance(kind, type) and issubclass(kind, Img2ImgError) else Img2ImgError)(told["message"])
 
 
-def describe_traits(pipeline: Any, lanes: int) -> Traits:
+def describe_pipeline(pipeline: Any, lanes: int) -> PipelineInfo:
     """A pipeline's traits."""
-    names = [field.name for field in dataclasses.fields(Traits) if field.name != "lanes"]
-    return Traits(lanes=lanes, **{name: getattr(pipeline, name) for name in names})
+    names = [field.name for field in dataclasses.fields(PipelineInfo) if field.name != "lanes"]
+    return PipelineInfo(lanes=lanes, **{name: getattr(pipeline, name) for name in names})
 
 
 def parse_duration(text: str) -> float:

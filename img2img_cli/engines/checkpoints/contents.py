@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from img2img_cli.engines.traits import TEXT_WIDTHS, Family
 from img2img_cli.errors import ModelError
 
 Shape = tuple[int, ...]
@@ -15,7 +16,6 @@ Shapes = Mapping[str, Shape]
 Kind = Literal[
     "checkpoint", "transformer", "UNet", "VAE", "text encoder", "ControlNet", "LoRA", "embedding", "IP-Adapter", "other"
 ]
-Family = Literal["sd1", "sd2", "sdxl", "sdxl-refiner", "sd3", "flux1", "flux2", "qwen", "wan", "z-image"]
 
 FAMILY_NAMES: dict[Family, str] = {
     "sd1": "Stable Diffusion 1",
@@ -40,7 +40,6 @@ FAMILY_PRESETS: dict[Family, str] = {
     "flux2": "flux2-klein",
     "qwen": "qwen-edit",
 }
-_TEXT_WIDTHS: dict[int, Family] = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 
 APPLIED_FORMATS = ("LoRA", "DoRA", "LoHa", "LoKr")
 
@@ -227,8 +226,8 @@ def _tell_checkpoint(shapes: Shapes) -> Contents:
 def _tell_unet_family(shapes: Shapes, *starts: str) -> Family | None:
     """By the width of the text that its second attention reads, or by XL's embedding of sizes."""
     for key, shape in shapes.items():
-        if key.startswith(starts) and key.endswith("attn2.to_k.weight") and shape[1:2] and shape[1] in _TEXT_WIDTHS:
-            return _TEXT_WIDTHS[shape[1]]
+        if key.startswith(starts) and key.endswith("attn2.to_k.weight") and shape[1:2] and shape[1] in TEXT_WIDTHS:
+            return TEXT_WIDTHS[shape[1]]
     return "sdxl" if any("label_emb." in key or "add_embedding." in key for key in shapes) else None
 
 
@@ -267,8 +266,8 @@ def _tell_lora_family(layers: Mapping[str, LayerShapes]) -> Family | None:
 def _tell_unet_lora_family(layers: Mapping[str, LayerShapes], text: str) -> Family | None:
     for name, layer in layers.items():
         size = layer.measure()
-        if size is not None and re.search(r"attn2.*to_[kv](_lora)?$", name) and size[1] in _TEXT_WIDTHS:
-            return _TEXT_WIDTHS[size[1]]
+        if size is not None and re.search(r"attn2.*to_[kv](_lora)?$", name) and size[1] in TEXT_WIDTHS:
+            return TEXT_WIDTHS[size[1]]
     if re.search(r"lora_te2_|text_encoder_2\.|transformer_blocks[._][1-9]", text):
         return "sdxl"
     # Of the original names only XL's are in use, and its attention begins at the fourth block.

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 import torch
 from safetensors.torch import load_file
 
-from img2img_cli.engines.checkpoints.contents import Family, LayerShapes, check_lora, split_layers, tell_contents
+from img2img_cli.engines.checkpoints.contents import LayerShapes, check_lora, split_layers, tell_contents
 from img2img_cli.engines.checkpoints.lora_layers import Place, Places
+from img2img_cli.engines.traits import tell_families
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.weight_files import read_metadata, read_shapes
 
@@ -107,7 +108,7 @@ def fuse_loras(pipe: Any, loras: Sequence[tuple[str, Path, float]]) -> list[str]
     notes = []
     for text, path, scale in loras:
         shapes = read_shapes(path)
-        contents, family = tell_contents(shapes), tell_family(pipe)
+        contents, family = tell_contents(shapes), tell_families(pipe)
         check_lora(text, contents, family)
         layers, rest = split_layers(shapes)
         found = {name: spots for name, spots in places.find(layers).items() if spots}
@@ -126,27 +127,6 @@ def fuse_loras(pipe: Any, loras: Sequence[tuple[str, Path, float]]) -> list[str]
         for module, steps in changes.items():
             _change_module(module, steps)
     return notes
-
-
-def tell_family(pipe: Any) -> frozenset[Family]:
-    """The families that a pipeline may be of, by its class and the width of the text that it reads."""
-    name = type(pipe).__name__
-    starts: tuple[tuple[str, Family], ...] = (
-        ("StableDiffusionXL", "sdxl"),
-        ("StableDiffusion3", "sd3"),
-        ("Flux2", "flux2"),
-        ("Flux", "flux1"),
-        ("QwenImage", "qwen"),
-        ("ZImage", "z-image"),
-    )
-    width = getattr(getattr(pipe, "unet", None), "config", {}).get("cross_attention_dim")
-    for start, family in starts:
-        if name.startswith(start):
-            return frozenset({"sdxl-refiner" if family == "sdxl" and width == 1280 else family})
-    if name.startswith("StableDiffusion"):
-        # Small models for tests and the bundled one have other widths.
-        return frozenset({"sd1"} if width == 768 else {"sd2"} if width == 1024 else {"sd1", "sd2"})
-    return frozenset()
 
 
 def _refuse_names(text: str, layers: Mapping[str, LayerShapes], *, is_own: bool) -> NoReturn:

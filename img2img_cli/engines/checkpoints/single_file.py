@@ -23,12 +23,12 @@ from img2img_cli import PACKAGE
 from img2img_cli.engines.checkpoints.contents import (
     FAMILY_NAMES,
     Contents,
-    Family,
     Shapes,
     advise_option,
     advise_preset,
     tell_contents,
 )
+from img2img_cli.engines.traits import Family, find_traits
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import locate_model
 from img2img_cli.presets.weight_files import read_metadata, read_shapes
@@ -374,9 +374,8 @@ def _find_config(model: str, revision: str | None, part: str) -> tuple[str, dict
         return place, dict(loader.load_config(place, subfolder=part, revision=revision if kind == "hub" else None))
     except OSError:  # such as an XL of the hub, whose VAE another one takes the place of
         index = diffusers.DiffusionPipeline.load_config(place, revision=revision if kind == "hub" else None)
-        name = str(index.get("_class_name"))
-        folder = "sdxl" if "XL" in name else "sd15" if name.startswith("StableDiffusion") else None
-        if folder is None or "3" in name:
+        folder = find_traits(str(index.get("_class_name"))).architecture
+        if folder is None:
             raise
         place = str(ARCHITECTURES / folder)
         return place, dict(loader.load_config(place, subfolder=part))

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 
 import img2img_cli.system.environment  # noqa: F401 - settings for what follows
+from img2img_cli.engines.base import BYTES_PER_PIXEL, BasePipeline
 from img2img_cli.engines.cpu_kernels import mend_convolutions, remember_texts, replace_kernels
 from img2img_cli.engines.device import Placement, explain_memory_errors, prepare_device
 from img2img_cli.engines.diffusion.compiling import can_compile, compile_parts
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.load import Told, load_controlnet, load_pipeline
 from img2img_cli.engines.diffusion.offload import apply_offload, choose_offload, measure_parts
-from img2img_cli.engines.diffusion.pipeline import BYTES_PER_PIXEL, ImagePipeline
-from img2img_cli.engines.feed_forward import load_net
+from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
+from img2img_cli.engines.diffusion.whole_picture import WholePicturePipeline
+from img2img_cli.engines.feed_forward import NetPipeline, load_net
 from img2img_cli.engines.hub import check_download
+from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import NO_MODEL
 from img2img_cli.presets.repositories import is_fetched, list_repositories
@@ -25,7 +29,7 @@ COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text
 
 
-def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipeline:
+def build_pipeline(parameters: Parameters, placement: Placement) -> BasePipeline:
     """Load the preset's model onto the device.
 
     Raises:
@@ -37,16 +41,19 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
     with explain_memory_errors(placement.device), silence_stdout():
         new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
         net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
+        if parameters.model == NO_MODEL:
+            for reference in new:
+                check_download(reference)
+            assert net is not None, "the schema demands an upscaler"
+            return NetPipeline(net, placement)
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
-        alone = parameters.model == NO_MODEL
         told = Told()
-        pipe = None if alone else load_pipeline(parameters, placement.dtype, controlnet, told)
+        pipe = load_pipeline(parameters, placement.dtype, controlnet, told)
         for reference in new:
             check_download(reference)
-        if pipe is None:
-            return ImagePipeline(None, placement, net=net)
-        if "XL" in type(pipe).__name__ and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
-            pipe.vae.to(torch.float32)  # SDXL's own VAE overflows in float16; the key is true by default in all others
+        traits = find_traits(pipe)
+        if traits.vae_overflows and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
+            pipe.vae.to(torch.float32)  # the key alone says nothing: it is true by default
         for name in ("unet", "vae", "controlnet"):
             module: Any = getattr(pipe, name, None)
             # A video model's VAE has kernels of rank 5, which have no such format.
@@ -63,17 +70,18 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> ImagePipelin
             if type(encoder).__name__ in READERS:
                 remember_texts(encoder)
     pipe.set_progress_bar_config(disable=True)
-    pipeline = ImagePipeline(pipe, placement, offload, net)
+    engine = LatentsPipeline if traits.takes_latents else WholePicturePipeline
+    pipeline = engine(pipe, placement, offload, net)
     pipeline.load_notes, pipeline.prompts.words = told.notes, told.words
     pipeline.notes.extend(told.notes)
     if parameters.compile == "auto":
         _compile(pipeline)
-    if parameters.refiner:
+    if parameters.refiner and isinstance(pipeline, LatentsPipeline):
         pipeline.refiner = _build_refiner(parameters, placement)
     return pipeline
 
 
-def _compile(pipeline: ImagePipeline) -> None:
+def _compile(pipeline: DiffusionPipeline) -> None:
     reason = can_compile(pipeline.placement.device)
     if reason is None and pipeline.offload != "none":
         reason = "the model's parts move to the device in turn"
@@ -84,11 +92,12 @@ def _compile(pipeline: ImagePipeline) -> None:
     pipeline.multiple = max(pipeline.multiple, COMPILED_MULTIPLE)
 
 
-def _build_refiner(parameters: Parameters, placement: Placement) -> ImagePipeline:
+def _build_refiner(parameters: Parameters, placement: Placement) -> LatentsPipeline:
     own = {"lora": (), "embedding": (), "refiner": None, "controlnet": None, "ip_adapter": None, "revision": None}
     refiner = build_pipeline(parameters.model_copy(update={"model": parameters.refiner, **own}), placement)
-    if type(refiner.pipe).__name__ != "StableDiffusionXLImg2ImgPipeline":
-        raise ModelError(f"refiner {parameters.refiner}: a {type(refiner.pipe).__name__}; give Stable Diffusion XL's")
+    if not (isinstance(refiner, LatentsPipeline) and refiner.traits.can_refine):
+        name = type(getattr(refiner, "pipe", refiner)).__name__
+        raise ModelError(f"refiner {parameters.refiner}: a {name}; give Stable Diffusion XL's")
     return refiner
 
 

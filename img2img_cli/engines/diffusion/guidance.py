@@ -82,6 +82,6 @@ def _can_end(pipe: Any, parameters: Parameters) -> bool:
 
 def find_limits(pipe: Any, parameters: Parameters) -> list[str]:
     """A sentence where guidance is to end early, and this pipeline's cannot."""
-    if pipe is None or not _wants_end(parameters) or _can_end(pipe, parameters):
+    if not _wants_end(parameters) or _can_end(pipe, parameters):
         return []
     return [f"guidance_end: the guidance of a {type(pipe).__name__} cannot stop early; it goes on to the end"]

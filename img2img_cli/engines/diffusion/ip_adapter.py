@@ -13,6 +13,7 @@ from transformers import CLIPVisionModelWithProjection
 
 import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.engines.hub import fetch_file
+from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import parse_file, split_folder
 from img2img_cli.presets.schema import Parameters
@@ -58,8 +59,8 @@ def _scale_blocks(pipe: Any, parameters: Parameters) -> Any:
     blocks = list(pipe.unet.up_blocks)
     index = next(i for i, block in enumerate(blocks) if getattr(block, "has_cross_attention", False))
     layers = range(len(blocks[index].attentions))
-    is_xl = "XL" in type(pipe).__name__
-    return {"up": {f"block_{index}": [scale if not is_xl or layer == 1 else 0.0 for layer in layers]}}
+    only = find_traits(pipe).style_layer
+    return {"up": {f"block_{index}": [scale if only in (None, layer) else 0.0 for layer in layers]}}
 
 
 def encode_style(pipe: Any, style: Image.Image, device: torch.device, *, guided: bool) -> torch.Tensor:

@@ -32,23 +32,13 @@ from img2img_cli.engines.diffusion.prompts import find_readers, reads_with_clip
 from img2img_cli.engines.diffusion.qwen import load_processor
 from img2img_cli.engines.explain import explain_model_errors
 from img2img_cli.engines.hub import fetch_file
+from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError, PresetError
 from img2img_cli.presets.files import suggest
 from img2img_cli.presets.references import BUNDLED, Kind, locate_model, parse_file, parse_lora
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.weight_files import check_folder, check_weights, read_shapes
 
-# Pipelines that are built around a picture and that diffusers' automatic choice does not know.
-OWN_CLASSES = (
-    "StableDiffusionInstructPix2PixPipeline",
-    "StableDiffusionXLInstructPix2PixPipeline",
-    "StableDiffusionInpaintPipeline",
-    "StableDiffusionXLInpaintPipeline",
-    "FluxFillPipeline",
-    "StableDiffusionUpscalePipeline",
-    "StableDiffusionLatentUpscalePipeline",
-    "QwenImageEditPlusPipeline",
-)
 # transformers would ask on the terminal, or on a stdin that a picture comes through, whether to run a model's code.
 dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
 _NAMELESS = ("emb_params", "*", "string_to_param.*", "clip_l", "clip_g", "t5xxl")  # what tools call every embedding
@@ -96,7 +86,7 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
             _check_components(reference, config)
             if "safety_checker" in config:  # it works on whole pictures; ours stop at latents and never call it
                 options |= {"safety_checker": None, "requires_safety_checker": False}
-            if controlnet is not None and config.get("_class_name") in OWN_CLASSES:
+            if controlnet is not None and not find_traits(config["_class_name"]).is_automatic:
                 raise ModelError(f"{reference}: a {config['_class_name']} takes no ControlNet; leave --control out")
             if "Qwen2VLProcessor" in config.get("processor", ()):
                 options["processor"] = load_processor(reference, options.get("revision"))
@@ -121,11 +111,9 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
 
 
 def _pipeline_class(config: dict[str, Any]) -> Any:
-    """The class that edits pictures: the index's own if that takes a picture, else what diffusers pairs with it."""
-    name = config.get("_class_name")
-    if isinstance(name, str) and name in OWN_CLASSES:
-        return getattr(diffusers, name)
-    return diffusers.AutoPipelineForImage2Image
+    """Return the class that edits pictures: the index's own if it takes a picture, or what diffusers pairs with it."""
+    name = config["_class_name"]
+    return diffusers.AutoPipelineForImage2Image if find_traits(name).is_automatic else getattr(diffusers, name)
 
 
 def _quantize_parts(config: dict[str, Any]) -> Any:

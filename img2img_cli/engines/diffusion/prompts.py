@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from img2img_cli.engines.traits import find_traits
+
 if TYPE_CHECKING:
     import torch
 
@@ -56,10 +58,9 @@ class Prompts:
         self.words: dict[str, tuple[str, ...]] = {}
         self._pipe, self._told = pipe, set[str]()
         self._readers = find_readers(pipe)
-        accepted = inspect.signature(pipe.__call__).parameters if pipe is not None else {}
-        # The latent upscaler reads other layers of CLIP than Stable Diffusion does.
-        latent = type(pipe).__name__ == "StableDiffusionLatentUpscalePipeline"
-        self._has_clip = reads_with_clip(pipe) and "prompt_embeds" in accepted and not latent
+        accepted = inspect.signature(pipe.__call__).parameters
+        takes_embeddings = "prompt_embeds" in accepted and find_traits(pipe).takes_clip_embeddings
+        self._has_clip = reads_with_clip(pipe) and takes_embeddings
         self._has_pooled = "pooled_prompt_embeds" in accepted
         length = accepted.get("max_sequence_length")
         clip = reads_with_clip(pipe) or length is None

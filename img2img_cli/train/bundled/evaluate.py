@@ -19,7 +19,8 @@ from torch import nn
 
 from img2img_cli.engines.device import Placement, make_generators
 from img2img_cli.engines.diffusion.build import build_pipeline
-from img2img_cli.engines.diffusion.pipeline import ImagePipeline
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
+from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_presets, load_preset
 from img2img_cli.presets.schema import Parameters
@@ -68,7 +69,10 @@ class Model:
 
     def __init__(self, reference: str, placement: Placement) -> None:
         self._reference = reference
-        self.pipeline: ImagePipeline = build_pipeline(self.parameters("edit", prompt="fog"), placement)
+        pipeline = build_pipeline(self.parameters("edit", prompt="fog"), placement)
+        if not isinstance(pipeline, LatentsPipeline):
+            raise ModelError(f"{reference}: cannot be evaluated; give a Stable Diffusion model")
+        self.pipeline = pipeline
 
     def parameters(self, preset: str, **overrides: Any) -> Parameters:
         """Return the parameters of a preset for this model."""
