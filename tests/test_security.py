@@ -629,7 +629,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_meeting_folder_that_is_a_link_is_refused(runtime: Path) -> None:
+def test_a_socket_folder_that_is_a_link_is_refused(runtime: Path) -> None:
     (runtime / "real").mkdir(mode=0o700)
     (runtime / "img2img").symlink_to("real")
     with pytest.raises(UsageError, match="0700"):
@@ -644,7 +644,7 @@ as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can be two user
 
 
 @as_root
-def test_a_meeting_folder_of_another_user_is_refused(runtime: Path) -> None:
+def test_a_socket_folder_of_another_user_is_refused(runtime: Path) -> None:
     folder = runtime / "img2img"
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
