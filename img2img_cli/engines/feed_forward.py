@@ -72,6 +72,8 @@ class UpscalingNet:
 class NetPipeline(BasePipeline):
     """An upscaling net alone, without a diffusion model."""
 
+    multiple = 2  # some nets halve their input
+
     def __init__(self, net: UpscalingNet, placement: Placement) -> None:
         super().__init__(placement)
         self._net, self.enlargement = net, net.scale

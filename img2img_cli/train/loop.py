@@ -61,6 +61,7 @@ def run_stage(
     open_batches: Callable[[], Iterator[Batch]],
     *,
     minutes: float,
+    most_steps: int | None = None,
     folder: Path,
     device: torch.device,
     resume: bool,
@@ -74,6 +75,7 @@ def run_stage(
     Args:
         open_batches: returns an endless iterator of batches; called after seeding.
         minutes: the wall time spent in training steps, including that of the runs that are resumed.
+        most_steps: the number of steps after which to stop earlier, also including those of earlier runs.
         resume: continue from `STAGE.pt` if it exists.
     """
     optimizer = torch.optim.AdamW(
@@ -90,7 +92,8 @@ def run_stage(
     budget = minutes * 60
     last_save = last_log = time.monotonic()
     running, since_log = 0.0, 0
-    while spent < budget:
+    limit = math.inf if most_steps is None else most_steps
+    while spent < budget and step < limit:
         began = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(stage.learning_rate, step, spent / budget)
@@ -110,7 +113,7 @@ def run_stage(
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             running, since_log, last_log = 0.0, 0, now
-        if now - last_save > CHECKPOINT_EVERY_S or spent >= budget:
+        if now - last_save > CHECKPOINT_EVERY_S or spent >= budget or step >= limit:
             _save(checkpoint, stage, optimizer, ema, step=step, spent=spent, seed=seed)
             if stage.draw_samples is not None:
                 ema.store(stage.parameters)

@@ -24,6 +24,9 @@ def bundled(
     data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")] = Path("runs/bundled"),
     minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Stop each stage after so many steps, if not before.", show_default=False)
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoints in --out; repeat --from if it was given.")
     ] = False,
@@ -43,6 +46,7 @@ def bundled(
         data=data,
         out=out,
         minutes=minutes,
+        most_steps=steps,
         device=choose_device(device),
         start=folder,
         resume=resume,

@@ -47,6 +47,7 @@ def train_bundled(
     data: Path,
     out: Path,
     minutes: float,
+    most_steps: int | None = None,
     device: torch.device,
     start: Path | None,
     resume: bool,
@@ -60,6 +61,7 @@ def train_bundled(
         out: the folder for checkpoints, logs and the result.
         start: a diffusers folder to continue from; None to start from scratch. Its tokenizer and encoder are kept,
             because its other networks depend on them.
+        most_steps: the number of steps after which each stage stops earlier; None for no such limit.
         resume: continue each stage from its checkpoint in `out`. The budget includes the minutes of earlier runs.
         say: takes progress messages.
 
@@ -78,7 +80,7 @@ def train_bundled(
     photographs = [photograph for shard in shards for photograph in read_shard(shard)]
     say(f"{len(photographs)} photographs from {len(shards)} shards on {device}")
     strangers = read_shard(held_out) if held_out is not None else []
-    run = partial(run_stage, folder=out, device=device, resume=resume, seed=seed)
+    run = partial(run_stage, most_steps=most_steps, folder=out, device=device, resume=resume, seed=seed)
 
     def load_crops(styled: float) -> Iterator[Batch]:
         return _load(
