@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -157,6 +158,7 @@ def test_a_signal_during_the_plan_is_one_line(folder: Path, number: int) -> None
     os.mkfifo("jobs.jsonl")
     arguments = ["batch", "jobs.jsonl", "-o", "out", "--preset", "colorize"]
     with started(*arguments) as process, Path("jobs.jsonl").open("wb"):  # opened when the command has opened it, too
+        time.sleep(0.2)  # Python acts on a signal that came just before a `read` only when that returns
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number

@@ -364,8 +364,6 @@ def test_a_server_with_other_settings_is_not_used(server: Running, monkeypatch: 
 
 def test_what_decides_results_decides_which_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Devices, rounding, caches and the route to the hub count; our own settings, speed and messages do not."""
-    import img2img_cli.system.environment  # noqa: F401 - makes settings of its own
-
     before = sockets.describe_self()
     decisive = (
         "CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ROCR_VISIBLE_DEVICES HSA_OVERRIDE_GFX_VERSION "

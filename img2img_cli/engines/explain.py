@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from huggingface_hub import errors as hub
 from safetensors import SafetensorError
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.errors import ModelError
 
 _TRANSPORT_ERRORS: tuple[type[Exception], ...] = tuple(

@@ -12,7 +12,6 @@ from typing import Any
 from huggingface_hub import HfApi, hf_hub_download, scan_cache_dir, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntryNotFoundError
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_cards, list_presets, load_preset

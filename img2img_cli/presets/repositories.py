@@ -8,7 +8,6 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-import img2img_cli.system.environment  # noqa: F401 - settings for the imports below
 from img2img_cli.presets.references import list_files, locate_model, parse_file, split_folder
 
 

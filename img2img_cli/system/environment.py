@@ -12,5 +12,5 @@ for _library in ("HF_HUB", "TRANSFORMERS", "DIFFUSERS"):  # img2img reports erro
     os.environ.setdefault(f"{_library}_VERBOSITY", "critical")
 for _name in ("torchao", "torch.utils._pytree"):  # diffusers imports torchao if it is installed, which warns
     logging.getLogger(_name).setLevel(logging.ERROR)
-if not sys.stderr.isatty():
+if sys.stderr is None or not sys.stderr.isatty():
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

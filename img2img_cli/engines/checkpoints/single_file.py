@@ -18,7 +18,6 @@ from diffusers.loaders.single_file_utils import (
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli import PACKAGE
 from img2img_cli.engines.checkpoints.contents import (
     FAMILY_NAMES,

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.engines.base import BYTES_PER_PIXEL, BasePipeline
 from img2img_cli.engines.cpu_kernels import mend_convolutions, remember_texts, replace_kernels
 from img2img_cli.engines.device import Placement, explain_memory_errors, prepare_device

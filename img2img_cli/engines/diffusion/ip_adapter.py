@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import CLIPVisionModelWithProjection
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.engines.hub import fetch_file
 from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError

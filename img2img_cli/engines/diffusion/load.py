@@ -17,7 +17,6 @@ import transformers
 from safetensors.torch import load_file
 from transformers import dynamic_module_utils
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.engines.checkpoints.contents import check_embedding, check_widths, tell_contents
 from img2img_cli.engines.checkpoints.lora import fuse_loras
 from img2img_cli.engines.checkpoints.single_file import (

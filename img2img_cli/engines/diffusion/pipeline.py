@@ -11,7 +11,6 @@ import torch
 import transformers
 from PIL import Image
 
-import img2img_cli.system.environment  # noqa: F401 - settings for what follows
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import Placement
 from img2img_cli.engines.diffusion.compiling import Plan
