@@ -31,6 +31,9 @@ for _number, _handler in ((signal.SIGINT, signal.default_int_handler), (signal.S
         signal.signal(_number, _handler)
 
 
+import warm  # noqa: E402 - as it remembers the environment
+
+
 @dataclass(frozen=True)
 class Outcome:
     """The exit code and output of a command."""
@@ -42,12 +45,17 @@ class Outcome:
 
 @pytest.fixture
 def fresh() -> Callable[..., Outcome]:
-    """Run `img2img ARGUMENTS` in a new interpreter."""
+    """Run `img2img ARGUMENTS` in a process of its own; in a new interpreter if the environment is another."""
 
     def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Outcome:
-        command = [sys.executable, "-m", "img2img_cli", *map(str, arguments)]
-        done = subprocess.run(command, input=stdin, capture_output=True, env={**os.environ, **environment}, timeout=300)
-        return Outcome(done.returncode, done.stdout, done.stderr.decode())
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        with warm.Warm(arguments, env={**os.environ, **environment}, **streams) as process:
+            try:
+                out, err = process.communicate(stdin, timeout=300)
+            except BaseException:
+                process.kill()
+                raise
+        return Outcome(process.returncode, out, err.decode())
 
     return run
 

@@ -16,6 +16,7 @@ from conftest import psnr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from warm import Warm
 
 from img2img_cli.batch.journal import LOCK, STATE, hold_folder
 from img2img_cli.batch.run import run_entries
@@ -312,20 +313,8 @@ def test_a_manifest_mixes_presets_and_models(here, folder: Path, tiny_sd: Path) 
 def test_a_signal_leaves_whole_files_and_nothing_else(folder: Path, photograph: Image.Image, number: int) -> None:
     for index in range(40):
         photograph.rotate(index).save(folder / "in" / f"more-{index}.png")
-    command = [
-        sys.executable,
-        "-m",
-        "img2img_cli",
-        "batch",
-        "in",
-        "-o",
-        "out",
-        "--preset",
-        "colorize",
-        "--json",
-        *QUICK,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["batch", "in", "-o", "out", "--preset", "colorize", "--json", *QUICK]
+    process = Warm(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     lines = [process.stdout.readline() for _ in range(6)]
     process.send_signal(number)
@@ -351,9 +340,7 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
     arguments = ["in", "-o", "out", *common]
     rng = np.random.default_rng(0)
     for _ in range(4):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "img2img_cli", "batch", *arguments], stderr=subprocess.DEVNULL
-        )
+        process = Warm(["batch", *arguments], stderr=subprocess.DEVNULL)
         began = time.monotonic()
         while time.monotonic() - began < 60 and process.poll() is None and not list((folder / "out").glob("*.jpg")):
             time.sleep(0.01)
@@ -505,9 +492,7 @@ def test_the_accounting_always_closes(kinds, allowed, pipeline, photograph, tmp_
 
 def test_watching_keeps_results_up_to_date(folder: Path, photograph: Image.Image) -> None:
     command = ["batch", "in", "-o", "out", "--preset", "colorize", "--json", "--watch", "--report", "r.html", *QUICK]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "img2img_cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = Warm(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
 
     def read_summary() -> dict:

@@ -11,8 +11,6 @@ import re
 import select
 import shlex
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +18,7 @@ import pytest
 import yaml
 from conftest import psnr
 from PIL import Image
+from warm import Warm
 
 from img2img_cli.pictures.lab import rgb_to_lab
 
@@ -244,17 +243,9 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
-    arguments = [
-        "colorize",
-        str(picture),
-        "--set",
-        "num_inference_steps=1000",
-        "--set",
-        "image_size=512",
-        "--no-server",
-    ]
+    slow = ["--set", "num_inference_steps=300", "--set", "image_size=256"]
     terminal, its_end = pty.openpty()
-    with subprocess.Popen([sys.executable, "-m", "img2img_cli", *arguments, "--no-server"], stderr=its_end) as process:
+    with Warm(["colorize", picture, *slow, "--no-server"], stderr=its_end) as process:
         try:
             told = b""
             while not re.search(rb"[1-9]%", told):  # of the steps, as the progress bar shows

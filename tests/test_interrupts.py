@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from warm import Warm
 
 from img2img_cli.batch.journal import Journal
 from img2img_cli.batch.line import Line
@@ -145,7 +146,7 @@ with INTERRUPTS.hold():
 
 @contextmanager
 def started(*arguments: str, **streams: object) -> Iterator[subprocess.Popen]:
-    process = subprocess.Popen([*COMMAND, *arguments], stderr=subprocess.PIPE, text=True, **streams)
+    process = Warm(arguments, stderr=subprocess.PIPE, text=True, **streams)
     try:
         yield process
     finally:

@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from serving import serve_own
+from warm import Warm
 
 from img2img_cli.errors import ExitCode, UsageError
 from img2img_cli.server import client, sockets
@@ -49,8 +50,7 @@ class Running:
 
 def start(folder: str, *options: str) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "XDG_RUNTIME_DIR": folder}
-    command = [sys.executable, "-m", "img2img_cli", "serve", *options]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    return Warm(["serve", *options], env=environment, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
 
 
 def wait_until(true: Callable[[], object], timeout_s: float = 120) -> None:
@@ -87,9 +87,7 @@ def lonely(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def run_many(commands: list[list[object]]) -> list[subprocess.Popen[bytes]]:
-    return [
-        subprocess.Popen([sys.executable, "-m", "img2img_cli", *map(str, c)], stderr=subprocess.PIPE) for c in commands
-    ]
+    return [Warm(command, stderr=subprocess.PIPE) for command in commands]
 
 
 def model_seconds() -> float:
