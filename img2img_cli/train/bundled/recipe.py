@@ -103,7 +103,9 @@ def train_bundled(
     run(ae.make_decoder_stage(networks.vae, device), lambda: load_crops(STYLED_SHARE), minutes=minutes * DECODER_SHARE)
     if strangers:
         crops = ae.draw_crops(strangers, size=CROP, batch_size=BATCH_SIZE, seed=1)
-        say(f"autoencoder: {ae.measure_latents(networks.vae, crops)[1]:.2f} dB on photographs it was not trained on")
+        enough = min(16, -(-4 * len(strangers) // BATCH_SIZE))  # batches; a few photographs have few different crops
+        _, ratio = ae.measure_latents(networks.vae, crops, enough)
+        say(f"autoencoder: {ratio:.2f} dB on photographs it was not trained on")
     for module in (networks.text_encoder, networks.unet, networks.controlnet):
         module.to(device)
     draw_samples = make_drawer(networks, strangers[:: max(1, len(strangers) // 2)], device)
