@@ -14,7 +14,7 @@ from PIL import Image
 
 from img2img_cli import __version__
 from img2img_cli.engines.device import choose_placement, choose_threads, measure_memory_gib
-from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.open import open_pipeline
 from img2img_cli.errors import Img2ImgError, ModelError, OutOfMemoryError
 from img2img_cli.pictures.lab import rgb_to_lab
 from img2img_cli.presets.catalogue import resolve
@@ -148,7 +148,7 @@ def _self_test() -> str:
     parameters = resolve(load_preset("colorize"), {"num_samples": 1}).parameters
     ramp = np.tile(np.linspace(40, 215, 96, dtype=np.uint8)[:, None, None], (1, 96, 3))
     try:
-        pipeline = build_pipeline(parameters, choose_placement("auto", "auto"))
+        pipeline = open_pipeline(parameters, choose_placement("auto", "auto"))
         result = rgb_to_lab(np.asarray(transform_image(Image.fromarray(ramp), parameters, 0, pipeline)))
     except Img2ImgError as error:
         raise ModelError(f"self-test failed: {error}") from None

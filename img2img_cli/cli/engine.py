@@ -121,9 +121,9 @@ def _absolute(spec: Spec) -> Spec:
 def build(spec: Spec) -> Pipeline:
     """A pipeline in this process."""
     from img2img_cli.engines.device import choose_placement
-    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.engines.open import open_pipeline
 
-    return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
+    return open_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
 
 
 def tell_offload(pipeline: Pipeline) -> None:

@@ -29,8 +29,9 @@ class BasePipeline(ABC):
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
         has_controlnet: whether pieces need a control picture.
-        enlargement: the factor of the upscaling net or model; None if there is none.
+        enlargements: the factors of the upscaling net or model, in ascending order; empty if there is none.
         refines: whether the model refines pictures that were enlarged before.
+        direct: whether the model is a network whose output is the result, without noise and steps.
         tells_cuts: whether prompts that are cut off come into `notes`, once each; otherwise ask `find_cuts`.
         load_notes: messages about the weights.
     """
@@ -38,8 +39,9 @@ class BasePipeline(ABC):
     multiple: int = 1
     takes_mask: bool = False
     has_controlnet: bool = False
-    enlargement: int | None = None
+    enlargements: tuple[int, ...] = ()
     refines: bool = False
+    direct: bool = False
 
     def __init__(self, placement: Placement, offload: Offload = "none") -> None:
         self.placement, self.offload = placement, offload

@@ -19,10 +19,13 @@ from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
 from img2img_cli.engines.explain import explain_model_errors
-from img2img_cli.engines.hub import fetch_file
+from img2img_cli.engines.hub import check_download, fetch_file
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import parse_file
+from img2img_cli.presets.repositories import is_fetched, list_repositories
+from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.weight_files import check_sequences
+from img2img_cli.system.silence import silence_stdout
 from img2img_cli.tasks.pieces import Piece, Progress
 
 
@@ -76,7 +79,7 @@ class NetPipeline(BasePipeline):
 
     def __init__(self, net: UpscalingNet, placement: Placement) -> None:
         super().__init__(placement)
-        self._net, self.enlargement = net, net.scale
+        self._net, self.enlargements = net, (net.scale,)
 
     def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
         return enlarge_pieces(self._net, pieces)
@@ -133,6 +136,21 @@ def load_net(reference: str, placement: Placement) -> UpscalingNet:
     if not wanted or descriptor.input_channels != 3 or descriptor.output_channels != 3:
         raise ModelError(f"upscaler {reference}: no net that enlarges colour pictures, as Real-ESRGAN does")
     return UpscalingNet(descriptor, placement)
+
+
+def load_net_alone(parameters: Parameters, placement: Placement) -> NetPipeline:
+    """Build the pipeline of a preset without a model, whose upscaling net is all there is.
+
+    Raises:
+        ModelError: as `load_net`, or the file came damaged from the hub.
+    """
+    assert parameters.upscaler is not None, "the schema demands an upscaler"
+    new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
+    with silence_stdout():
+        net = load_net(parameters.upscaler, placement)
+    for reference in new:
+        check_download(reference)
+    return NetPipeline(net, placement)
 
 
 def import_spandrel(reference: str) -> Any:

@@ -15,11 +15,10 @@ from huggingface_hub.errors import CacheNotFound, EntryNotFoundError, LocalEntry
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_cards, list_presets, load_preset
-from img2img_cli.presets.references import FileReference, locate_model
+from img2img_cli.presets.references import INDEX, FileReference, locate_model
 from img2img_cli.presets.repositories import Repository, list_repositories
 from img2img_cli.presets.weight_files import check_weights
 
-INDEX = "model_index.json"
 USUAL_FILES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")  # of a LoRA, of an embedding
 PART_FILES = [
     "config.json",

@@ -29,20 +29,25 @@ class Tile:
         )
 
 
-def _starts(length: int, tile: int, overlap: int) -> list[int]:
+def _starts(length: int, tile: int, overlap: int, multiple: int) -> list[int]:
     """Return evenly spaced starts of tiles; neighbours share at least `overlap` pixels."""
     if length <= tile:
         return [0]
+    overlap += multiple - 1  # what rounding may take away
     count = -(-(length - overlap) // (tile - overlap))
-    return [round(index * (length - tile) / (count - 1)) for index in range(count)]
+    return [round(index * (length - tile) / (count - 1) / multiple) * multiple for index in range(count)]
 
 
-def plan_tiles(width: int, height: int, tile: int, overlap: int) -> list[Tile]:
-    """Cover `width` x `height` pixels with tiles of one size, at most `tile` a side, that share at least `overlap`."""
+def plan_tiles(width: int, height: int, tile: int, overlap: int, multiple: int = 1) -> list[Tile]:
+    """Cover `width` x `height` pixels with tiles of one size, at most `tile` a side, that share at least `overlap`.
+
+    Args:
+        multiple: of which all starts are multiples, for networks that fold pixels; sides must be multiples too.
+    """
     return [
         Tile(left=left, top=top, width=min(tile, width), height=min(tile, height))
-        for top in _starts(height, tile, overlap)
-        for left in _starts(width, tile, overlap)
+        for top in _starts(height, tile, overlap, multiple)
+        for left in _starts(width, tile, overlap, multiple)
     ]
 
 

@@ -14,17 +14,25 @@ from img2img_cli import PACKAGE
 from img2img_cli.errors import ModelError
 
 BUNDLED = "bundled"
+BUNDLED_NETS = ("bundled-restore", "bundled-upscale")
+NET_CONFIG = "net.json"  # what a folder of one of our own networks holds beside its weights
 NO_MODEL = "none"  # for an upscaling net without a diffusion model
-Kind = Literal["folder", "file", "hub", "none"]
+Kind = Literal["folder", "net", "file", "hub", "none"]
+INDEX = "model_index.json"  # what a diffusers folder holds
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _WEIGHTS = ".safetensors"
 MAX_WORDS = 64  # in longer texts, file names with spaces are not recognized
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
 
-def bundled_dir() -> Path:
-    """Return the diffusers folder of the model that is shipped inside the package."""
-    return Path(PACKAGE) / "models" / BUNDLED
+def bundled_dir(name: str = BUNDLED) -> Path:
+    """Return the folder of a model that is shipped inside the package: a diffusers folder, or that of a network."""
+    return Path(PACKAGE) / "models" / name
+
+
+def is_bundled(reference: str) -> bool:
+    """Return whether a reference names a model that is shipped inside the package."""
+    return reference == BUNDLED or reference in BUNDLED_NETS
 
 
 def _to_path(reference: str) -> Path:
@@ -37,8 +45,8 @@ def _to_path(reference: str) -> Path:
     return path
 
 
-def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Kind, str]:
-    """Return what kind of model a reference names, and its path or hub id.
+def locate_model(reference: str, *, index: str = INDEX) -> tuple[Kind, str]:
+    """Return what kind of model a reference names, and its path or hub id. A `net` is a folder with `NET_CONFIG`.
 
     Args:
         index: the file that a model folder must contain; `config.json` for a VAE or ControlNet.
@@ -48,6 +56,8 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
     """
     if reference == BUNDLED:
         return "folder", str(bundled_dir())
+    if reference in BUNDLED_NETS:
+        return "net", str(bundled_dir(reference))
     if reference == NO_MODEL:
         return "none", reference
     path = _to_path(reference)
@@ -57,6 +67,8 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
             "use the model's .safetensors file or convert it to one"
         )
     if path.is_dir():
+        if index == INDEX and (path / NET_CONFIG).is_file():
+            return "net", str(path)
         if not (path / index).is_file():
             raise ModelError(f"{reference}: the folder has no {index}, so it is not a diffusers model; check the path")
         return "folder", str(path)
@@ -75,7 +87,7 @@ def locate_model(reference: str, *, index: str = "model_index.json") -> tuple[Ki
 
 def make_absolute(reference: str) -> str:
     """Make the path of a local reference absolute, keeping a LoRA's scale; return other references unchanged."""
-    if reference in (BUNDLED, NO_MODEL):
+    if is_bundled(reference) or reference == NO_MODEL:
         return reference
     name, colon, scale = reference.rpartition(":")
     for path, rest in ((reference, ""), (name, colon + scale)):
@@ -219,11 +231,9 @@ def identify_model(reference: str) -> str:
 
 def read_identity(reference: str) -> str:
     """Return the same as `identify_model`, but read the files anew."""
-    if reference == BUNDLED:
-        return _hash_bundled()
-    kind, place = locate_model(
-        reference, index="config.json" if Path(reference, "config.json").is_file() else "model_index.json"
-    )
+    if is_bundled(reference):
+        return _hash_bundled(reference)
+    kind, place = locate_model(reference, index="config.json" if Path(reference, "config.json").is_file() else INDEX)
     if kind in ("hub", "none"):
         return place
     digest = hashlib.sha256()
@@ -233,11 +243,11 @@ def read_identity(reference: str) -> str:
 
 
 @functools.cache
-def _hash_bundled() -> str:
+def _hash_bundled(name: str) -> str:
     digest = hashlib.sha256()
-    for file, told in _list_weights(bundled_dir()):
+    for file, told in _list_weights(bundled_dir(name)):
         digest.update(told + file.read_bytes())
-    return f"{BUNDLED} {digest.hexdigest()[:16]}"
+    return f"{name} {digest.hexdigest()[:16]}"
 
 
 def _list_weights(root: Path) -> list[tuple[Path, bytes]]:

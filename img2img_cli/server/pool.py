@@ -14,7 +14,7 @@ import torch
 
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.device import choose_placement, count_threads, measure_memory_gib
-from img2img_cli.engines.diffusion.build import build_pipeline
+from img2img_cli.engines.open import open_pipeline
 from img2img_cli.errors import OutOfMemoryError
 from img2img_cli.presets.references import read_file_identity, read_identity
 from img2img_cli.tasks.protocol import PipelineInfo, Spec, describe_pipeline
@@ -25,7 +25,7 @@ Build = Callable[[Spec], BasePipeline]
 
 def build(spec: Spec) -> BasePipeline:
     """Build the pipeline of a spec on its device."""
-    return build_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
+    return open_pipeline(spec.parameters, choose_placement(spec.device, spec.parameters.dtype, spec.offload))
 
 
 def key_of(spec: Spec) -> str:

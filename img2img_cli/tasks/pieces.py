@@ -42,7 +42,8 @@ class Piece:
         seed: the seed of the noise.
         mask: `L` of the size of `image`, white where the model repaints; None for models that take no mask.
         style: RGB of any size, for an IP-Adapter. All pieces of a batch share one style object.
-        enlarge: pass the piece through the upscaling net or model, which enlarges it by its own factor.
+        enlarge: the factor, one of `Pipeline.enlargements`, by which the upscaling net or model enlarges the piece;
+            0 for a piece that keeps its size.
         reconstruct: only encode and decode the picture with the autoencoder, without noise.
     """
 
@@ -52,7 +53,7 @@ class Piece:
     parameters: Parameters
     mask: Image.Image | None = None
     style: Image.Image | None = None
-    enlarge: bool = False
+    enlarge: int = 0
     reconstruct: bool = False
 
     @property
@@ -97,8 +98,9 @@ class Pipeline(Protocol):
         multiple: both sides of a working picture must be divisible by this.
         takes_mask: whether the model itself repaints where a mask is white.
         has_controlnet: whether pieces need a control picture.
-        enlargement: the factor of the upscaling net or model; None if the pipeline has none.
+        enlargements: the factors of the upscaling net or model, in ascending order; empty if the pipeline has none.
         refines: whether the model refines pictures that were enlarged before.
+        direct: whether the model is a network whose output is the result, without noise and steps.
         batch_pixels: the most pixels in a batch, summed over `Piece.pixels`.
         gains_from_batches: whether a batch takes less time than its pictures one by one.
         offload: where idle parts of the pipeline are kept.
@@ -113,9 +115,11 @@ class Pipeline(Protocol):
     @property
     def has_controlnet(self) -> bool: ...
     @property
-    def enlargement(self) -> int | None: ...
+    def enlargements(self) -> Sequence[int]: ...
     @property
     def refines(self) -> bool: ...
+    @property
+    def direct(self) -> bool: ...
     @property
     def batch_pixels(self) -> int: ...
     @property

@@ -36,8 +36,9 @@ class PipelineInfo:
     multiple: int
     takes_mask: bool
     has_controlnet: bool
-    enlargement: int | None
+    enlargements: Sequence[int]
     refines: bool
+    direct: bool
     batch_pixels: int
     gains_from_batches: bool
     offload: Offload

@@ -28,7 +28,7 @@ from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.pieces import Piece, Pipeline, Progress, Steps, Work, derive_seed
 from img2img_cli.tasks.record import format_parameters, make_record
 from img2img_cli.tasks.side_inputs import SideInputs, load_side_inputs
-from img2img_cli.tasks.tiled import make_control, output_size, restore_image, upscale_image
+from img2img_cli.tasks.tiled import make_control, output_size, restore_image, transform_directly, upscale_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +117,8 @@ def start_work(
     side_inputs: SideInputs | None = None,
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
+    if parameters.task == "edit" and pipeline.direct:
+        return transform_directly(image, parameters, seed, pipeline)
     if parameters.task == "edit":
         return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))
     start = {"colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}

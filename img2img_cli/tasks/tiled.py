@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 from PIL import Image
@@ -61,9 +61,9 @@ def upscale_image(image: Image.Image, parameters: Parameters, seed: int, pipelin
             f"over {MAX_PIXELS // 1_000_000} million; use a smaller --scale"
         )
     factor = max(final[0] / width, final[1] / height, 1.0)
-    passes = max(1, math.ceil(math.log(factor, pipeline.enlargement or MAX_FACTOR_PER_PASS) - 1e-9))
+    passes = max(1, math.ceil(math.log(factor, max(pipeline.enlargements, default=MAX_FACTOR_PER_PASS)) - 1e-9))
     sizes = [_between(image.size, final, index / passes) for index in range(1, passes)] + [final]
-    worked_on = [image.size, *sizes[:-1]] if pipeline.enlargement else []
+    worked_on = [image.size, *sizes[:-1]] if pipeline.enlargements else []
     total = sum(len(_plan(size, parameters, pipeline)) for size in [*worked_on, *(sizes if pipeline.refines else [])])
     return Work(total=total, steps=_upscale(image, sizes, parameters, seed, pipeline))
 
@@ -77,9 +77,10 @@ def _upscale(
     image: Image.Image, sizes: list[tuple[int, int]], parameters: Parameters, seed: int, pipeline: Pipeline
 ) -> Steps:
     for number, size in enumerate(sizes):
-        if pipeline.enlargement:
-            large = yield from _transform_tiles(image, parameters, seed + number, pipeline, enlarge=True)
-            result = large.resize(size, Image.Resampling.LANCZOS)
+        if pipeline.enlargements:
+            factor = _choose_factor(image.size, size, pipeline.enlargements)
+            large = yield from _transform_tiles(image, parameters, seed + number, pipeline, enlarge=factor)
+            result = large if large.size == size else large.resize(size, Image.Resampling.LANCZOS)
         else:
             result = image.resize(size, Image.Resampling.BICUBIC)
         if pipeline.refines:
@@ -88,12 +89,20 @@ def _upscale(
     return image
 
 
+def _choose_factor(small: tuple[int, int], large: tuple[int, int], factors: Sequence[int]) -> int:
+    """Return the smallest factor that is enough, or the largest there is."""
+    wanted = max(b / a for a, b in zip(small, large, strict=True))
+    return next((factor for factor in factors if factor > wanted - 0.01), factors[-1])
+
+
 def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
     """Restore an RGB picture at its own resolution, then resize it to `--size` if that differs.
 
     Returns:
         the work; nothing runs yet.
     """
+    if pipeline.direct:
+        return transform_directly(image, parameters, seed, pipeline)
     passes = 2 if parameters.keep_detail else 1
     total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
@@ -109,13 +118,32 @@ def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pi
     return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
 
 
+def transform_directly(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
+    """Pass an RGB picture through a direct network at its own resolution, and blend the result in by `strength`.
+
+    Returns:
+        the work; nothing runs yet.
+    """
+    total = len(_plan(image.size, parameters, pipeline))
+    return Work(total=total, steps=_transform_directly(image, parameters, seed, pipeline))
+
+
+def _transform_directly(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
+    result = yield from _transform_tiles(image, parameters, seed, pipeline)
+    if parameters.strength < 1:
+        result = Image.blend(image, result, parameters.strength)
+    size = output_size(image.size, image.size, parameters)
+    return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
+
+
 def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return -(-size[0] // multiple) * multiple, -(-size[1] // multiple) * multiple
 
 
 def _plan(size: tuple[int, int], parameters: Parameters, pipeline: Pipeline) -> list[Tile]:
     tile_size = -(-parameters.tile_size // pipeline.multiple) * pipeline.multiple
-    return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap)
+    multiple = pipeline.multiple if pipeline.direct else 1
+    return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap, multiple)
 
 
 def _transform_tiles(
@@ -124,19 +152,19 @@ def _transform_tiles(
     seed: int,
     pipeline: Pipeline,
     *,
-    enlarge: bool = False,
+    enlarge: int = 0,
     reconstruct: bool = False,
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
     """Pass a picture of any size through the model tile by tile, with separate noise for each tile.
 
     Args:
-        enlarge: enlarge the picture by `pipeline.enlargement`.
+        enlarge: the factor to enlarge by; 0 keeps the size.
         reconstruct: only encode and decode the picture with the autoencoder.
 
     Returns:
-        the picture merged from the tiles, of the size of `image` times the enlargement.
+        the picture merged from the tiles, of the size of `image` times the factor.
     """
-    factor = (pipeline.enlargement or 1) if enlarge else 1
+    factor = enlarge or 1
     padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
     tiles = _plan(image.size, parameters, pipeline)
     canvas = Canvas(padded.width * factor, padded.height * factor, parameters.tile_overlap * factor)

@@ -15,6 +15,8 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
+from img2img_cli.engines.device import choose_placement
+
 Batch = Mapping[str, Any]
 WARMUP_STEPS = 200
 CHECKPOINT_EVERY_S = 240.0
@@ -27,7 +29,8 @@ class Stage:
     Attributes:
         name: the stem of the checkpoint and log files.
         modules: the networks by name. All parameters that require gradients are trained and averaged.
-        compute_loss: returns a scalar loss for a batch and a step; called under bfloat16 autocast.
+        compute_loss: returns a scalar loss for a batch and a step; called under bfloat16 autocast where the device
+            multiplies in bfloat16.
         learning_rate: the peak learning rate.
         ema_decay: the decay of the averaged weights.
         draw_samples: called with the folder and step at each checkpoint, while the averaged weights are in place.
@@ -93,11 +96,12 @@ def run_stage(
     last_save = last_log = time.monotonic()
     running, since_log = 0.0, 0
     limit = math.inf if most_steps is None else most_steps
+    mixed = device.type != "cpu" or choose_placement("cpu", "auto").dtype is torch.bfloat16
     while spent < budget and step < limit:
         began = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(stage.learning_rate, step, spent / budget)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             loss = stage.compute_loss(next(batches), step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.references import is_bundled
 
 TASKS = ("upscale", "edit", "colorize", "restore")
 presets = typer.Typer(help="List, show and check presets.")
@@ -38,7 +38,7 @@ def _print_table(cards: Mapping[str, SimpleNamespace]) -> None:
     for task in TASKS:
         typer.echo(f"{task}")
         rows = [(name, card) for name, card in cards.items() if card.task == task]
-        for name, card in sorted(rows, key=lambda row: (row[1].model != BUNDLED, row[0])):
+        for name, card in sorted(rows, key=lambda row: (not is_bundled(row[1].model), row[0])):
             here = "here" if _is_here(card) else "gated" if card.gated else ""
             steps = max(1, int(card.num_inference_steps * card.strength))
             facts = f"{here:5}  {card.memory_gib:3.0f} GiB  {steps:2} steps"
@@ -48,7 +48,7 @@ def _print_table(cards: Mapping[str, SimpleNamespace]) -> None:
 
 def _is_here(card: SimpleNamespace) -> bool:
     """Whether the preset's models lie on this machine; of the hub's, whether they were ever fetched."""
-    if card.model == BUNDLED:
+    if is_bundled(card.model):
         return True
     from img2img_cli.presets.repositories import is_fetched, list_repositories
 

@@ -6,20 +6,19 @@ from typing import Any
 
 import torch
 
-from img2img_cli.engines.base import BYTES_PER_PIXEL, BasePipeline
+from img2img_cli.engines.base import BYTES_PER_PIXEL
 from img2img_cli.engines.cpu_kernels import mend_convolutions, remember_texts, replace_kernels
-from img2img_cli.engines.device import Placement, explain_memory_errors, prepare_device
+from img2img_cli.engines.device import Placement, explain_memory_errors
 from img2img_cli.engines.diffusion.compiling import can_compile, compile_parts
 from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.load import Told, load_controlnet, load_pipeline
 from img2img_cli.engines.diffusion.offload import apply_offload, choose_offload, measure_parts
 from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
 from img2img_cli.engines.diffusion.whole_picture import WholePicturePipeline
-from img2img_cli.engines.feed_forward import NetPipeline, load_net
+from img2img_cli.engines.feed_forward import load_net
 from img2img_cli.engines.hub import check_download
 from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError
-from img2img_cli.presets.references import NO_MODEL
 from img2img_cli.presets.repositories import is_fetched, list_repositories
 from img2img_cli.presets.schema import Offload, Parameters
 from img2img_cli.system.silence import silence_stdout
@@ -28,23 +27,17 @@ COMPILED_MULTIPLE = 128  # of sides: fewer shapes, and so more that pay
 READERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel")  # which see nothing but text
 
 
-def build_pipeline(parameters: Parameters, placement: Placement) -> BasePipeline:
-    """Load the preset's model onto the device.
+def build_pipeline(parameters: Parameters, placement: Placement) -> DiffusionPipeline:
+    """Load the preset's diffusers model onto the device, which `prepare_device` has been called for.
 
     Raises:
         ModelError: missing, refused, damaged or out of reach.
         OutOfMemoryError: the device is too small for it.
     """
-    prepare_device(placement.device)
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
     with explain_memory_errors(placement.device), silence_stdout():
         new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
         net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
-        if parameters.model == NO_MODEL:
-            for reference in new:
-                check_download(reference)
-            assert net is not None, "the schema demands an upscaler"
-            return NetPipeline(net, placement)
         controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         told = Told()
         pipe = load_pipeline(parameters, placement.dtype, controlnet, told)

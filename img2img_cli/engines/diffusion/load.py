@@ -69,6 +69,8 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
     kind, reference = locate_model(parameters.model)
     if parameters.model != BUNDLED:
         _check_files(kind, reference)
+    if kind == "net":
+        raise ModelError(f"{reference}: a network from picture to picture; it works as a preset's model alone")
     given = {} if controlnet is None else {"controlnet": controlnet}
     if parameters.vae:
         given["vae"] = _load_vae(parameters, dtype)

@@ -47,7 +47,8 @@ class DiffusionPipeline(BasePipeline):
         super().__init__(placement, offload)
         self.pipe, self.traits, self.prompts, self.plan = pipe, find_traits(pipe), Prompts(pipe), Plan()
         self._net = net
-        self.enlargement = net.scale if net else self.traits.enlargement
+        factor = net.scale if net else self.traits.enlargement
+        self.enlargements = () if factor is None else (factor,)
         self.refines = self.traits.enlargement is None
         self.factor: int = getattr(pipe, "vae_scale_factor", 1)
         self.multiple = find_multiple(pipe)

@@ -16,7 +16,7 @@ from img2img_cli.pictures import masks
 from img2img_cli.pictures.colour import from_srgb
 from img2img_cli.pictures.keep import feather_mask, paste_masked, restore_alpha
 from img2img_cli.pictures.read import Picture
-from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.references import is_bundled
 from img2img_cli.presets.schema import MAX_PIXELS, Parameters, fewest_steps
 from img2img_cli.server.a1111.schema import ExtraRequest, Img2ImgRequest, choose_format, choose_sampler
 from img2img_cli.server.orders import (
@@ -62,8 +62,8 @@ def read_orders(state: State, body: Img2ImgRequest, settings: dict[str, Any]) ->
     elif sampler:
         overrides |= sampler
         resolved = resolve_offer(state, checkpoint, overrides)
-    if size is not None and resolved.parameters.model != BUNDLED:
-        # As in the web UI, models work at the size of the result, except the bundled one, which has a fixed size.
+    if size is not None and not is_bundled(resolved.parameters.model):
+        # As in the web UI, models work at the size of the result, except the bundled ones, which have a fixed size.
         side = min(max(math.isqrt(size[0] * size[1]), 64), 2048)
         resolved = resolve_offer(state, checkpoint, overrides | {"image_size": side})
     format_, quality = choose_format(settings)

@@ -10,7 +10,7 @@ from typing import Any
 from img2img_cli.errors import PresetError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
-from img2img_cli.presets.references import BUNDLED
+from img2img_cli.presets.references import is_bundled
 from img2img_cli.presets.samplers import find_sampler, is_schedule
 from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.foreign.fields import Foreign
@@ -74,7 +74,7 @@ def plan_replay(found: Foreign, name: str) -> Replay:
 
 def _choose_preset(found: Foreign) -> tuple[str, str | None]:
     """Return the preset for the family of the model, and a note if the family is a guess."""
-    if found.tool == "img2img" and found.model == BUNDLED:
+    if found.tool == "img2img" and found.model and is_bundled(found.model):
         return "edit", None
     for text in filter(None, (found.family, found.model)):
         for pattern, preset in _PRESETS:
@@ -107,7 +107,7 @@ def _list_missing(found: Foreign) -> Iterator[str]:
         yield f"sampler: {_shorten(found.sampler)} has no counterpart; the command leaves the preset's scheduler"
     if found.schedule and not is_schedule(found.schedule):
         yield f"schedule: {_shorten(found.schedule)} has no counterpart; the command leaves the sampler's own"
-    if found.model and found.model != BUNDLED:
+    if found.model and not is_bundled(found.model):
         yield f"model: the preset's stands in for {_shorten(found.model)}; add --model with its file or hub id"
     for lora in found.lora:
         reference, _, scale = lora.rpartition(":")

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import nn
 
 from img2img_cli.engines.device import Placement, make_generators
-from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.latents import LatentsPipeline
+from img2img_cli.engines.open import open_pipeline
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_presets, load_preset
@@ -69,7 +69,7 @@ class Model:
 
     def __init__(self, reference: str, placement: Placement) -> None:
         self._reference = reference
-        pipeline = build_pipeline(self.parameters("edit", prompt="fog"), placement)
+        pipeline = open_pipeline(self.parameters("edit", prompt="fog"), placement)
         if not isinstance(pipeline, LatentsPipeline):
             raise ModelError(f"{reference}: cannot be evaluated; give a Stable Diffusion model")
         self.pipeline = pipeline

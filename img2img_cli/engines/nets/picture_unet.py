@@ -1,0 +1,104 @@
+"""A residual U-Net in pixel space: picture in, picture of the same size out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    """Set a layer's weights and bias to zero, so that at first it adds nothing, and return it."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions whose sum with the input is returned: `(B, C, H, W)` to `(B, C, H, W)`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input plus what the two convolutions make of it."""
+        out: torch.Tensor = x + self.second(functional.relu(self.first(x)))
+        return out
+
+
+class PictureUNet(nn.Module):
+    """A U-Net without normalisation, so that a tile is treated as it is within the whole picture.
+
+    The picture is folded by `patch` (pixel unshuffle) before the first level and unfolded (pixel shuffle) after the
+    last, which leaves no checkerboard and costs little at full resolution.
+
+    Args:
+        channels: input and output channels.
+        widths: channels of the levels, the finest first; each level has half the resolution of the one before.
+        blocks: residual blocks of the levels, on the way down and again on the way up; the last level has twice as
+            many.
+        patch: the factor of the folding.
+        residual: whether the net predicts the difference from its input.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int = 3,
+        widths: Sequence[int] = (48, 96, 192),
+        blocks: Sequence[int] = (2, 2, 2),
+        patch: int = 2,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "channels": channels,
+            "widths": list(widths),
+            "blocks": list(blocks),
+            "patch": patch,
+            "residual": residual,
+        }
+        self._patch, self._residual = patch, residual
+        self.multiple: int = patch * 2 ** (len(widths) - 1)
+        folded = channels * patch * patch
+        self.enter = nn.Conv2d(folded, widths[0], 3, padding=1)
+        self.down = nn.ModuleList()
+        self.up = nn.ModuleList()
+        self.shrink = nn.ModuleList()
+        self.grow = nn.ModuleList()
+        for width, wider, count in zip(widths[:-1], widths[1:], blocks[:-1], strict=True):
+            self.down.append(nn.Sequential(*(ResidualBlock(width) for _ in range(count))))
+            self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
+            self.grow.append(nn.Conv2d(wider, 4 * width, 1))
+            self.up.append(nn.Sequential(*(ResidualBlock(width) for _ in range(count))))
+        self.middle = nn.Sequential(*(ResidualBlock(widths[-1]) for _ in range(2 * blocks[-1])))
+        self.leave = zeroed(nn.Conv2d(widths[0], folded, 3, padding=1))
+
+    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+        """Return the picture that the net makes of `(B, C, H, W)` in 0..1; it may leave that range a little.
+
+        Sides need not be multiples of `multiple`: what is missing is filled up with the last row and column. The
+        weights may be of another dtype than the picture, whose dtype the result has.
+        """
+        height, width = picture.shape[-2:]
+        extra = -width % self.multiple, -height % self.multiple
+        x = functional.pad(picture, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else picture
+        folded = functional.pixel_unshuffle(x, self._patch).to(self.enter.weight.dtype)
+        out = self.leave(self._transform(self.enter(folded)))
+        made = functional.pixel_shuffle(out, self._patch)[..., :height, :width].to(picture.dtype)
+        return picture + made if self._residual else made
+
+    def _transform(self, x: torch.Tensor) -> torch.Tensor:
+        kept = []
+        for down, shrink in zip(self.down, self.shrink, strict=True):
+            x = down(x)
+            kept.append(x)
+            x = shrink(x)
+        x = self.middle(x)
+        for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
+            x = up(functional.pixel_shuffle(grow(x), 2) + skip)
+        return x

@@ -1,0 +1,34 @@
+"""Preset to pipeline: choose the engine, and import only what that engine needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from img2img_cli.engines.base import BasePipeline
+from img2img_cli.engines.device import Placement, explain_memory_errors, prepare_device
+from img2img_cli.presets.references import NO_MODEL, locate_model
+from img2img_cli.presets.schema import Parameters
+
+
+def open_pipeline(parameters: Parameters, placement: Placement) -> BasePipeline:
+    """Load the preset's model onto the device: a network of our own, an upscaling net alone, or a diffusers model.
+
+    Raises:
+        ModelError: missing, refused, damaged or out of reach.
+        OutOfMemoryError: the device is too small for it.
+    """
+    prepare_device(placement.device)
+    kind, place = locate_model(parameters.model)
+    if kind == "net":
+        from img2img_cli.engines.picture_net import load_picture_net
+
+        with explain_memory_errors(placement.device):
+            return load_picture_net(Path(place), placement)
+    if parameters.model == NO_MODEL:
+        from img2img_cli.engines.feed_forward import load_net_alone
+
+        with explain_memory_errors(placement.device):
+            return load_net_alone(parameters, placement)
+    from img2img_cli.engines.diffusion.build import build_pipeline
+
+    return build_pipeline(parameters, placement)

@@ -1,0 +1,69 @@
+"""Pipelines around networks of our own, which turn a picture into the result in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from img2img_cli.engines.base import BasePipeline, to_images
+from img2img_cli.engines.cpu_kernels import mend_convolutions
+from img2img_cli.engines.device import Placement
+from img2img_cli.engines.nets.folder import load_net_folder
+from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.engines.nets.upscale_net import UpscaleNet
+from img2img_cli.tasks.pieces import Piece, Progress
+
+
+class PictureNetPipeline(BasePipeline):
+    """A network from a picture to a picture of the same size, which is the result."""
+
+    direct = True
+
+    def __init__(self, net: PictureUNet, placement: Placement) -> None:
+        super().__init__(placement)
+        self._net, self.multiple = _place(net, placement), net.multiple
+
+    @torch.inference_mode()
+    def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
+        return to_images(self._net(_stack(pieces, self.placement.device)))
+
+
+class UpscaleNetPipeline(BasePipeline):
+    """A network with a head for each of several factors; it takes the one that is nearest above what is asked for."""
+
+    def __init__(self, net: UpscaleNet, placement: Placement) -> None:
+        super().__init__(placement)
+        self._net = _place(net, placement)
+        self.enlargements = tuple(sorted(net.scales))
+
+    @torch.inference_mode()
+    def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
+        return to_images(self._net(_stack(pieces, self.placement.device), pieces[0].enlarge))
+
+
+def load_picture_net(folder: Path, placement: Placement) -> BasePipeline:
+    """Build the pipeline of the network in a folder.
+
+    Raises:
+        ModelError: as `load_net_folder`.
+    """
+    net = load_net_folder(folder)
+    if isinstance(net, UpscaleNet):
+        return UpscaleNetPipeline(net, placement)
+    return PictureNetPipeline(net, placement)
+
+
+def _place(net: torch.nn.Module, placement: Placement) -> torch.nn.Module:
+    net = net.to(placement.device, placement.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    mend_convolutions(net, placement.device)
+    return net
+
+
+def _stack(pieces: Sequence[Piece], device: torch.device) -> torch.Tensor:
+    """Return the pictures of pieces of one size as float32 `(B, 3, H, W)` in 0..1."""
+    pixels = torch.from_numpy(np.stack([np.asarray(piece.image) for piece in pieces]))
+    return (pixels.to(device).float() / 255).permute(0, 3, 1, 2)

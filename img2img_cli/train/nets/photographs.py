@@ -1,0 +1,81 @@
+"""Clean photographs to learn restoring and enlarging from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from img2img_cli.train.data import BalancedDraw, Photograph, list_shards, read_shard
+
+HIGH_RESOLUTION = "hires_"  # how the names of sources of larger pictures begin
+SHRINK = 1.6  # stored photographs are compressed, and smaller they show less of it
+SET_ASIDE = 25  # one in so many of the high-resolution photographs is never trained on
+
+
+def is_set_aside(photograph: Photograph) -> bool:
+    """Return whether a photograph of the training shards belongs to those that are only measured on.
+
+    The choice is by a hash of the pixels, so that it stays when shards are added or put in another order.
+    """
+    if not photograph.source.startswith(HIGH_RESOLUTION):
+        return False
+    return int.from_bytes(hashlib.sha256(photograph.pixels.tobytes()).digest()[:4], "big") % SET_ASIDE == 0
+
+
+def shrink(pixels: np.ndarray, factor: float = SHRINK) -> np.ndarray:
+    """Return uint8 `(H, W, 3)` pixels scaled down by `factor` with Lanczos."""
+    height, width = (max(1, round(side / factor)) for side in pixels.shape[:2])
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
+class CleanCrops:
+    """Square crops of clean photographs, drawn balanced by source, turned and mirrored at random."""
+
+    def __init__(self, photographs: Sequence[Photograph]) -> None:
+        self._draw = BalancedDraw(photographs)
+
+    @classmethod
+    def read(cls, folder: Path) -> CleanCrops:
+        """Read the training shards of a folder, without what is set aside, scaled down.
+
+        Raises:
+            UsageError: the folder holds no shard.
+        """
+        shards, _ = list_shards(folder)
+        photographs = []
+        for shard in shards:
+            photographs += [
+                Photograph(pixels=shrink(each.pixels), caption=each.caption, source=each.source)
+                for each in read_shard(shard)
+                if not is_set_aside(each)
+            ]
+        return cls(photographs)
+
+    def __call__(self, size: int, rng: np.random.Generator) -> np.ndarray:
+        """Return a crop: uint8 `(size, size, 3)`.
+
+        A smaller photograph is mirrored at its borders until it is large enough.
+        """
+        pixels = self._draw(rng).pixels
+        height, width = pixels.shape[:2]
+        if min(height, width) < size:
+            pixels = np.pad(pixels, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="symmetric")
+            height, width = pixels.shape[:2]
+        top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+        crop = pixels[top : top + size, left : left + size]
+        crop = np.rot90(crop, int(rng.integers(4)))
+        return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Return uint8 pairs `(H, W, 3)` as `input` and `target`, float32 `(B, 3, H, W)` in 0..1."""
+    stacked = (np.stack(each).transpose(0, 3, 1, 2) for each in zip(*pairs, strict=True))
+    return {
+        name: torch.from_numpy(pixels.astype(np.float32) / 255)
+        for name, pixels in zip(("input", "target"), stacked, strict=True)
+    }

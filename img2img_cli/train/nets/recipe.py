@@ -1,0 +1,97 @@
+"""Train a bundled network on photographs: the recipes of `restore` and `upscale` behind one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from img2img_cli.engines.nets.folder import Net, load_net_folder, save_net
+from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.engines.nets.upscale_net import UpscaleNet
+from img2img_cli.errors import UsageError
+from img2img_cli.train.loop import Batch, Stage, run_stage
+from img2img_cli.train.nets import restore, upscale
+from img2img_cli.train.nets.photographs import CleanCrops
+
+LEARNING_RATE = 6e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        make_net: returns a new network with random weights.
+        draw_pairs: returns an endless iterator of batches with `input` and `target`, float32 `(B, 3, H, W)` in 0..1,
+            and, for a network with several heads, `scale`.
+    """
+
+    make_net: Callable[[], Net]
+    draw_pairs: Callable[[CleanCrops], Iterator[Batch]]
+
+
+RECIPES = {
+    "restore": Recipe(make_net=PictureUNet, draw_pairs=restore.draw_pairs),
+    "upscale": Recipe(make_net=UpscaleNet, draw_pairs=upscale.draw_pairs),
+}
+
+
+def train_net(
+    name: str,
+    *,
+    data: Path,
+    out: Path,
+    minutes: float,
+    most_steps: int | None = None,
+    device: torch.device,
+    start: Path | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    say: Callable[[str], None],
+) -> None:
+    """Train a network until the time is up and write it into `out`, as `engines.nets.folder` reads it.
+
+    Args:
+        name: a key of `RECIPES`.
+        data: a folder of shards, as `train.data.list_shards` reads it.
+        out: also takes the checkpoint `NAME.pt` and the log `NAME.jsonl`.
+        start: the folder of the network to go on from; a new one if None.
+
+    Raises:
+        UsageError: `data` holds no shard, or `start` another kind of network.
+        ModelError: as `load_net_folder`.
+    """
+    recipe = RECIPES[name]
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    net = recipe.make_net()
+    if start is not None:
+        known, net = net, load_net_folder(start)
+        if type(net) is not type(known):
+            raise UsageError(f"{start}: a {type(net).__name__}, where {name} needs a {type(known).__name__}")
+    net.train().requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    say(f"{name}: reading photographs")
+    crops = CleanCrops.read(data)
+    say(f"{name}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} million parameters, {minutes:g} minutes")
+
+    def compute_loss(batch: Batch, step: int) -> torch.Tensor:
+        arguments = [batch["scale"]] if "scale" in batch else []
+        made = net(batch["input"].to(device, memory_format=torch.channels_last), *arguments)
+        loss: torch.Tensor = (made.float() - batch["target"].to(device)).abs().mean()
+        return loss
+
+    run_stage(
+        Stage(name=name, modules={"net": net}, compute_loss=compute_loss, learning_rate=LEARNING_RATE),
+        lambda: recipe.draw_pairs(crops),
+        minutes=minutes,
+        most_steps=most_steps,
+        folder=out,
+        device=device,
+        resume=resume,
+        seed=seed,
+    )
+    save_net(net, out)
+    say(f"{name}: written to {out}")
