@@ -76,3 +76,23 @@ def test_a_narrow_picture_has_one_result() -> None:
     pieces = [Piece(image=working, control=working, seed=0, parameters=parameters)]
     made = {pipeline.transform(pieces)[0].tobytes() for _ in range(8)}
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_convolution_of_one_pixel_does_not_depend_on_the_threads(last: bool, one_thread: None) -> None:
+    """A picture would differ in its last bits alone and in a lane beside another."""
+    torch.manual_seed(0)
+    layer = torch.nn.Sequential(torch.nn.Conv2d(448, 224, 1))
+    values = torch.randn(2, 448, 16, 16)
+    if last:
+        values = values.contiguous(memory_format=torch.channels_last)
+        layer.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = layer(values)
+        mend_convolutions(layer, torch.device("cpu"))
+        made = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            made.append(layer(values))
+    assert torch.allclose(made[0], expected, atol=1e-4)
+    assert torch.equal(made[0], made[1]) and torch.equal(made[0], made[2])

@@ -57,13 +57,41 @@ class Conv2d(torch.nn.Conv2d):
         return (input.shape[-1] + 2 * padding - kernel) // self.stride[1] + 1
 
 
+class PointwiseConv2d(torch.nn.Conv2d):
+    """`torch.nn.Conv2d` with a kernel of one pixel, whose float32 result does not depend on the number of threads.
+
+    oneDNN splits the sum over 224 and more input channels by threads, so that one picture differs in its last bits
+    alone and beside another. A matrix product of the same numbers does not.
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """`(B, C, H, W)` to `(B, C', H, W)` in the same dtype, channels last."""
+        made: torch.Tensor
+        if input.dtype != torch.float32 or input.ndim != 4:
+            made = super()._conv_forward(input, weight, bias)
+        else:
+            made = functional.linear(input.permute(0, 2, 3, 1), weight[:, :, 0, 0], bias).permute(0, 3, 1, 2)
+        return made
+
+
 def mend_convolutions(module: torch.nn.Module, device: torch.device) -> None:
-    """Keep a module's strided convolutions from the kernels that are wrong, in place. Weights and their names stay."""
+    """Keep a module's convolutions from kernels that are wrong or differ with the threads, in place.
+
+    Weights and their names stay.
+    """
     if device.type != "cpu":
         return
     for layer in module.modules():
-        if type(layer) is torch.nn.Conv2d and layer.stride[1] > 1:
+        if type(layer) is not torch.nn.Conv2d:
+            continue
+        if layer.stride[1] > 1:
             layer.__class__ = Conv2d
+        elif _is_pointwise(layer):
+            layer.__class__ = PointwiseConv2d
+
+
+def _is_pointwise(layer: torch.nn.Conv2d) -> bool:
+    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), (1, 1), (0, 0), 1)
 
 
 def remember_texts(encoder: torch.nn.Module) -> None:
