@@ -11,6 +11,7 @@ import array
 import atexit
 import ctypes
 import functools
+import importlib
 import inspect
 import json
 import os
@@ -22,7 +23,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _COMMAND = [sys.executable, "-m", "img2img_cli"]
-_MAY_DIFFER = ("PYTEST_CURRENT_TEST", "XDG_RUNTIME_DIR")  # of the environment; libraries read the rest when imported
+# What may differ of the environment: huggingface_hub's settings are read anew, other libraries read theirs on import.
+_OF_THE_HUB = (
+    "HF_ENDPOINT",
+    "HF_HOME",
+    "HF_HUB_DISABLE_XET",
+    "HF_HUB_DOWNLOAD_TIMEOUT",
+    "HF_HUB_OFFLINE",
+    "HF_TOKEN",
+)
+_MAY_DIFFER = ("PYTEST_CURRENT_TEST", "XDG_RUNTIME_DIR", *_OF_THE_HUB)
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES = 1 << 20
 _AT_START = dict(os.environ)
@@ -124,6 +134,20 @@ def _import_everything() -> None:
     from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 
+def _read_hub_settings() -> None:
+    """Have huggingface_hub read the environment again, and give what it read to all who have taken a copy."""
+    from huggingface_hub import constants, hf_api
+
+    before = {name: value for name, value in vars(constants).items() if name.isupper()}
+    importlib.reload(constants)
+    changed = {name: value for name, value in before.items() if vars(constants)[name] != value}
+    for module in list(sys.modules.values()):
+        for name, value in changed.items():
+            if vars(module).get(name) == value:
+                setattr(module, name, vars(constants)[name])
+    hf_api.api.endpoint = constants.ENDPOINT
+
+
 def _run(arguments: list[str], cwd: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
     """Run a command in this process, which was forked for it."""
     from img2img_cli.__main__ import main
@@ -131,8 +155,11 @@ def _run(arguments: list[str], cwd: str, environment: dict[str, str], streams: l
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    before = {name: os.environ.get(name) for name in _OF_THE_HUB}
     os.environ.clear()
     os.environ.update(environment)
+    if before != {name: os.environ.get(name) for name in _OF_THE_HUB}:
+        _read_hub_settings()
     os.chdir(cwd)
     sys.argv = ["img2img", *arguments]
     sys.stdin = open(0, closefd=False)  # noqa: SIM115
