@@ -83,6 +83,7 @@ def summary(outcome) -> dict:
     return last
 
 
+@pytest.mark.slow
 def test_good_pictures_are_made_and_each_bad_one_is_a_line(here, folder: Path) -> None:
     done = run(here)
     assert done.code == 3
@@ -100,6 +101,7 @@ def test_good_pictures_are_made_and_each_bad_one_is_a_line(here, folder: Path) -
         assert image.mode == "RGBA"
 
 
+@pytest.mark.slow
 def test_a_rerun_touches_nothing_and_loads_no_model(here, folder: Path, fresh) -> None:
     for name in ("g.png", "h.jpg"):
         (folder / "in" / name).unlink()
@@ -120,6 +122,7 @@ def test_a_rerun_touches_nothing_and_loads_no_model(here, folder: Path, fresh) -
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+@pytest.mark.slow
 def test_the_state_is_only_a_cache_of_what_the_results_tell(here, folder: Path) -> None:
     run(here)
     before = results(folder)
@@ -132,6 +135,7 @@ def test_the_state_is_only_a_cache_of_what_the_results_tell(here, folder: Path) 
     assert {name: data for name, data in results(folder).items() if "damaged" not in name} == before
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_made_again_and_nothing_else(here, folder: Path, photograph: Image.Image) -> None:
     run(here)
     first = results(folder)
@@ -163,6 +167,7 @@ def test_one_bad_name_or_row_fails_and_the_others_are_made(here, folder: Path, p
     assert (again.code, summary(again)["up_to_date"], summary(again)["failed"]) == (3, 2, 4)
 
 
+@pytest.mark.slow
 def test_files_with_odd_names_are_made_and_known_again(
     here, tmp_path: Path, photograph: Image.Image, monkeypatch
 ) -> None:
@@ -188,6 +193,7 @@ def test_files_with_odd_names_are_made_and_known_again(
     assert (again.code, summary(again)["up_to_date"]) == (0, len(names)), again.out
 
 
+@pytest.mark.slow
 def test_a_strangers_file_is_kept_unless_forced(here, folder: Path, photograph: Image.Image) -> None:
     Path("out").mkdir()
     photograph.save("out/b.png")
@@ -201,6 +207,7 @@ def test_a_strangers_file_is_kept_unless_forced(here, folder: Path, photograph: 
     assert Path("out/b.png").read_bytes() != mine
 
 
+@pytest.mark.slow
 def test_results_equal_the_single_commands(here, folder: Path) -> None:
     run(here, "--seed", 5)
     for name in ("a.jpg", "e.png", "sub/c.webp"):
@@ -209,6 +216,7 @@ def test_results_equal_the_single_commands(here, folder: Path) -> None:
         assert psnr(Image.open(folder / "out" / name).convert("RGB"), Image.open(alone).convert("RGB")) >= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["upscale", "restore", "style-fog"])
 def test_every_task_runs_in_batch(here, folder: Path, preset: str) -> None:
     done = run(here, "--set", "strength=1.0", preset=preset)
@@ -217,6 +225,7 @@ def test_every_task_runs_in_batch(here, folder: Path, preset: str) -> None:
         assert image.size == ((192, 144) if preset == "upscale" else (96, 72))
 
 
+@pytest.mark.slow
 def test_failures_stop_the_run_when_asked(here, folder: Path) -> None:
     done = run(here, "--fail-fast", "--workers", 1)
     total = summary(done)
@@ -227,6 +236,7 @@ def test_failures_stop_the_run_when_asked(here, folder: Path) -> None:
     assert summary(run(here, "--max-failures", "25%"))["skipped"] == 0
 
 
+@pytest.mark.slow
 def test_only_failures_are_tried_again(here, folder: Path, photograph: Image.Image) -> None:
     run(here)
     photograph.save("in/g.png")
@@ -236,6 +246,7 @@ def test_only_failures_are_tried_again(here, folder: Path, photograph: Image.Ima
     assert not Path("out/new.png").exists()
 
 
+@pytest.mark.slow
 def test_time_limits_end_items_and_runs(here, folder: Path) -> None:
     done = run(here, "--item-timeout", "0.000001")
     assert done.code == 3
@@ -292,6 +303,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(here, folder: Path) -> None
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_manifest_mixes_presets_and_models(here, folder: Path, tiny_sd: Path) -> None:
     rows = [
         {"input": "in/a.jpg", "output": "grey.png", "preset": "style-fog", "seed": 1, **QUICK_VALUES, "strength": 1},
@@ -309,6 +321,7 @@ def test_a_manifest_mixes_presets_and_models(here, folder: Path, tiny_sd: Path) 
     assert failed["code"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_whole_files_and_nothing_else(folder: Path, photograph: Image.Image, number: int) -> None:
     for index in range(40):
@@ -332,6 +345,7 @@ def test_a_signal_leaves_whole_files_and_nothing_else(folder: Path, photograph: 
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image.Image) -> None:
     for name in ("g.png", "h.jpg"):
         (folder / "in" / name).unlink()
@@ -359,6 +373,7 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
     assert len(clean) == 7
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: LatentsPipeline, photograph, monkeypatch) -> None:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     square = photograph.resize((64, 64))
@@ -385,6 +400,7 @@ def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: LatentsPip
     assert batcher.notes[0] == "out of memory; going on with batches of 4"
 
 
+@pytest.mark.slow
 def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeypatch) -> None:
     for name in ("g.png", "h.jpg"):
         (folder / "in" / name).unlink()
@@ -408,6 +424,7 @@ def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeyp
     assert summary(done)["done"] == 5
 
 
+@pytest.mark.slow
 def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: LatentsPipeline, photograph) -> None:
     parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
     pictures = [photograph.resize((64, 64)), photograph.rotate(90).resize((64, 64))]
@@ -445,6 +462,7 @@ def test_pieces_share_batches_only_when_they_can(pipeline: LatentsPipeline, phot
     assert psnr(alone, together[1]) >= psnr(alone, together[0]) + 3
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     kinds=st.lists(st.sampled_from(["good", "broken", "gone", "stranger", "done"]), min_size=1, max_size=7),
@@ -490,6 +508,7 @@ def test_the_accounting_always_closes(kinds, allowed, pipeline, photograph, tmp_
         assert tally.skipped == 0
 
 
+@pytest.mark.slow
 def test_watching_keeps_results_up_to_date(folder: Path, photograph: Image.Image) -> None:
     command = ["batch", "in", "-o", "out", "--preset", "colorize", "--json", "--watch", "--report", "r.html", *QUICK]
     process = Warm(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -107,6 +107,7 @@ def catalogue(
     yield Run(root, events, done.returncode, done.stderr, requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMOTE)
 def test_a_preset_is_pulled_built_and_run(catalogue: Run, name: str) -> None:
     event = catalogue.events[name]
@@ -126,6 +127,7 @@ def test_a_preset_is_pulled_built_and_run(catalogue: Run, name: str) -> None:
     assert changed.mean() > 2, "the input came back"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REMOTE)
 def test_its_metadata_tells_the_command(catalogue: Run, name: str) -> None:
     record = read_record(str(catalogue.folder / "out" / f"{name}.png"))
@@ -175,12 +177,14 @@ def test_control_that_is_not_there_is_refused(here, tmp_path: Path) -> None:
         assert words in done.err
 
 
+@pytest.mark.slow
 def test_variants_are_what_is_downloaded(catalogue: Run) -> None:
     paths = [path for path in catalogue.requests if "stable-diffusion-xl-base-1.0/resolve" in path]
     assert any("unet/diffusion_pytorch_model.fp16.safetensors" in path for path in paths)
     assert not any("/vae/" in path and path.endswith(".safetensors") for path in paths)  # another one is asked for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REMOTE if "inpaint" in name])
 def test_inpainting_keeps_what_is_black(catalogue: Run, name: str) -> None:
     before = np.asarray(Image.open(catalogue.folder / "in.png").convert("RGB"))

@@ -29,6 +29,7 @@ def lab(image: Image.Image) -> np.ndarray:
     return rgb_to_lab(np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.slow
 def test_colorize_keeps_lightness_and_adds_colour(here, tmp_path: Path, photograph: Image.Image) -> None:
     grey = tmp_path / "old.png"
     photograph.convert("L").save(grey)
@@ -43,6 +44,7 @@ def test_colorize_keeps_lightness_and_adds_colour(here, tmp_path: Path, photogra
     assert np.hypot(*np.moveaxis(lab(result)[..., 1:], -1, 0)).mean() > 1
 
 
+@pytest.mark.slow
 def test_saturation_scales_colour(here, tmp_path: Path, picture: Path) -> None:
     chroma = []
     for saturation in (0, 0.5, 1):
@@ -52,6 +54,7 @@ def test_saturation_scales_colour(here, tmp_path: Path, picture: Path) -> None:
     assert chroma[0] < 0.5 < chroma[1] < chroma[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 1.5, 2, 3.7, 8])
 def test_upscale_has_the_exact_size_and_is_faithful(here, picture: Path, photograph: Image.Image, scale: float) -> None:
     done = here("upscale", picture, "--scale", scale, *FAST)
@@ -62,6 +65,7 @@ def test_upscale_has_the_exact_size_and_is_faithful(here, picture: Path, photogr
         assert psnr(result.resize(photograph.size, Image.Resampling.BICUBIC), photograph) >= 40
 
 
+@pytest.mark.slow
 def test_upscale_is_sharper_than_bicubic(here, tmp_path: Path) -> None:
     from skimage import data
 
@@ -79,6 +83,7 @@ def test_upscale_is_sharper_than_bicubic(here, tmp_path: Path) -> None:
     assert psnr(large, truth) > psnr(bicubic, truth) - 1
 
 
+@pytest.mark.slow
 def test_upscale_in_tiles_shows_no_seam(here, tmp_path: Path, photograph: Image.Image) -> None:
     photograph.resize((160, 120)).save(tmp_path / "a.png")
     out = tmp_path / "b.png"
@@ -91,6 +96,7 @@ def test_upscale_in_tiles_shows_no_seam(here, tmp_path: Path, photograph: Image.
     assert (around < steps.mean() + 4 * steps.std()).all()
 
 
+@pytest.mark.slow
 def test_edit_follows_the_prompt(here, tmp_path: Path, photograph: Image.Image) -> None:
     photograph.resize((256, 192)).save(tmp_path / "a.png")
     brightness = {}
@@ -101,6 +107,7 @@ def test_edit_follows_the_prompt(here, tmp_path: Path, photograph: Image.Image) 
     assert brightness["night"] + 20 < brightness["pencil sketch"]
 
 
+@pytest.mark.slow
 def test_more_strength_changes_more(here, tmp_path: Path, picture: Path, photograph: Image.Image) -> None:
     kept = []
     for strength in (0.2, 0.5, 0.9):
@@ -122,6 +129,7 @@ def test_edit_with_a_mask_keeps_the_rest_byte_for_byte(here, tmp_path: Path, pic
     assert (before[~black] != after[~black]).any()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes_and_another_does_not(here, tmp_path: Path, picture: Path) -> None:
     def digest(name: str, seed: int) -> str:
         out = tmp_path / name
@@ -131,6 +139,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(here, tmp_path:
     assert digest("a.png", 7) == digest("b.png", 7) != digest("c.png", 8)
 
 
+@pytest.mark.slow
 def test_variations_are_numbered_and_the_same_alone(here, tmp_path: Path, picture: Path) -> None:
     done = here("edit", picture, tmp_path / "v.png", "-p", "fog", "--variations", 3, "--json", *FAST)
     assert done.code == 0, done.err
@@ -141,6 +150,7 @@ def test_variations_are_numbered_and_the_same_alone(here, tmp_path: Path, pictur
     assert psnr(Image.open(tmp_path / "v-2.png"), Image.open(tmp_path / "alone.png")) >= 40
 
 
+@pytest.mark.slow
 def test_pipes_carry_only_the_picture(fresh, photograph: Image.Image) -> None:
     buffer = io.BytesIO()
     photograph.convert("L").save(buffer, "JPEG")
@@ -191,6 +201,7 @@ def test_dry_run_prints_the_job_as_yaml(fresh, picture: Path) -> None:
     assert not picture.with_name("photo-x3.png").exists()
 
 
+@pytest.mark.slow
 def test_size_model_and_wxh(here, tmp_path: Path, picture: Path) -> None:
     for size, expected in (("model", (74, 55)), ("50x40", (50, 40))):
         out = tmp_path / f"{size}.png"
@@ -241,6 +252,7 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
     slow = ["--set", "num_inference_steps=300", "--set", "image_size=256"]
@@ -281,6 +293,7 @@ def test_a_batch_takes_the_parameters_that_a_single_command_takes(here, tmp_path
     assert (together["strength"], together["num_inference_steps"], together["size"]) == (0.4, 30, "model")
 
 
+@pytest.mark.slow
 def test_doctor_passes(here) -> None:
     done = here("doctor", "--json")
     assert done.code == 0, done.err

@@ -152,6 +152,7 @@ def test_commands_that_need_nothing_can_be_planned(
         assert told.code == ExitCode.DONE, f"{block.place}: img2img {shlex.join(arguments)}: {told.err}"
 
 
+@pytest.mark.slow
 def test_an_edit_and_its_info_work(
     here: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:

@@ -20,6 +20,7 @@ from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.run import transform_image
 
 
+@pytest.mark.slow
 def test_the_refiner_goes_over_the_result(tmp_path: Path) -> None:
     base, refiner = "stabilityai/stable-diffusion-xl-base-1.0", "stabilityai/stable-diffusion-xl-refiner-1.0"
     make_twin(base, tmp_path / "base")
@@ -39,6 +40,7 @@ def test_the_refiner_goes_over_the_result(tmp_path: Path) -> None:
     assert 0 < changes[0] < changes[1]
 
 
+@pytest.mark.slow
 def test_a_refiner_that_is_none_is_refused(here, tmp_path: Path, picture: Path) -> None:
     make_twin("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path / "sd")
     options = ["--model", tmp_path / "sd", "--set", f"refiner={tmp_path / 'sd'}", "-p", "x", "--seed", 1]
@@ -50,6 +52,7 @@ def test_a_refiner_that_is_none_is_refused(here, tmp_path: Path, picture: Path) 
     assert "no step to run" in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference", ["stable-diffusion-v1-5/stable-diffusion-v1-5", "black-forest-labs/FLUX.1-schnell"]
 )
@@ -93,6 +96,7 @@ def test_qwen_sees_the_picture_at_the_results_size(tmp_path: Path, monkeypatch: 
     assert all(result == seen for result, seen in shapes)  # in patches: neither shifted nor zoomed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [("{timestep_spacing: trailing}", None), ("{timestep_spaceing: trailing}", "timestep_spacing")],
@@ -133,6 +137,7 @@ def controlled(tmp_path: Path) -> list[object]:
     ]
 
 
+@pytest.mark.slow
 def test_a_control_picture_is_looked_at_instead(here, tmp_path: Path, picture: Path, controlled: list[object]) -> None:
     size = Image.open(picture).size
     Image.linear_gradient("L").resize(size).save(tmp_path / "down.png")
@@ -156,6 +161,7 @@ def test_a_control_picture_is_looked_at_instead(here, tmp_path: Path, picture: P
     assert "--control depth=down.png" in told
 
 
+@pytest.mark.slow
 def test_a_manifest_names_control_pictures(
     here, tmp_path: Path, picture: Path, controlled: list[object], one_thread: None
 ) -> None:
@@ -197,6 +203,7 @@ def test_a_control_picture_that_cannot_be_is_one_line(
     assert not (tmp_path / "o.png").exists()
 
 
+@pytest.mark.slow
 def test_every_row_is_checked_though_rows_share_parameters(
     here, tmp_path: Path, picture: Path, controlled: list[object]
 ) -> None:

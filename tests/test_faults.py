@@ -73,6 +73,7 @@ def try_all(driver: Driver, scene: Scene, root: Path, faults: list[Fault], code:
     return fired
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", ["new", "force", "in-place", "variations", "stdout"])
 def test_no_single_call_that_fails_does_harm(driver: Driver, singles, tmp_path: Path, name: str) -> None:
@@ -87,6 +88,7 @@ def test_no_single_call_that_fails_does_harm(driver: Driver, singles, tmp_path: 
     assert try_all(driver, singles[name], tmp_path / "root", faults, 6) >= len(faults) - 2
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_batch_survives_a_sample_of_faults(driver: Driver, batch: Scene, tmp_path: Path) -> None:
     counts = count_kinds(driver, batch, tmp_path / "root", BATCH_KINDS)
@@ -95,6 +97,7 @@ def test_a_batch_survives_a_sample_of_faults(driver: Driver, batch: Scene, tmp_p
     assert try_all(driver, batch, tmp_path / "root", faults, 6) > len(faults) * 0.8
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("stage", STAGES)
 def test_running_out_of_memory_is_told_as_such(driver: Driver, singles, tmp_path: Path, stage: str) -> None:
@@ -110,6 +113,7 @@ def test_running_out_of_memory_is_told_as_such(driver: Driver, singles, tmp_path
     assert try_all(driver, scene, tmp_path / "root", faults, 8, recall=False)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_batch_that_runs_out_of_memory_fails_pictures_or_ends(driver, batch, tmp_path: Path, stage: str) -> None:
@@ -121,6 +125,7 @@ def test_a_batch_that_runs_out_of_memory_fails_pictures_or_ends(driver, batch, t
     assert try_all(driver, batch, tmp_path / "root", faults, 8, recall=False)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_threads_that_cannot_start_are_one_line(driver: Driver, batch: Scene, tmp_path: Path) -> None:
     count = count_calls(driver, batch, tmp_path / "root", ("thread",))
@@ -128,6 +133,7 @@ def test_threads_that_cannot_start_are_one_line(driver: Driver, batch: Scene, tm
     assert try_all(driver, batch, tmp_path / "root", faults, 8)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_the_shim_reaches_a_whole_process(driver: Driver, tmp_path: Path, fresh, picture: Path) -> None:
     """The driver's children are forked; this command is started like any other."""
@@ -181,6 +187,7 @@ def test_a_run_that_dies_after_writing_knows_its_file_again(here, bmp: Path, mon
     assert (bmp / "out" / "a.bmp").read_bytes() == made
 
 
+@pytest.mark.slow
 def test_an_older_result_is_known_after_two_runs_that_died_before_replacing_it(here, bmp: Path, monkeypatch) -> None:
     assert run_batch(here).code == 0
 
@@ -301,6 +308,7 @@ def test_a_folder_that_cannot_be_made_is_no_bug(here, bmp: Path) -> None:
     assert [e["code"] for e in map(json.loads, done.out.splitlines()) if e["event"] == "failed"] == [6]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["unet", "vae"])
 def test_numbers_that_are_none_make_no_picture(here, tmp_path: Path, tiny_sd: Path, picture: Path, place: str) -> None:
     """The last layer of the model yields NaN, which would become a black picture."""
@@ -352,6 +360,7 @@ def test_a_decoder_that_runs_out_of_memory_does_not_blame_the_picture(here, pict
     assert "too little memory" in done.err
 
 
+@pytest.mark.slow
 def test_a_thread_that_cannot_start_is_told(monkeypatch, capsys) -> None:
     def fail(**_: object) -> None:
         raise RuntimeError("can't start new thread")

@@ -743,6 +743,7 @@ SPOILT = {
 }
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_spoilt_fields_are_told_or_left_out(data: st.DataObject) -> None:

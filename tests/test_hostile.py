@@ -52,6 +52,7 @@ def peak_mib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 3000, 500))
 def test_a_hostile_picture_is_read_or_refused_in_one_line(tmp_path: Path, first: int) -> None:
     before, outcomes = peak_mib(), {"read": 0, "refused": 0}
@@ -75,6 +76,7 @@ def test_a_hostile_picture_is_read_or_refused_in_one_line(tmp_path: Path, first:
     assert peak_mib() - before < MEBIBYTES
 
 
+@pytest.mark.slow
 def test_what_was_read_can_be_written() -> None:
     written = 0
     for seed in range(1000):
@@ -103,6 +105,7 @@ def test_hostile_presets_are_refused_with_one_line(tmp_path: Path) -> None:
         in_time(began)
 
 
+@pytest.mark.slow
 def test_hostile_manifests_are_refused_with_one_line(tmp_path: Path) -> None:
     choices, alone = BatchChoices(folder=tmp_path / "out", preset="colorize"), 0
     for seed in range(1500):
@@ -121,6 +124,7 @@ def test_hostile_manifests_are_refused_with_one_line(tmp_path: Path) -> None:
     assert alone > 50
 
 
+@pytest.mark.slow
 def test_hostile_records_are_refused_with_one_line(tmp_path: Path) -> None:
     told = 0
     for seed in range(700):
@@ -139,6 +143,7 @@ def test_hostile_records_are_refused_with_one_line(tmp_path: Path) -> None:
     assert told > 5, "some are sound, or nothing is tested behind the reading"
 
 
+@pytest.mark.slow
 def test_hostile_files_through_the_command_line(here, tmp_path: Path) -> None:
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
@@ -161,6 +166,7 @@ def test_hostile_files_through_the_command_line(here, tmp_path: Path) -> None:
         assert min(decode(Path(path).read_bytes()).size) >= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "make", "seeds"),
     [(["info"], make_metadata, range(3)), (["presets", "validate"], make_preset, range(3))],
@@ -194,10 +200,12 @@ def test_texts_that_unpack_are_counted(tmp_path: Path) -> None:
     refuse(hostile.png_of_text_bombs(DICE, 3000), "too many texts", tmp_path)
 
 
+@pytest.mark.slow
 def test_chunks_are_counted(tmp_path: Path) -> None:
     refuse(hostile.png_of_many_chunks(DICE, 300_000), "too many chunks", tmp_path)
 
 
+@pytest.mark.slow
 def test_segments_are_counted(tmp_path: Path) -> None:
     for seed in range(8):  # EXIF that is joined piece by piece, empty ones, bytes between them
         refuse(hostile.jpeg_of_many_segments(random.Random(seed), 300_000), "too many", tmp_path)
@@ -263,6 +271,7 @@ def test_code_blocks_and_layers_are_counted(tmp_path: Path) -> None:
     refuse(jpeg2000(layers=(coding + 6, b"\xff\xff"), levels=(coding + 9, b"\xff")), "code-blocks", tmp_path)
 
 
+@pytest.mark.slow
 def test_more_pixels_than_the_file_can_hold_are_refused(tmp_path: Path) -> None:
     refuse((".png", hostile._png((14_000, 14_000), rows=bytes(1000))), "cannot hold", tmp_path)
     nothing = hostile.make_hostile(90_648)
@@ -276,6 +285,7 @@ def test_more_pixels_than_the_file_can_hold_are_refused(tmp_path: Path) -> None:
     assert load_image("bits.png", bits).size == (8000, 8000)
 
 
+@pytest.mark.slow
 def test_a_films_canvas_is_no_larger_than_its_frames_can_fill(tmp_path: Path) -> None:
     frames = [make_picture("noise", (16, 16), seed) for seed in range(2)]
     content = bytearray(encode(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
@@ -362,6 +372,7 @@ def test_tags_of_the_wrong_type_are_left_out(kind: int) -> None:
     assert decode(content).size == (12, 12)
 
 
+@pytest.mark.slow
 def test_pillow_logs_nothing_to_stderr(fresh, tmp_path: Path) -> None:
     tags = [*hostile.grey_tags(12, 12, ((277, 4, 1, 19),))]
     (tmp_path / "a.tif").write_bytes(hostile.make_tiff(tags, bytes(300)))
@@ -483,6 +494,7 @@ def test_names_that_no_file_can_have_are_refused(tmp_path: Path, key: str, value
     check_line(bad.error, "jobs.jsonl:2")
 
 
+@pytest.mark.slow
 def test_libtiff_keeps_its_thoughts_to_itself(tmp_path: Path, fresh) -> None:
     """Otherwise libtiff would print its own lines to stderr, beside the one that names the file."""
     whole = encode(make_picture("noise", (64, 64)), "TIFF", compression="tiff_lzw")

@@ -117,6 +117,7 @@ def test_broken_exif_does_not_spoil_a_good_picture(format_, broken):
     assert loaded.size == picture.size
 
 
+@pytest.mark.slow
 def test_scrambled_exif_never_escapes_as_a_bug():
     rng, good = np.random.default_rng(5), camera_exif(6).tobytes()
     for _ in range(300):

@@ -67,6 +67,7 @@ def check_counts(lines: list[dict], folder: Path) -> dict:
     return summary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "place"),
     [
@@ -100,6 +101,7 @@ def test_a_signal_comes_nowhere_between_a_result_and_its_count(
     assert place == "Line.__exit__" or summary["skipped"] > 0
 
 
+@pytest.mark.slow
 def test_a_result_that_the_journal_cannot_note_is_counted(here, folder: Path, monkeypatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OutputError("no room")
@@ -154,6 +156,7 @@ def started(*arguments: str, **streams: object) -> Iterator[subprocess.Popen]:
         process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_during_the_plan_is_one_line(folder: Path, number: int) -> None:
     os.mkfifo("jobs.jsonl")
@@ -166,6 +169,7 @@ def test_a_signal_during_the_plan_is_one_line(folder: Path, number: int) -> None
     assert err == f"img2img: {SIGNALS[signal.Signals(number)]}\n"
 
 
+@pytest.mark.slow
 def test_a_signal_that_the_caller_ignores_stays_ignored(folder: Path) -> None:
     os.mkfifo("jobs.jsonl")
     arguments = ["batch", "jobs.jsonl", "-o", "out", "--preset", "colorize", "--dry-run"]
@@ -178,6 +182,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored(folder: Path) -> None:
     assert process.returncode == 0, err
 
 
+@pytest.mark.slow
 def test_a_batch_whose_reader_leaves_stops_and_counts(here, folder: Path, interrupts, monkeypatch) -> None:
     reading, writing = os.pipe()
     reader, told = os.fdopen(reading, "r"), []
@@ -201,6 +206,7 @@ def test_a_batch_whose_reader_leaves_stops_and_counts(here, folder: Path, interr
     assert "skipped" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["presets", "list"], ["--help"], ["presets", "schema"], ["colorize", "in/0.png", "--dry-run"]],

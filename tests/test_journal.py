@@ -116,6 +116,7 @@ def test_a_success_and_a_failure_of_another_kind_are_not_held_against_the_pictur
     assert len(sort_out(folder, plan(folder))[0]) == 1
 
 
+@pytest.mark.slow
 def test_nothing_that_is_flipped_in_the_journal_ends_a_run(folder: Path) -> None:
     """Change one bit or byte at a time: in the header, in the used part of each page, and anywhere."""
     jobs, state = plan(folder), folder / "out" / STATE

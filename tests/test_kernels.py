@@ -68,6 +68,7 @@ def test_a_convolution_to_one_column_is_right(
     assert torch.allclose(made.double(), expected, atol=0.02)
 
 
+@pytest.mark.slow
 def test_a_narrow_picture_has_one_result() -> None:
     """At 16 pixels, the innermost maps of the bundled model have one column."""
     parameters = resolve(load_preset("colorize"), {"num_inference_steps": 1}).parameters

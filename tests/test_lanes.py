@@ -35,6 +35,7 @@ def folder(tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.MonkeyPa
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_lanes_give_what_the_single_command_gives(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names, together = set(), []
     barrier = threading.Barrier(2, timeout=30)
@@ -107,6 +108,7 @@ def test_a_second_try_in_float32_leaves_the_weights_alone(monkeypatch: pytest.Mo
     assert pipeline.pipe.vae.dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_out_of_memory_goes_on_with_one_lane(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transform, working = BasePipeline.transform, []
 

@@ -126,6 +126,7 @@ PEFT = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEFT)
 def test_what_peft_trains_is_applied_as_peft_applies_it(sd, tmp_path: Path, name: str) -> None:
     torch.manual_seed(3)
@@ -247,6 +248,7 @@ CASES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_file_changes_the_weight_by_its_formula(sd, tmp_path: Path, name: str) -> None:
     full, weights, change = make_case(name)
@@ -289,6 +291,7 @@ def test_biases_and_norms_change_too(sd, tmp_path: Path) -> None:
 # Names.
 
 
+@pytest.mark.slow
 def test_the_original_names_of_xl_are_found(xl, tmp_path: Path) -> None:
     name = "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
     flat = "lora_unet_input_blocks_3_1_transformer_blocks_1_attn2_to_k"
@@ -319,6 +322,7 @@ def test_the_original_names_of_xl_are_found(xl, tmp_path: Path) -> None:
     assert any(name.startswith("text_encoder_2.") for name in moved)
 
 
+@pytest.mark.slow
 def test_fused_layers_of_flux_go_to_each_of_their_parts(flux, tmp_path: Path) -> None:
     a, b = random(3, 4), random(32, 8)
     weights = {
@@ -337,6 +341,7 @@ def test_fused_layers_of_flux_go_to_each_of_their_parts(flux, tmp_path: Path) ->
     check_only(flux, before, wanted)
 
 
+@pytest.mark.slow
 def test_layers_of_t5_are_applied(flux, tmp_path: Path) -> None:
     """Use OneTrainer's names, with which diffusers' converter fails."""
     weights = lora("lora_transformer_transformer_blocks_0_attn_to_q", 32, (32,))
@@ -355,6 +360,7 @@ def test_layers_of_t5_are_applied(flux, tmp_path: Path) -> None:
     check_only(flux, before, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "source"),
     [(SD, "latent-consistency/lcm-lora-sdv1-5"), (XL, "latent-consistency/lcm-lora-sdxl"),
@@ -384,6 +390,7 @@ def test_the_catalogues_loras_come_out_as_diffusers_fuses_them(pipes, tmp_path: 
 # What is told and what is refused.
 
 
+@pytest.mark.slow
 def test_what_has_no_place_in_the_model_is_counted(here, sd, tmp_path: Path, picture: Path) -> None:
     weights = lora(FLAT, 64, (64,)) | lora(FLAT.replace("mid_block", "mid_blockz"), 64, (64,))
     weights |= lora("lora_te_text_model_encoder_layers_7_mlp_fc1", 32, (32,)) | {"bundle_emb.word": random(1, 32)}
@@ -399,6 +406,7 @@ def test_what_has_no_place_in_the_model_is_counted(here, sd, tmp_path: Path, pic
     assert [note["event"] for note in notes] == ["note"]
 
 
+@pytest.mark.slow
 def test_a_server_tells_each_of_its_clients(sd, tmp_path: Path) -> None:
     weights = lora(FLAT, 64, (64,)) | lora("lora_unet_nowhere", 64, (64,))
     parameters = Parameters(model=str(sd.folder), lora=(str(write(tmp_path, weights)),))
@@ -408,6 +416,7 @@ def test_a_server_tells_each_of_its_clients(sd, tmp_path: Path) -> None:
         assert ["1 of 2 layers apply" in note for note in lane.find_cuts([parameters])] == [True]
 
 
+@pytest.mark.slow
 def test_what_fits_nowhere_is_one_line(here, sd, tmp_path: Path, picture: Path) -> None:
     path = write(tmp_path, lora(FLAT.replace("mid_block", "mid_blockz"), 64, (64,)))
     for command in (["edit", picture], ["batch", picture, "-o", tmp_path / "out", "--preset", "sd15-edit"]):
@@ -463,6 +472,7 @@ def test_formats_are_told_apart() -> None:
         assert (found.kind, str(found.format).lower()) == ("LoRA", wanted), name
 
 
+@pytest.mark.slow
 def test_a_torn_file_is_one_line(here, sd, tmp_path: Path, picture: Path) -> None:
     path = write(tmp_path, lora(FLAT, 64, (64,)))
     path.write_bytes(path.read_bytes()[:-40])

@@ -169,6 +169,7 @@ def pipe(path: Path, content: bytes) -> Iterator[str]:
     assert not writer.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_mask_from_a_pipe_is_read_once(here, tmp_path: Path, bits: int) -> None:
     grey = np.asarray(make_picture("coffee", SIZE).convert("L"))

@@ -55,6 +55,7 @@ def blobs(tmp_path: Path) -> list[Path]:
     return [Path(root, name) for root, _, names in os.walk(tmp_path / "cache") for name in names if "blobs" in root]
 
 
+@pytest.mark.slow
 def test_a_preset_is_pulled_and_then_runs_offline(run, hub: LoopbackHub, picture: Path, tmp_path: Path) -> None:
     done = run("models", "pull", "sd15-lcm")
     assert (done.code, done.out) == (0, b""), done.err
@@ -70,6 +71,7 @@ def test_a_preset_is_pulled_and_then_runs_offline(run, hub: LoopbackHub, picture
     assert rows[0]["bytes"] > 1000
 
 
+@pytest.mark.slow
 def test_damage_is_found_and_mended(run, tmp_path: Path) -> None:
     reference = "madebyollin/sdxl-vae-fp16-fix"
     assert run("models", "pull", reference).code == 0
@@ -89,6 +91,7 @@ def test_damage_is_found_and_mended(run, tmp_path: Path) -> None:
     assert run("models", "verify", reference).code == 0
 
 
+@pytest.mark.slow
 def test_removing_a_preset_keeps_what_others_use(run) -> None:
     run("models", "pull", "sd15-lcm")
     done = run("models", "rm", "sd15-lcm")
@@ -99,6 +102,7 @@ def test_removing_a_preset_keeps_what_others_use(run) -> None:
     assert run("models", "list").out == b""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "words"),
     [
@@ -120,6 +124,7 @@ def test_each_failure_has_its_sentence(run, tmp_path: Path, reference: str, word
     assert not [path for path in blobs(tmp_path) if path.name.endswith(".incomplete")]
 
 
+@pytest.mark.slow
 def test_what_came_wrong_does_not_stay(run, tmp_path: Path, picture: Path) -> None:
     (tmp_path / "p.yaml").write_text("extends: sd15-edit\nvae: someone/lying\nimage_size: 64\nnum_inference_steps: 4\n")
     done = run("edit", picture, tmp_path / "o.png", "-p", "x", "--preset", tmp_path / "p.yaml")
@@ -129,6 +134,7 @@ def test_what_came_wrong_does_not_stay(run, tmp_path: Path, picture: Path) -> No
     assert run("models", "verify", "someone/lying").code == 0  # the good files stay
 
 
+@pytest.mark.slow
 def test_offline_opens_no_socket(run, hub: LoopbackHub) -> None:
     asked = len(hub.requests)
     done = run("models", "pull", "sd15-lcm", offline=True)

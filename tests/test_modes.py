@@ -95,6 +95,7 @@ def test_models_see_what_the_file_holds(name: str) -> None:
         assert (picture.luminance == RAMP).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CASES if name != "CMYK"])
 def test_what_a_mask_leaves_alone_is_the_inputs_own(here, tmp_path: Path, name: str) -> None:
     suffix = ".tif" if name == "F" else ".png"
@@ -138,6 +139,7 @@ def read_deep(path: Path) -> np.ndarray:
     return np.cumsum(rows[:, 1:], axis=0, dtype=np.uint8).view(">u2").reshape(size[1], size[0], 3).astype(np.uint16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 @pytest.mark.parametrize("metadata", [True, False])
 def test_colorize_keeps_luminance_of_16_bits(here, tmp_path: Path, suffix: str, metadata: bool) -> None:
@@ -154,6 +156,7 @@ def test_colorize_keeps_luminance_of_16_bits(here, tmp_path: Path, suffix: str, 
     assert here("info", output).code == (0 if metadata else 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_upscale_keeps_luminance_of_16_bits(here, tmp_path: Path, suffix: str) -> None:
     source, output = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
@@ -170,6 +173,7 @@ def test_upscale_keeps_luminance_of_16_bits(here, tmp_path: Path, suffix: str) -
     assert len(np.unique(made)) > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["upscale", "restore"])
 @pytest.mark.parametrize(("name", "mode"), [("L", "L"), ("1", "L"), ("LA", "LA"), ("RGB", "RGB"), ("RGBA", "RGBA")])
 def test_grey_stays_grey(here, tmp_path: Path, task: str, name: str, mode: str) -> None:
@@ -180,6 +184,7 @@ def test_grey_stays_grey(here, tmp_path: Path, task: str, name: str, mode: str) 
         assert image.mode == mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".jpg", ".webp", ".bmp", ".avif", ".tif"])
 @pytest.mark.parametrize("name", ["LA", "I;16"])
 def test_grey_is_written_in_every_format(here, tmp_path: Path, suffix: str, name: str) -> None:
@@ -191,6 +196,7 @@ def test_grey_is_written_in_every_format(here, tmp_path: Path, suffix: str, name
         assert load_image("out", output.read_bytes()).size == SIZE
 
 
+@pytest.mark.slow
 def test_a_damaged_picture_is_used_as_far_as_it_goes_and_that_is_told(here, tmp_path: Path) -> None:
     (tmp_path / "cut.jpg").write_bytes(encode(make_picture("coffee", SIZE), "JPEG")[:-20])
     refused = here("restore", tmp_path / "cut.jpg", tmp_path / "out.png", *QUICK[2:])

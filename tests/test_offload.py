@@ -44,6 +44,7 @@ def make_piece(side: int) -> Piece:
     return Piece(image=image, control=None, seed=1, parameters=parameters)
 
 
+@pytest.mark.slow
 def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path, pipeline: LatentsPipeline) -> None:
     assert pipeline.offload == "none"
     make_piece(64).image.save(tmp_path / "in.png")
@@ -53,6 +54,7 @@ def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path,
     assert "--offload" not in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", ["model", "group"])
 def test_results_stay_when_parts_move(pipeline: LatentsPipeline, offload) -> None:
     expected = pipeline.transform([make_piece(64)])[0]
@@ -67,6 +69,7 @@ def test_parts_are_measured(pipeline: LatentsPipeline) -> None:
     assert sum(p.nbytes for p in pipeline.pipe.unet.parameters()) in parts
 
 
+@pytest.mark.slow
 def test_the_vae_tiles_large_pictures_only(pipeline: LatentsPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_tiling_pixels", 128 * 128)
     seen: list[bool] = []
@@ -79,6 +82,7 @@ def test_the_vae_tiles_large_pictures_only(pipeline: LatentsPipeline, monkeypatc
     assert seen == [False, False, True, False]
 
 
+@pytest.mark.slow
 def test_out_of_memory_tiles_the_vae_from_then_on(pipeline: LatentsPipeline) -> None:
     assert pipeline.save_memory() == "the VAE in tiles"
     pipeline.transform([make_piece(64)])
@@ -97,6 +101,7 @@ def test_results_stay_on_a_gpu(tiny_sd: Path, offload) -> None:
     assert psnr(*made) > 40
 
 
+@pytest.mark.slow
 def test_an_unknown_way_is_refused_before_torch(fresh, tmp_path: Path) -> None:
     make_piece(64).image.save(tmp_path / "in.png")
     for command in (

@@ -141,6 +141,7 @@ def test_a_batch_and_a_record(here, picture: Path, lighter: Path) -> None:
     assert told["parameters"]["model"] == str(lighter)
 
 
+@pytest.mark.slow
 def test_without_diffusers(fresh, picture: Path, lighter: Path) -> None:
     """A network starts in the time that torch takes; diffusers would take twice as long."""
     done = fresh("restore", "--model", lighter, picture, picture.with_name("o.png"), PYTHONPROFILEIMPORTTIME="1")

@@ -31,6 +31,7 @@ def square() -> Image.Image:
     return Image.fromarray(data.astronaut()).resize((64, 64), Image.Resampling.LANCZOS)
 
 
+@pytest.mark.slow
 def test_edit_equals_a_script_with_plain_diffusers(here, tmp_path: Path, tiny_sd: Path, square: Image.Image) -> None:
     square.save(tmp_path / "in.png")
     done = here("edit", tmp_path / "in.png", tmp_path / "out.png", "-p", "a cat", "--model", tiny_sd, *OPTIONS)
@@ -50,6 +51,7 @@ def test_edit_equals_a_script_with_plain_diffusers(here, tmp_path: Path, tiny_sd
     assert psnr(Image.open(tmp_path / "out.png"), expected) >= 40
 
 
+@pytest.mark.slow
 def test_noise_depends_on_seed_and_size_alone(tiny_sd: Path, square: Image.Image) -> None:
     parameters = Parameters(model=str(tiny_sd), num_inference_steps=2, strength=1.0, dtype="float32")
     pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
@@ -70,6 +72,7 @@ def test_generators_ignore_the_batch() -> None:
     assert not torch.equal(draws[0], draws[1])
 
 
+@pytest.mark.slow
 def test_a_separate_controlnet_is_loaded(here, tmp_path: Path, tiny_sd: Path, picture: Path) -> None:
     torch.manual_seed(1)
     ControlNetModel(
@@ -99,6 +102,7 @@ def test_plain_diffusers_loads_the_bundled_model() -> None:
     assert all(torch.isfinite(p).all() for p in pipe.unet.parameters())
 
 
+@pytest.mark.slow
 def test_the_bundled_autoencoder_is_trained() -> None:
     from skimage import data
 
@@ -145,6 +149,7 @@ def test_a_damaged_folder_is_one_line(here, picture: Path, tmp_path: Path, tiny_
     assert not picture.with_name("photo-edit.png").exists()
 
 
+@pytest.mark.slow
 def test_overflow_in_16_bits_is_decoded_again_in_float32(tiny_sd: Path, square: Image.Image) -> None:
     parameters = Parameters(model=str(tiny_sd), num_inference_steps=2)
     pipeline = build_pipeline(parameters, choose_placement("cpu", "float16"))
@@ -155,6 +160,7 @@ def test_overflow_in_16_bits_is_decoded_again_in_float32(tiny_sd: Path, square: 
     assert np.asarray(image).shape == (64, 64, 3)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_path: Path, tiny_sd: Path) -> None:
     cache = {"HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": "hf_secretsecret"}
 
@@ -203,6 +209,7 @@ def weights_of(unet: object) -> torch.Tensor:
     return torch.cat([p.flatten() for name, p in unet.state_dict().items() if name.endswith("to_q.weight")])
 
 
+@pytest.mark.slow
 def test_a_lora_is_fused_as_strongly_as_asked(tiny_sd: Path, lora: Path) -> None:
     plain, half, full, twice = (
         weights_of(build(model=str(tiny_sd), lora=given))
@@ -213,11 +220,13 @@ def test_a_lora_is_fused_as_strongly_as_asked(tiny_sd: Path, lora: Path) -> None
     assert torch.allclose(twice, full, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_lora_leaves_only_plain_layers(tiny_sd: Path, lora: Path) -> None:
     unet = build(model=str(tiny_sd), lora=(str(lora),))
     assert not [name for name in unet.state_dict() if "lora" in name]
 
 
+@pytest.mark.slow
 def test_lora_on_the_command_line_is_in_the_metadata(here, tmp_path: Path, tiny_sd: Path, lora: Path, picture) -> None:
     common = ["-p", "a cat", "--model", tiny_sd, *OPTIONS]
     assert here("edit", picture, tmp_path / "plain.png", *common).code == 0
@@ -254,6 +263,7 @@ def test_a_lora_for_another_family_is_refused(here, picture: Path, tiny_sd: Path
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
 
 
+@pytest.mark.slow
 def test_another_vae_takes_the_place_of_the_models_own(here, picture: Path, tiny_sd: Path, tmp_path: Path) -> None:
     vae = StableDiffusionImg2ImgPipeline.from_pretrained(tiny_sd, safety_checker=None).vae
     torch.nn.init.zeros_(vae.decoder.conv_out.weight)

@@ -173,6 +173,7 @@ def test_show_prints_yaml_that_is_a_preset_again(fresh, tmp_path: Path) -> None:
     assert yaml.safe_load(out)["controlnet"] == "latentcat/control_v1p_sd15_brightness"
 
 
+@pytest.mark.slow
 def test_validate_exits_0_and_2(fresh, tmp_path: Path) -> None:
     assert fresh("presets", "validate", write(tmp_path, "extends: edit\nstrength: 0.4\n")).code == 0
     bad = fresh("presets", "validate", write(tmp_path, "strengthh: 0.4\n"))

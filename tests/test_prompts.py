@@ -78,6 +78,7 @@ def test_weights_are_read() -> None:
     assert split_weights("") == [("", 1.0)]
 
 
+@pytest.mark.slow
 def test_a_plain_prompt_never_leaves_the_stock_path(pipeline: LatentsPipeline) -> None:
     for text in ("a house", "(a house) of C++ at 16:9", "a " * 75, ""):
         arguments = pipeline._make_arguments([pieces_of(text)[0].parameters], [], None)
@@ -85,6 +86,7 @@ def test_a_plain_prompt_never_leaves_the_stock_path(pipeline: LatentsPipeline) -
         assert "prompt_embeds" not in arguments
 
 
+@pytest.mark.slow
 def test_unweighted_words_are_encoded_as_the_stock_path_does(pipeline: LatentsPipeline) -> None:
     made = pipeline.prompts.embed(["a cat", "a red dog on grass"], ["bad", ""])
     stock = pipeline.pipe.encode_prompt(
@@ -113,6 +115,7 @@ def test_weights_change_the_result(pipeline: LatentsPipeline, weight: str) -> No
     assert psnr(plain, same) > 40
 
 
+@pytest.mark.slow
 def test_a_long_negative_prompt_counts_while_guidance_is_on(pipeline: LatentsPipeline) -> None:
     (short,) = run(pipeline, "a house", negative_prompt=LONG)
     (other,) = run(pipeline, "a house", negative_prompt=LONG + "a cat")
@@ -121,6 +124,7 @@ def test_a_long_negative_prompt_counts_while_guidance_is_on(pipeline: LatentsPip
     assert (off[0] == off[1]).all()
 
 
+@pytest.mark.slow
 def test_neighbours_in_a_batch_do_not_matter(pipeline: LatentsPipeline) -> None:
     prompts = ["a house", LONG + "a cat", "a (red:1.5) house", LONG * 2, "a (blue:0.5) house"]
     for prompt, made in zip(prompts, run(pipeline, *prompts), strict=True):
@@ -133,6 +137,7 @@ def test_prompts_of_different_lengths_are_filled_up(pipeline: LatentsPipeline) -
     assert {value.shape[0] for value in made.values()} == {2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [name for name in RECIPES if "inpaint" in name or "pix2pix" in name])
 def test_models_that_encode_the_picture_themselves_take_them(
     here, tmp_path: Path, picture: Path, folder_of: Callable[[str], Path], reference: str
@@ -149,6 +154,7 @@ def test_models_that_encode_the_picture_themselves_take_them(
     assert (images[0] != images[1]).any()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_takes_weights_and_tells_what_it_leaves_out(here, picture: Path, tmp_path: Path) -> None:
     common = ["edit", picture, "--preset", "edit", *OPTIONS[:-2]]
     results = []
@@ -165,6 +171,7 @@ def test_the_bundled_model_takes_weights_and_tells_what_it_leaves_out(here, pict
     assert [note["event"] for note in notes] == ["note"]
 
 
+@pytest.mark.slow
 def test_t5_takes_long_prompts_itself(folder_of: Callable[[str], Path]) -> None:
     pipeline = build(folder_of("stabilityai/stable-diffusion-3.5-medium"))
     assert pipeline.prompts.count_windows("a (red:1.3) house", "") == 0
@@ -181,6 +188,7 @@ def vectors_of(count: int, width: int = WIDTH) -> torch.Tensor:
     return torch.randn(count, width, generator=torch.Generator().manual_seed(5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", [SD, XL])
 def test_an_embedding_is_a_word_in_the_prompt(
     here, tmp_path: Path, picture: Path, folder_of: Callable[[str], Path], reference: str
@@ -209,6 +217,7 @@ def test_an_embedding_is_a_word_in_the_prompt(
     assert f"--embedding {file}" in here("info", tmp_path / "named.png").out.decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "words"), [("<inner>", ("<inner>", "mystyle")), ("mystyle", ("mystyle",)), ("clip_l", ("mystyle",))]
 )
@@ -231,6 +240,7 @@ def test_a_files_name_does_not_take_the_place_of_an_english_word(
     assert build(folder_of(SD), embedding=(str(file),)).prompts.words == {str(file): ("<inner>",)}
 
 
+@pytest.mark.slow
 def test_an_embedding_may_be_named_in_the_negative_prompt(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
     file = write_embedding(tmp_path / "ugly-one.safetensors", emb_params=vectors_of(2))
     pipeline = build(folder_of(SD), embedding=(str(file),))
@@ -240,6 +250,7 @@ def test_an_embedding_may_be_named_in_the_negative_prompt(tmp_path: Path, folder
     assert len(pipeline.notes) == 1
 
 
+@pytest.mark.slow
 def test_all_vectors_of_an_embedding_count(tmp_path: Path, folder_of: Callable[[str], Path]) -> None:
     vectors = vectors_of(3)
     results = []
@@ -250,6 +261,7 @@ def test_all_vectors_of_an_embedding_count(tmp_path: Path, folder_of: Callable[[
     assert (results[0] != results[1]).any()
 
 
+@pytest.mark.slow
 def test_an_embedding_is_part_of_the_fingerprint(here, tmp_path: Path, picture: Path, folder_of) -> None:
     file = write_embedding(tmp_path / "sunny.safetensors", sunnystyle=vectors_of(1))
     command = ["batch", picture, "-o", tmp_path / "out", "-p", "a sunnystyle house", "--json", "--embedding", file]
@@ -268,6 +280,7 @@ def test_an_embedding_is_part_of_the_fingerprint(here, tmp_path: Path, picture: 
     assert "done" in events()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [("style.pt", "pickle"), ("nowhere.safetensors", "no such file"), ("someone/../x.safetensors", "no such file")],
@@ -279,6 +292,7 @@ def test_a_wrong_embedding_is_refused_before_torch(fresh, picture: Path, text: s
         assert words in done.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reference", "name", "vectors", "words"),
     [
@@ -302,6 +316,7 @@ def test_an_embedding_that_does_not_fit_is_one_line(
     assert words in done.err
 
 
+@pytest.mark.slow
 def test_an_embedding_comes_from_the_hub(fresh, tmp_path: Path, picture: Path, folder_of) -> None:
     (tmp_path / "repository").mkdir()
     write_embedding(tmp_path / "repository" / "learned_embeds.safetensors", mystyle=vectors_of(1))

@@ -19,6 +19,7 @@ def truth() -> Image.Image:
     return Image.fromarray(data.chelsea()).resize((301, 200), Image.Resampling.LANCZOS)
 
 
+@pytest.mark.slow
 def test_noise_goes_and_the_picture_stays(here, tmp_path: Path, truth: Image.Image) -> None:
     noisy = add_noise(truth, 25, np.random.default_rng(0))
     noisy.save(tmp_path / "noisy.png")
@@ -31,6 +32,7 @@ def test_noise_goes_and_the_picture_stays(here, tmp_path: Path, truth: Image.Ima
         assert psnr(*coarse) > 33
 
 
+@pytest.mark.slow
 def test_a_clean_picture_is_hardly_changed(here, tmp_path: Path, truth: Image.Image) -> None:
     truth.save(tmp_path / "clean.png")
     assert here("restore", tmp_path / "clean.png", tmp_path / "out.png").code == 0
@@ -38,6 +40,7 @@ def test_a_clean_picture_is_hardly_changed(here, tmp_path: Path, truth: Image.Im
         assert psnr(result, truth) > 28
 
 
+@pytest.mark.slow
 def test_tiles_leave_no_seam(here, tmp_path: Path, truth: Image.Image) -> None:
     noisy = add_noise(truth, 15, np.random.default_rng(1))
     noisy.save(tmp_path / "in.png")
@@ -50,6 +53,7 @@ def test_tiles_leave_no_seam(here, tmp_path: Path, truth: Image.Image) -> None:
     assert excess.max() < excess.mean() + 6 * excess.std()
 
 
+@pytest.mark.slow
 def test_a_mask_restores_only_what_is_white(here, tmp_path: Path, truth: Image.Image) -> None:
     noisy = add_noise(truth, 25, np.random.default_rng(0))
     noisy.save(tmp_path / "in.png")

@@ -94,12 +94,14 @@ def test_a_result_that_is_a_link_out_is_refused(folder: Path, here, there: bool,
     assert (target.read_bytes() if target.exists() else None) == before
 
 
+@pytest.mark.slow
 def test_links_within_the_output_folder_are_the_users_own(folder: Path, here) -> None:
     (folder / "out" / "photo.png").symlink_to("elsewhere.png")
     assert batch(here).code == 0
     assert (folder / "out" / "elsewhere.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["folder", "result"])
 def test_a_link_that_comes_while_the_batch_runs_is_refused(
     folder: Path, here, monkeypatch: pytest.MonkeyPatch, what: str
@@ -265,6 +267,7 @@ def use(here: Callable[..., Outcome], option: str, weights: Path, picture: Path,
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
 def test_headers_that_lie_are_refused_in_small_memory(
     here, picture: Path, tiny_sd: Path, tmp_path: Path, option: str
@@ -316,6 +319,7 @@ def change_json(path: Path, **values: object) -> None:
 PARTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_pickles_inside_a_model_are_not_opened(
     here, picture: Path, model: Path, canary: Path, tmp_path: Path, part: str
@@ -402,6 +406,7 @@ def test_code_beside_a_vae_is_never_run(
         refused(use(here, "--vae", vae, picture, tiny_sd), 5)
 
 
+@pytest.mark.slow
 def test_a_repository_of_pickles_is_refused(fresh, tiny_sd: Path, tmp_path: Path, picture: Path, canary: Path) -> None:
     pickles = shutil.copytree(tiny_sd, tmp_path / "pickles")
     for weights in pickles.rglob("*.safetensors"):
@@ -514,6 +519,7 @@ def hostile(tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
+@pytest.mark.slow
 def test_names_and_presets_cannot_steer_a_terminal(here, hostile: Path, tmp_path: Path) -> None:
     preset, good = hostile / f"p{ESCAPES}.yaml", hostile / f"good{ESCAPES}.png"
     latin = os.fsdecode(os.fsencode(hostile) + b"/latin-\xe9.png")
@@ -572,6 +578,7 @@ def test_yaml_for_people_is_yaml() -> None:
     assert not STEERING & set(printable(ESCAPES))
 
 
+@pytest.mark.slow
 def test_names_cannot_break_out_of_a_report(here, tmp_path: Path, picture: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = "<!--TITLE--><svg onload=alert(1)>\u2028'\"`${1}*{}"
@@ -590,6 +597,7 @@ def test_names_cannot_break_out_of_a_report(here, tmp_path: Path, picture: Path,
 # Tokens.
 
 
+@pytest.mark.slow
 def test_tokens_are_in_nothing_that_is_told_or_written(
     here, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -695,6 +703,7 @@ def test_commands_and_their_server_are_the_same_user(runtime: Path, monkeypatch:
     state.dispatcher.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["somebody else's", "open to others", "no folder", "a long name"])
 def test_a_folder_that_cannot_be_used_costs_the_server_and_not_the_picture(
     runtime: Path, here, picture: Path, monkeypatch: pytest.MonkeyPatch, fault: str

@@ -63,7 +63,9 @@ def wait_until(true: Callable[[], object], timeout_s: float = 120) -> None:
 @pytest.fixture(scope="module")
 def served() -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="i2i") as folder:  # pytest's own are too long for a socket
-        process = start(folder, "--host", "127.0.0.1", "--port", "0", "--token", TOKEN)
+        small = Path(folder, "edit.yaml")  # what web clients ask for when they name no preset
+        small.write_text("extends: edit\nimage_size: 128\n")
+        process = start(folder, "--preset", str(small), "--host", "127.0.0.1", "--port", "0", "--token", TOKEN)
         lines = [process.stderr.readline().decode() for _ in range(2)]
         assert "serving on" in lines[0], lines
         port = int(lines[1].rpartition(":")[2].split()[0])
@@ -98,13 +100,14 @@ def count_waiting() -> int:
     return int(ask_server("GET", "/img2img/status")["waiting"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
         ["colorize", "--set", "num_samples=2", "--set", "num_inference_steps=2"],
         ["upscale", "--scale", "1.5"],
         ["restore", "--set", "num_inference_steps=4"],
-        ["edit", "-p", "a (red:1.4) winter", "--variations", "2", "--set", "num_inference_steps=4"],
+        ["edit", "-p", "a (red:1.4) winter", "--variations", "2", "--steps", "4", "--set", "image_size=128"],
     ],
 )
 def test_results_are_those_of_the_command_alone(server: Running, here, picture: Path, command: list[str]) -> None:
@@ -121,6 +124,7 @@ def test_results_are_those_of_the_command_alone(server: Running, here, picture: 
     assert len(warm) == (2 if task == "edit" else 1)
 
 
+@pytest.mark.slow
 def test_no_torch_in_the_client(server: Running, picture: Path) -> None:
     code = (
         "import sys; from img2img_cli.cli import app; sys.argv = ['img2img', *sys.argv[1:]]; code = app._run();"
@@ -132,6 +136,7 @@ def test_no_torch_in_the_client(server: Running, picture: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code, *words]).returncode == 0
 
 
+@pytest.mark.slow
 def test_batch_through_the_server_is_the_batch_alone(server: Running, here, tmp_path: Path, photograph) -> None:
     (tmp_path / "in").mkdir()
     for index in range(4):
@@ -154,6 +159,7 @@ def shell(script: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_command_stays_itself_beside_a_server(server: Running, picture: Path) -> None:
     """A command keeps its files, folder, umask, limits, name and exit codes; only the model is the server's."""
     before, folder, quick = model_seconds(), picture.parent, " ".join(QUICK)
@@ -181,6 +187,7 @@ PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
 WITHOUT_RIGHTS = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -201,6 +208,7 @@ def test_a_server_with_other_files_rights_or_limits_is_not_used(server: Running,
         assert subprocess.run([*more, sys.executable, "-c", code]).returncode == found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(WITHOUT_RIGHTS) and not can_run(*WITHOUT_RIGHTS), reason="root has all rights here")
 def test_a_server_lends_nobody_its_rights(server: Running, picture: Path) -> None:
     before, closed, secret = model_seconds(), picture.parent / "closed", picture.parent / "secret.png"
@@ -217,6 +225,7 @@ def test_a_server_lends_nobody_its_rights(server: Running, picture: Path) -> Non
     assert model_seconds() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_client_that_leaves_stops_its_work(server: Running, picture: Path, number: int, code: int) -> None:
     (client,) = run_many([["colorize", picture, picture.parent / "never.png", *LONG]])
@@ -228,6 +237,7 @@ def test_a_client_that_leaves_stops_its_work(server: Running, picture: Path, num
     assert sorted(p.name for p in picture.parent.iterdir()) == ["photo.png"]
 
 
+@pytest.mark.slow
 def test_eight_clients_at_once_lose_nothing(server: Running, here, picture: Path) -> None:
     folder = picture.parent
     commands = [["colorize", picture, folder / f"{seed}.png", "--seed", seed, *QUICK] for seed in range(8)]
@@ -238,6 +248,7 @@ def test_eight_clients_at_once_lose_nothing(server: Running, here, picture: Path
         assert (folder / "alone.png").read_bytes() == (folder / f"{seed}.png").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_model_in_a_folder_is_found_from_any_folder(
     server: Running, fresh, tiny_sd: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +259,7 @@ def test_a_model_in_a_folder_is_found_from_any_folder(
     assert str(tiny_sd) in {warm["model"] for warm in ask_server("GET", "/img2img/status")["warm"]}
 
 
+@pytest.mark.slow
 def test_errors_of_the_model_come_back_with_their_code(server: Running, fresh, picture: Path) -> None:
     done = fresh("colorize", picture, "--scheduler", "EulerDiscreteSchedular")
     assert done.code == ExitCode.USAGE
@@ -255,6 +267,7 @@ def test_errors_of_the_model_come_back_with_their_code(server: Running, fresh, p
     assert len(done.err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_second_server_is_refused(server: Running, fresh) -> None:
     done = fresh("serve")
     assert done.code == ExitCode.LOCKED
@@ -273,12 +286,13 @@ def signal_at_first_step(patch: pytest.MonkeyPatch, process: subprocess.Popen[by
     patch.setattr(client, "unpack", unpack)
 
 
+@pytest.mark.slow
 def test_when_the_server_stops_or_dies_the_command_goes_on(
     lonely: str, here, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     process = start(lonely)
     assert b"serving" in process.stderr.readline()
-    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=60", "--set", "image_size=128"]
+    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=16", "--set", "image_size=128"]
     results = [picture.parent / f"{name}.png" for name in ("stopped", "silent", "killed", "alone")]
     stopped, silent, killed, alone = results
     # In the middle of its work, and before.
@@ -314,6 +328,7 @@ def test_when_the_server_stops_or_dies_the_command_goes_on(
     assert not Path(sockets.socket_path("api")).exists()
 
 
+@pytest.mark.slow
 def test_keep_warm_leaves_a_server(lonely: str, here, picture: Path) -> None:
     done = here("colorize", picture, "--keep-warm", "10m", *QUICK)
     assert done.code == 0, done.err
@@ -328,6 +343,7 @@ def test_keep_warm_leaves_a_server(lonely: str, here, picture: Path) -> None:
     assert here("serve", "--status").code == ExitCode.NOTHING_MATCHED
 
 
+@pytest.mark.slow
 def test_a_server_that_was_left_ends_by_itself(queue, lonely: str) -> None:
     from img2img_cli.server.state import State
 
@@ -435,6 +451,7 @@ def test_tcp_has_a_guard(server: Running, status: int, headers: dict[str, str]) 
     assert ask(server, "GET", "/v1/models", **headers)[0] == status
 
 
+@pytest.mark.slow
 def test_a_body_that_never_ends_is_cut_off(server: Running) -> None:
     from img2img_cli.server.guard import MAX_BODY_BYTES
 
@@ -476,6 +493,7 @@ def encode(image: Image.Image, format_: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 def test_openai_client(server: Running, photograph: Image.Image) -> None:
     import openai
 
@@ -503,6 +521,7 @@ def test_openai_client(server: Running, photograph: Image.Image) -> None:
         assert "/tmp" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_webui_client(server: Running, photograph: Image.Image) -> None:
     import webuiapi
 
@@ -600,6 +619,7 @@ def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, 
     dispatcher.close()
 
 
+@pytest.mark.slow
 def test_owners_take_turns_and_share_batches(queue) -> None:
     dispatcher, lane, leave, spec = queue
     first = ask_for(dispatcher, "a", 0, spec)
@@ -617,6 +637,7 @@ def test_owners_take_turns_and_share_batches(queue) -> None:
     assert order.index(7) < order.index(3), "whoever has many does not keep the others waiting"
 
 
+@pytest.mark.slow
 def test_owners_take_turns_where_nobody_shares(queue, monkeypatch: pytest.MonkeyPatch) -> None:
     dispatcher, lane, leave, spec = queue
     monkeypatch.setattr(lane, "gains_from_batches", False)
@@ -651,6 +672,7 @@ def slow_to_load(queue, bundled: object) -> Iterator[tuple[object, object, list[
     may_load.set()
 
 
+@pytest.mark.slow
 def test_models_that_load_keep_nobody_waiting(slow_to_load) -> None:
     from img2img_cli.errors import ModelError
 
@@ -820,6 +842,7 @@ def test_cancelled_requests_never_run(queue) -> None:
     assert [1] not in lane.batches
 
 
+@pytest.mark.slow
 def test_the_queue_is_bounded(queue) -> None:
     from img2img_cli.server.queue import FullError
 
@@ -851,6 +874,7 @@ def test_one_that_spoils_a_batch_spoils_it_for_itself_alone(queue, monkeypatch: 
     assert [1, 2, 3] in lane.batches
 
 
+@pytest.mark.slow
 def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: pytest.MonkeyPatch) -> None:
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
@@ -949,6 +973,7 @@ def test_lengths_of_time(text: str, seconds: float | None) -> None:
         assert parse_duration(text) == seconds
 
 
+@pytest.mark.slow
 def test_a_web_client_that_leaves_stops_its_work(server: Running, photograph: Image.Image) -> None:
     body = {"init_images": [base64.b64encode(encode(photograph)).decode()], "steps": 900, "prompt": "fog"}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
@@ -963,6 +988,7 @@ def test_a_web_client_that_leaves_stops_its_work(server: Running, photograph: Im
     assert ask(server, "GET", "/v1/models")[0] == 200
 
 
+@pytest.mark.slow
 def test_a_web_client_can_interrupt(server: Running, photograph: Image.Image) -> None:
     body = {"init_images": [base64.b64encode(encode(photograph)).decode()], "steps": 900, "prompt": "fog"}
     answers: list[int] = []

@@ -70,6 +70,7 @@ def refuse(here, words: str, *command: object) -> None:
     assert len(done.err.splitlines()) == 1 + (command[0] == "batch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."])
 def test_a_checkpoint_is_what_it_was(twin, weights, tmp_path: Path, encoder: str) -> None:
     """Include the names from before transformers added `text_model`."""
@@ -78,6 +79,7 @@ def test_a_checkpoint_is_what_it_was(twin, weights, tmp_path: Path, encoder: str
     assert not pipeline.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("starts", "titles"),
     [((VAE,), ["VAE"]), ((ENCODER,), ["text encoder"]), ((VAE, ENCODER), ["text encoder", "VAE"])],
@@ -89,6 +91,7 @@ def test_parts_that_lack_are_the_familys_own(twin, weights, tmp_path, monkeypatc
     assert [note.split(" holds no ")[1].split(";")[0] for note in pipeline.notes] == titles
 
 
+@pytest.mark.slow
 def test_a_part_that_is_nowhere_is_one_line(here, weights, tmp_path: Path, picture: Path) -> None:
     path = write_file(tmp_path / "model.safetensors", without(weights, VAE))
     refuse(here, "holds no VAE; give one with --vae", "edit", picture, *OPTIONS, "--model", path)
@@ -97,6 +100,7 @@ def test_a_part_that_is_nowhere_is_one_line(here, weights, tmp_path: Path, pictu
     refuse(here, "holds no text encoder; give a whole checkpoint, or fetch", *batch, *OPTIONS, "--model", path)
 
 
+@pytest.mark.slow
 def test_a_vae_file_fills_the_gap(here, twin, weights, tmp_path: Path, picture: Path) -> None:
     path = write_file(tmp_path / "model.safetensors", without(weights, VAE))
     vae = write_file(tmp_path / "vae.safetensors", {name_vae(k): v for k, v in twin.vae.state_dict().items()})
@@ -105,6 +109,7 @@ def test_a_vae_file_fills_the_gap(here, twin, weights, tmp_path: Path, picture: 
     assert done.code == 0, done.err
 
 
+@pytest.mark.slow
 def test_xl_needs_nothing_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Cover two text encoders of different widths, and v-prediction, which many derived models use."""
     torch.manual_seed(0)
@@ -172,6 +177,7 @@ def make_wrong(name: str, twin: Any, weights: dict[str, torch.Tensor]) -> dict[s
     }[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "words"),
     [("lora", "a LoRA, not a model; give it with --lora"), ("embedding", "give it with --embedding"),
@@ -189,6 +195,7 @@ def test_what_is_no_whole_checkpoint_is_one_line(here, twin, weights, tmp_path, 
     refuse(here, words, "edit", picture, *OPTIONS, "--model", path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "metadata", "wanted"),
     [
@@ -212,6 +219,7 @@ def test_v_prediction_is_noticed(weights, tmp_path: Path, more, metadata, wanted
     )
 
 
+@pytest.mark.slow
 def test_the_users_own_settings_come_last(weights, tmp_path: Path) -> None:
     path = write_file(tmp_path / "model.safetensors", weights | {"v_pred": torch.ones(1)})
     pipeline = build(path, scheduler_config={"prediction_type": "sample"})
@@ -233,6 +241,7 @@ def test_the_two_stable_diffusions_2_are_told_apart(tmp_path: Path, spread: floa
 # VAEs and ControlNets.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("reference", "original"), [(SD, True), (XL, False), (FLUX, True)])
 def test_a_vae_file_takes_the_place_of_a_folders(tmp_path: Path, reference: str, original: bool) -> None:
     make_twin(reference, tmp_path / "model")
@@ -250,6 +259,7 @@ def test_a_vae_file_takes_the_place_of_a_folders(tmp_path: Path, reference: str,
     assert after.config.shift_factor == before.config.shift_factor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["lllyasviel/control_v11p_sd15_canny", "diffusers/controlnet-canny-sdxl-1.0"])
 def test_a_controlnet_file_is_used(here, tmp_path: Path, picture: Path, reference: str) -> None:
     make_twin(XL if "sdxl" in reference else SD, tmp_path / "model")
@@ -299,6 +309,7 @@ def test_a_folder_of_another_kind_is_one_line(here, twin, picture: Path, option:
     refuse(here, words, "edit", picture, *OPTIONS, *control, "--model", twin.folder, option, twin.folder / part)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 def test_a_folder_that_lacks_tensors_is_one_line(here, twin, tmp_path: Path, picture: Path, part: str) -> None:
     model = shutil.copytree(twin.folder, tmp_path / "model")
@@ -309,6 +320,7 @@ def test_a_folder_that_lacks_tensors_is_one_line(here, twin, tmp_path: Path, pic
     refuse(here, f"its {part} lacks 1 tensor", "edit", picture, *OPTIONS, "--model", model)
 
 
+@pytest.mark.slow
 def test_the_shipped_configs_are_those_of_the_real_models() -> None:
     sizes = {
         "sd15/unet": 859_520_964, "sd2/unet": 865_910_724, "sdxl/unet": 2_567_463_684,

@@ -41,6 +41,7 @@ def find_ends(events: list[dict]) -> dict[str, str]:
     return {Path(event["input"]).name: event["event"] for event in events if "output" in event}
 
 
+@pytest.mark.slow
 def test_an_input_that_is_replaced_meanwhile_is_made_again(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transform = BasePipeline.transform
 
@@ -96,6 +97,7 @@ def test_a_named_fifo_is_read(here, folder: Path) -> None:
     assert find_ends(events)["pipe.png"] == "done"
 
 
+@pytest.mark.slow
 def test_a_fifo_that_nobody_writes_to_ends_with_its_time(here, folder: Path) -> None:
     os.mkfifo("pipe.png")
     code, events = run(here, "pipe.png", "--item-timeout", "0.5")
@@ -104,6 +106,7 @@ def test_a_fifo_that_nobody_writes_to_ends_with_its_time(here, folder: Path) -> 
     assert "--item-timeout" in reasons["pipe.png"]
 
 
+@pytest.mark.slow
 def test_what_is_told_as_late_is_not_there(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     monkeypatch.setattr(line, "check_place", lambda *place: looked.append(place))  # the last look before writing

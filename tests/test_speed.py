@@ -38,6 +38,7 @@ def make(pipeline: LatentsPipeline, photograph: Image.Image, **keys: object) -> 
     return transform_image(photograph, resolve(load_preset("edit"), {**GUIDED, **keys}).parameters, 7, pipeline)
 
 
+@pytest.mark.slow
 def test_kept_features_save_the_inner_layers(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     unet = pipeline.pipe.unet
     inner = unet.mid_block.resnets[0]
@@ -75,6 +76,7 @@ def test_a_step_on_kept_features_is_exact_for_the_same_input(pipeline: LatentsPi
     assert torch.equal(third, step(sample + 1))
 
 
+@pytest.mark.slow
 def test_lanes_keep_features_of_their_own(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     seeds, alone, together = (1, 2), {}, {}
     p = resolve(load_preset("edit"), {**GUIDED, "cache_interval": 2}).parameters
@@ -100,6 +102,7 @@ def test_features_are_kept_by_unets_alone() -> None:
         pass
 
 
+@pytest.mark.slow
 def test_guidance_that_ends_halves_the_steps_after(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     with Count(pipeline.pipe.unet.conv_in) as count:
         full = make(pipeline, photograph)
@@ -114,6 +117,7 @@ def test_guidance_that_ends_halves_the_steps_after(pipeline: LatentsPipeline, ph
     assert again.tobytes() == full.tobytes()
 
 
+@pytest.mark.slow
 def test_guidance_ends_in_stable_diffusion_xl_too(tmp_path: Path, photograph: Image.Image) -> None:
     folder = tmp_path / "sdxl"
     make_twin(resolve(load_preset("sdxl-edit"), {}).parameters.model, folder)
@@ -146,6 +150,7 @@ def test_fast_says_what_it_changes() -> None:
         assert (made.num_inference_steps, made.guidance_end) == (steps, 1.0), "made for few steps"
 
 
+@pytest.mark.slow
 def test_fast_on_the_command_line(here, picture: Path, tiny_sd: Path) -> None:
     model = ["--model", tiny_sd, "-p", "x", "--set", "image_size=64", "--set", "tiny_vae=null", "--seed", 1]
     done = here("edit", picture, picture.parent / "fast.png", *model, "--fast", "--json")
@@ -159,6 +164,7 @@ def test_compile_and_kept_features_exclude_each_other() -> None:
         resolve(load_preset("edit"), {"prompt": "x", "compile": "auto", "cache_interval": 2})
 
 
+@pytest.mark.slow
 def test_each_prompt_is_encoded_once(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     fresh = build_pipeline(resolve(load_preset("edit"), GUIDED).parameters, choose_placement("cpu", "float32"))
     layer = fresh.pipe.text_encoder.get_input_embeddings()
@@ -208,6 +214,7 @@ def test_compiling_has_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Plan(made=50, is_open=True).left == 50
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_a_compiled_module_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if (reason := compiling.can_compile(torch.device("cpu"))) is not None:

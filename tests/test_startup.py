@@ -79,6 +79,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, list[str]]
     return probe([[word.format(picture=path) for word in words] for words, _ in CALLS])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", range(len(CALLS)), ids=[" ".join(words) for words, _ in CALLS])
 def test_light_calls_never_import_torch(index: int, told: list[tuple[int, list[str]]]) -> None:
     code, lines = told[index]
@@ -89,6 +90,7 @@ def test_light_calls_never_import_torch(index: int, told: list[tuple[int, list[s
         assert "Traceback" not in lines[0]
 
 
+@pytest.mark.slow
 def test_the_probe_can_see_torch() -> None:
     ((_, lines),) = probe([["doctor"]])
     assert "torch" in lines[-1]

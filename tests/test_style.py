@@ -54,12 +54,14 @@ def make(pipeline: tuple[LatentsPipeline, Parameters], *styles: Image.Image) -> 
     return pipeline[0].transform(pieces)
 
 
+@pytest.mark.slow
 def test_the_style_picture_tells(pipeline) -> None:
     red, blue = make(pipeline, RED)[0], make(pipeline, BLUE)[0]
     assert psnr(red, blue) < 50
     assert np.array_equal(np.asarray(red), np.asarray(make(pipeline, RED)[0]))
 
 
+@pytest.mark.slow
 def test_pictures_of_one_style_share_a_batch(pipeline) -> None:
     for made in make(pipeline, RED, RED):
         assert psnr(made, make(pipeline, RED)[0]) > 50
@@ -100,6 +102,7 @@ def test_no_weight_is_no_style(folder: Path) -> None:
     assert torch.equal(torch.tensor(np.asarray(red)), torch.tensor(np.asarray(blue)))
 
 
+@pytest.mark.slow
 def test_the_command_takes_it_and_tells_it_again(here, folder: Path, tmp_path: Path) -> None:
     RED.save(tmp_path / "in.png")
     BLUE.save(tmp_path / "style.png")
@@ -111,6 +114,7 @@ def test_the_command_takes_it_and_tells_it_again(here, folder: Path, tmp_path: P
     assert "--style style.png" in replay_command(read_record(str(out)))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_torch(fresh, tmp_path: Path) -> None:
     RED.save(tmp_path / "in.png")
     for options, code, words in (

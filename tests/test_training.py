@@ -57,6 +57,7 @@ def photographs(shards: Path) -> list[Photograph]:
     return read_shard(shards / "photos-00.tar")
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(shards, tmp_path, here) -> None:
     command = ["train", "bundled", "--from", "bundled", "--data", shards, "--out", tmp_path]
     assert here(*command, "--steps", "1").code == 0
@@ -111,6 +112,7 @@ def test_training_goes_on_from_folders_only(reference, shards, tmp_path, here, m
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns(photographs) -> None:
     torch.manual_seed(0)
     vae = autoencoder.build_autoencoder()
@@ -127,6 +129,7 @@ def test_an_autoencoder_learns(photographs) -> None:
     assert np.mean(losses[-5:]) < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_every_parameter_but_the_autoencoders_is_trained(photographs) -> None:
     networks = diffusion.load_networks(bundled_dir())
     stage = diffusion.make_stage(networks, torch.device("cpu"))
@@ -185,6 +188,7 @@ def test_styles_change_a_picture_and_keep_its_structure(style, photographs) -> N
     assert correlate_structure(styled, view) > 0.5
 
 
+@pytest.mark.slow
 def test_a_classifier_tells_styles_apart(photographs) -> None:
     model = train_classifier(photographs, steps=90)
     view = Image.fromarray(photographs[2].pixels)

@@ -75,6 +75,7 @@ def test_tiles_of_a_net_leave_no_seam(here, tmp_path: Path, photograph: Image.Im
     assert psnr(*results) > 45
 
 
+@pytest.mark.slow
 def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> None:
     results = []
     for options in ([], ["--upscaler", sharp_net]):
@@ -129,6 +130,7 @@ def test_an_upscaler_belongs_to_upscale(here, picture: Path, tmp_path: Path) -> 
         assert words in done.err
 
 
+@pytest.mark.slow
 def test_without_spandrel_it_says_what_to_install(picture: Path, sharp_net: Path) -> None:
     code = "import sys; sys.modules['spandrel'] = None; from img2img_cli.cli.app import main; main()"
     words = [*ALONE, "--upscaler", str(sharp_net), str(picture)]
@@ -143,6 +145,7 @@ def test_a_stand_in_for_torchvision_stays_nowhere() -> None:
     assert all(hasattr(sys.modules[name], "__file__") for name in stands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["stabilityai/stable-diffusion-x4-upscaler", "stabilityai/sd-x2-latent-upscaler"])
 def test_models_that_enlarge_work_in_tiles_and_keep_the_picture(
     tmp_path: Path, photograph: Image.Image, reference: str
@@ -216,6 +219,7 @@ def find_architectures() -> list[tuple[str, Any]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "build"), find_architectures())
 def test_lanes_do_not_disturb_each_others_net(tmp_path: Path, photograph: Image.Image, name: str, build: Any) -> None:
     """Two threads that share a net make the same results as one, again and again."""

@@ -143,6 +143,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
     return seen[0]
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(PRESETS), changes, st.data())
 def test_the_printed_command_gives_the_same_parameters(
@@ -176,6 +177,7 @@ def test_a_shell_reads_the_command_as_it_was_meant() -> None:
     assert json.loads(done.stdout) == told
 
 
+@pytest.mark.slow
 @few
 @given(st.sampled_from(("edit", "sd15-edit")), changes)
 def test_a_csv_file_holds_every_value(tmp_path: Path, preset: str, values: dict[str, Any]) -> None:

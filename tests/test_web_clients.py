@@ -282,6 +282,7 @@ def test_json_is_read_as_the_form_is(served: Served) -> None:
             api_openai.read_json(wrong)
 
 
+@pytest.mark.slow
 def test_openai_client_gets_what_it_reads(openai_client: Any) -> None:
     options = {
         "prompt": "fog",
@@ -300,6 +301,7 @@ def test_openai_client_gets_what_it_reads(openai_client: Any) -> None:
     assert openai_client.models.retrieve("other").id == "other"
 
 
+@pytest.mark.slow
 def test_openai_client_streams(openai_client: Any) -> None:
     events = list(openai_client.images.edit(image=("a.png", FILE), prompt="fog", stream=True, partial_images=2))
     assert [event.type for event in events] == ["image_edit.completed"]
@@ -368,6 +370,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(sorted(Img2ImgRequest.model_fields)), JSON, max_size=3))
 def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> None:
@@ -382,6 +385,7 @@ def test_any_json_is_a_request_or_is_told_why_not(fields: dict[str, Any]) -> Non
     json.dumps(asked.list_unused())
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from([*api_openai.EditRequest.model_fields, "x"]), JSON, max_size=3))
 def test_any_json_is_an_edit_or_is_told_why_not(served: Served, fields: dict[str, Any]) -> None:
@@ -653,6 +657,7 @@ def test_webui_client_repaints_the_masked_part_alone(webui_client: Any) -> None:
     assert any("inpainting_fill" in note for note in made.info["notes"])
 
 
+@pytest.mark.slow
 def test_webui_client_asks_for_all_that_it_knows(webui_client: Any) -> None:
     made = webui_client.img2img(
         images=[PICTURE, PICTURE], batch_size=2, **QUICK, width=64, height=48,

@@ -59,6 +59,12 @@ def learning_rate_at(peak: float, step: int, progress: float) -> float:
     return peak * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
+def autocast(device: torch.device) -> torch.autocast:
+    """Return a context that computes in bfloat16 where the device multiplies in it; elsewhere that is far slower."""
+    mixed = device.type != "cpu" or choose_placement("cpu", "auto").dtype is torch.bfloat16
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+
+
 def run_stage(
     stage: Stage,
     open_batches: Callable[[], Iterator[Batch]],
@@ -96,12 +102,11 @@ def run_stage(
     last_save = last_log = time.monotonic()
     running, since_log = 0.0, 0
     limit = math.inf if most_steps is None else most_steps
-    mixed = device.type != "cpu" or choose_placement("cpu", "auto").dtype is torch.bfloat16
     while spent < budget and step < limit:
         began = time.monotonic()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(stage.learning_rate, step, spent / budget)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+        with autocast(device):
             loss = stage.compute_loss(next(batches), step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

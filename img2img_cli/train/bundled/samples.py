@@ -13,6 +13,7 @@ from img2img_cli.pictures.control_maps import make_control_image
 from img2img_cli.train.bundled.degrade import add_noise, compress, shrink_and_enlarge
 from img2img_cli.train.bundled.diffusion import Networks
 from img2img_cli.train.data import Photograph, cut_view
+from img2img_cli.train.loop import autocast
 
 SIZE, STEPS, GUIDANCE = 128, 10, 2.0
 PROMPTS = (
@@ -50,7 +51,7 @@ def make_drawer(
         pipeline.set_progress_bar_config(disable=True)
         for row, view in enumerate(views):
             controls = make_controls(view)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            with torch.inference_mode(), autocast(device):
                 results = pipeline(
                     prompt=list(PROMPTS),
                     image=controls,
