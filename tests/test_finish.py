@@ -13,14 +13,13 @@ from skimage import color
 from img2img_cli.pictures import keep
 from img2img_cli.pictures.keep import (
     back_project,
-    feather_mask,
     keep_base,
     keep_detail,
     keep_luminance,
-    paste_masked,
     restore_alpha,
     unpad,
 )
+from img2img_cli.pictures.masks import feather_mask, paste_masked
 
 
 def lightness_errors(picture, result):

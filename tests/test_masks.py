@@ -16,7 +16,7 @@ from pictures import encode, make_picture
 from PIL import Image
 
 from img2img_cli.errors import InputError, UsageError
-from img2img_cli.pictures.keep import feather_mask
+from img2img_cli.pictures.masks import feather_mask
 from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.inputs import find_items

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 
 from img2img_cli.errors import InputError, OutputError
 from img2img_cli.pictures.files.formats import EXTENSIONS
-from img2img_cli.pictures.keep import paste_masked
+from img2img_cli.pictures.masks import paste_masked
 from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.pictures.write import choose_format, encode_image, write_output
 from img2img_cli.presets.schema import Parameters

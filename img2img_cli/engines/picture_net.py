@@ -29,7 +29,8 @@ class PictureNetPipeline(BasePipeline):
 
     @torch.inference_mode()
     def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
-        return to_images(self._net(_stack(pieces, self.placement.device)))
+        places = torch.tensor([piece.place for piece in pieces], device=self.placement.device)
+        return to_images(self._net(_stack(pieces, self.placement.device), places))
 
 
 class UpscaleNetPipeline(BasePipeline):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 
 from img2img_cli.pictures.files.sixteen_bit import STEP, TOP, Deep
 from img2img_cli.pictures.lab import Array, grey_to_lightness, lab_to_deep_rgb, lab_to_rgb, rgb_to_lab, rgb_to_lightness
@@ -143,21 +143,6 @@ def unpad(image: Image.Image, content: tuple[int, int], size: tuple[int, int]) -
     """Crop a picture from the canvas to `content` (width, height) and scale it to `size`."""
     image = image.crop((0, 0, *content))
     return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
-
-
-def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
-    """Fade a mask (`L`) in from its border inwards over about `pixels`; black pixels stay black."""
-    if pixels <= 0:
-        return mask
-    soft = mask.filter(ImageFilter.GaussianBlur(pixels / 2))
-    inner = soft.point([max(0, min(255, round((v - 127.5) * 2))) for v in range(256)])
-    # A region thinner than the feather would fade out entirely; the floor keeps it visible.
-    return ImageChops.darker(ImageChops.lighter(inner, mask.point([v // 4 for v in range(256)])), mask)
-
-
-def paste_masked(result: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
-    """Return the result where the mask is white and exactly the original where it is black."""
-    return Image.composite(result, original, mask)
 
 
 def restore_alpha(result: Image.Image, alpha: Image.Image | None) -> Image.Image:

@@ -1,10 +1,10 @@
-"""Interpret masks in the forms that tools write: grey levels, labels, palette colours or alpha."""
+"""Interpret masks in the forms that tools write (grey levels, labels, palette colours or alpha), and apply them."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageChops, ImageFilter
 
 from img2img_cli.errors import InputError
 from img2img_cli.pictures.files.sixteen_bit import STEP, narrow
@@ -89,3 +89,18 @@ def _has_colours(image: Image.Image) -> bool:
     """Return whether an RGB picture has colours, ignoring the faint ones that JPEG adds to grey."""
     pixels = np.asarray(image)
     return bool((pixels.max(axis=2) - pixels.min(axis=2)).max() >= BETWEEN[0])
+
+
+def feather_mask(mask: Image.Image, pixels: float) -> Image.Image:
+    """Fade a mask (`L`) in from its border inwards over about `pixels`; black pixels stay black."""
+    if pixels <= 0:
+        return mask
+    soft = mask.filter(ImageFilter.GaussianBlur(pixels / 2))
+    inner = soft.point([max(0, min(255, round((v - 127.5) * 2))) for v in range(256)])
+    # A region thinner than the feather would fade out entirely; the floor keeps it visible.
+    return ImageChops.darker(ImageChops.lighter(inner, mask.point([v // 4 for v in range(256)])), mask)
+
+
+def paste_masked(result: Image.Image, original: Image.Image, mask: Image.Image) -> Image.Image:
+    """Return the result where the mask is white and exactly the original where it is black."""
+    return Image.composite(result, original, mask)

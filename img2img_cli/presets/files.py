@@ -18,6 +18,8 @@ from img2img_cli import PACKAGE
 from img2img_cli.errors import PresetError
 from img2img_cli.presets.strict_yaml import MAX_CHARACTERS, YamlError, parse_yaml
 
+PRESET = "preset.yaml"  # in a folder that training has written
+BESIDE = "./"  # how a model's reference begins that is meant from the preset's folder
 MAX_GENERATIONS = 20  # of presets that extend each other
 EXTENDS = "extends"
 SCHEMA = "preset.schema.json"
@@ -76,7 +78,7 @@ def suggest(word: str, candidates: Iterable[str]) -> str:
 
 
 def load_preset(reference: str) -> Preset:
-    """Load a shipped preset by name, or any preset by its file name.
+    """Load a shipped preset by name, or any preset by its file, or by the folder that holds it as `preset.yaml`.
 
     Raises:
         PresetError: there is no such preset, it extends itself, or a file is not a valid preset.
@@ -85,6 +87,8 @@ def load_preset(reference: str) -> Preset:
 
 
 def _find(reference: str, beside: Path | None) -> Path:
+    if (inside := _find_in_folder(reference)) is not None:
+        return inside
     if reference.endswith((".yaml", ".yml")) or "/" in reference:
         try:
             path = (beside.parent if beside else Path()) / Path(reference).expanduser()
@@ -99,6 +103,17 @@ def _find(reference: str, beside: Path | None) -> Path:
         hint = suggest(reference, names) or "; `img2img presets list` shows all"
         raise PresetError(f"unknown preset '{reference}'{hint}")
     return names[reference]
+
+
+def _find_in_folder(reference: str) -> Path | None:
+    """Return the preset of a folder that training has written. A shipped preset of the same name comes first."""
+    if reference in list_presets():
+        return None
+    try:
+        path = Path(reference).expanduser() / PRESET
+        return path if path.is_file() else None
+    except (OSError, RuntimeError):
+        return None
 
 
 def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
@@ -117,6 +132,8 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
         raise PresetError(f"{path}: not UTF-8 text; save the preset as UTF-8") from None
     except OSError as error:
         raise PresetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+    if isinstance(values.get("model"), str) and values["model"].startswith(BESIDE):
+        values["model"] = str(path.parent / values["model"].removeprefix(BESIDE))
     parent = values.pop(EXTENDS, None)
     sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
     known = list_keys()

@@ -45,6 +45,7 @@ class Piece:
         enlarge: the factor, one of `Pipeline.enlargements`, by which the upscaling net or model enlarges the piece;
             0 for a piece that keeps its size.
         reconstruct: only encode and decode the picture with the autoencoder, without noise.
+        place: left, top, right and bottom of the piece within the whole picture, as shares of its width and height.
     """
 
     image: Image.Image
@@ -55,6 +56,7 @@ class Piece:
     style: Image.Image | None = None
     enlarge: int = 0
     reconstruct: bool = False
+    place: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     @property
     def group(self) -> tuple[object, ...]:

@@ -126,7 +126,12 @@ def pack_pieces(spec: Spec, pieces: Sequence[Piece]) -> bytes:
     parameters: dict[int, Parameters] = {}
     rows = []
     for piece in pieces:
-        row: dict[str, Any] = {"seed": piece.seed, "enlarge": piece.enlarge, "reconstruct": piece.reconstruct}
+        row: dict[str, Any] = {
+            "seed": piece.seed,
+            "enlarge": piece.enlarge,
+            "reconstruct": piece.reconstruct,
+            "place": piece.place,
+        }
         for name in _PICTURES:
             if (image := getattr(piece, name)) is not None:
                 images.setdefault(id(image), image)
@@ -150,7 +155,9 @@ def unpack_pieces(read: Read) -> tuple[Spec, list[Piece]]:
     for row in header["pieces"]:
         pictures = {name: images[row.pop(name)] for name in _PICTURES if name in row}
         pictures.setdefault("control", None)
-        pieces.append(Piece(**pictures, **{**row, "parameters": parameters[row["parameters"]]}))
+        left, top, right, bottom = map(float, row.pop("place"))
+        row |= {"parameters": parameters[row["parameters"]], "place": (left, top, right, bottom)}
+        pieces.append(Piece(**pictures, **row))
     if not pieces or len({piece.group for piece in pieces}) > 1:
         raise ValueError("pieces of several groups")
     return Spec.from_json(header["spec"]), pieces

@@ -13,13 +13,12 @@ from img2img_cli.pictures.files.sixteen_bit import Deep
 from img2img_cli.pictures.keep import (
     colour_luminance,
     enlarge_luminance,
-    feather_mask,
     keep_luminance,
-    paste_masked,
     paste_on_luminance,
     restore_alpha,
     unpad,
 )
+from img2img_cli.pictures.masks import feather_mask, paste_masked
 from img2img_cli.pictures.read import Picture, fit_image, load_image, plan_fit
 from img2img_cli.pictures.write import DEEP_FORMATS, choose_format, encode_image, write_output
 from img2img_cli.presets.schema import Parameters

@@ -181,6 +181,12 @@ def _transform_tiles(
                     parameters=parameters,
                     enlarge=enlarge,
                     reconstruct=reconstruct,
+                    place=(
+                        tile.left / image.width,
+                        tile.top / image.height,
+                        (tile.left + tile.width) / image.width,
+                        (tile.top + tile.height) / image.height,
+                    ),
                 )
             )
         made = yield pieces

@@ -56,6 +56,68 @@ def bundled(
 
 
 @train.command()
+def pairs(
+    data: Annotated[Path, typer.Argument(help="Folder of pairs, or a metadata.jsonl or .csv that lists them.")],
+    *,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the run and the preset.", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Tell what is there; train nothing.")] = False,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="Train so long; 30 if nothing else ends it.", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Train so many steps.", show_default=False)] = None,
+    epochs: Annotated[
+        float | None, typer.Option(min=0.01, help="Train so many rounds over all pairs.", show_default=False)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
+    control_path: Annotated[
+        Path | None, typer.Option(help="Folder of inputs; DATA then holds the outputs.", show_default=False)
+    ] = None,
+    swap: Annotated[bool, typer.Option("--swap", help="Learn the other direction.")] = False,
+    prompt: Annotated[str | None, typer.Option(help="Caption of pairs that have none.", show_default=False)] = None,
+    adversarial: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Weight of the adversary; 0: faithful rather than crisp.", show_default=False),
+    ] = None,
+    crop: Annotated[
+        int | None, typer.Option(min=64, max=1024, help="Side of the crops to train on.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=256, help="Crops in a step.", show_default=False)] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-7, max=0.1, help="Peak learning rate.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1, help="Seed of weights and crops.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Events on stdout, one JSON object a line.")] = False,
+) -> None:
+    """Learn from pairs of pictures, before and after; what comes out is a preset."""
+    if out is None and not check:
+        raise UsageError("name the folder of the run with -o FOLDER, or look at the pairs with --check")
+    from img2img_cli.cli.train_run import PairsOptions, run_pairs
+
+    given = {"adversarial": adversarial, "size": crop, "batch_size": batch_size, "learning_rate": learning_rate}
+    run_pairs(
+        PairsOptions(
+            data=data,
+            out=out,
+            check=check,
+            minutes=minutes,
+            steps=steps,
+            epochs=epochs,
+            resume=resume,
+            control_path=control_path,
+            swap=swap,
+            prompt=prompt,
+            given={key: value for key, value in given.items() if value is not None},
+            device=device,
+            seed=seed,
+            json=json_,
+        )
+    )
+
+
+@train.command()
 def net(
     name: Annotated[Literal["restore", "upscale"], typer.Argument(help="Which network.")],
     *,
@@ -96,6 +158,52 @@ def net(
 
 @train.command()
 def evaluate(
+    preset: Annotated[str, typer.Argument(help="A preset's name, file or folder, such as what train pairs made.")],
+    data: Annotated[Path, typer.Argument(help="Folder of pairs, or a table of them, as for train pairs.")],
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Measure on all pairs, not only on those kept for validation.")
+    ] = False,
+    control_path: Annotated[
+        Path | None, typer.Option(help="Folder of inputs; DATA then holds the outputs.", show_default=False)
+    ] = None,
+    swap: Annotated[bool, typer.Option("--swap", help="Measure the other direction.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="num_inference_steps.", show_default=False)] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the preset.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for sheet.jpg.", show_default=False)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Measure any preset on pairs: how near its results are to the outputs, beside the inputs as they are."""
+    from img2img_cli.cli.choices import parse_assignment
+    from img2img_cli.cli.train_run import EvaluateOptions, run_evaluation
+
+    given = dict(map(parse_assignment, overrides or []))
+    if steps is not None:
+        given["num_inference_steps"] = steps
+    run_evaluation(
+        EvaluateOptions(
+            preset=preset,
+            data=data,
+            everything=everything,
+            control_path=control_path,
+            swap=swap,
+            overrides=given,
+            seed=seed,
+            out=out,
+            device=device,
+            json=json_,
+        )
+    )
+
+
+@train.command()
+def measure(
     *,
     data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards; the last is for evaluation.")],
     model: Annotated[
@@ -109,7 +217,7 @@ def evaluate(
     card: Annotated[bool, typer.Option("--card", help="Write tables and sheet into the model's card too.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
 ) -> None:
-    """Measure a model on photographs it has never seen, beside what is got without any model."""
+    """Measure a bundled model on photographs it has never seen, beside what needs no model."""
     if locate_model(model)[0] == "net":
         _evaluate_net(model, data=data, out=out, count=count, pictures=pictures, device=device)
         return

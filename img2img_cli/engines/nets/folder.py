@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import ModelError
+from img2img_cli.pictures.write import write_output_bytes
 from img2img_cli.presets.references import NET_CONFIG
 from img2img_cli.presets.weight_files import check_weights
 
@@ -23,12 +24,16 @@ Net = PictureUNet | UpscaleNet
 
 
 def save_net(net: Net, folder: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write a network into a folder, which is made if it is missing."""
+    """Write a network into a folder, which is made if it is missing; each file is replaced as a whole.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in net.state_dict().items()}
-    (folder / WEIGHTS).write_bytes(save(weights))  # save_file makes a file that only its owner can read
+    write_output_bytes(save(weights), str(folder / WEIGHTS))
     config = {"architecture": type(net).__name__, "settings": net.config}
-    (folder / NET_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_output_bytes((json.dumps(config, indent=2) + "\n").encode(), str(folder / NET_CONFIG))
 
 
 def load_net_folder(folder: Path) -> Net:

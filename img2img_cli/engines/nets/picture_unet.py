@@ -43,6 +43,7 @@ class PictureUNet(nn.Module):
             many.
         patch: the factor of the folding.
         residual: whether the net predicts the difference from its input.
+        places: whether the net is told where in the whole picture each pixel lies, as vignettes need it.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PictureUNet(nn.Module):
         blocks: Sequence[int] = (2, 2, 2),
         patch: int = 2,
         residual: bool = True,
+        places: bool = False,
     ) -> None:
         super().__init__()
         self.config = {
@@ -61,11 +63,12 @@ class PictureUNet(nn.Module):
             "blocks": list(blocks),
             "patch": patch,
             "residual": residual,
+            "places": places,
         }
-        self._patch, self._residual = patch, residual
+        self._patch, self._residual, self._places = patch, residual, places
         self.multiple: int = patch * 2 ** (len(widths) - 1)
         folded = channels * patch * patch
-        self.enter = nn.Conv2d(folded, widths[0], 3, padding=1)
+        self.enter = nn.Conv2d(folded + 2 * places, widths[0], 3, padding=1)
         self.down = nn.ModuleList()
         self.up = nn.ModuleList()
         self.shrink = nn.ModuleList()
@@ -78,19 +81,39 @@ class PictureUNet(nn.Module):
         self.middle = nn.Sequential(*(ResidualBlock(widths[-1]) for _ in range(2 * blocks[-1])))
         self.leave = zeroed(nn.Conv2d(widths[0], folded, 3, padding=1))
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+    def forward(self, picture: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
         """Return the picture that the net makes of `(B, C, H, W)` in 0..1; it may leave that range a little.
 
         Sides need not be multiples of `multiple`: what is missing is filled up with the last row and column. The
         weights may be of another dtype than the picture, whose dtype the result has.
+
+        Args:
+            places: float32 `(B, 4)`, left, top, right and bottom of each picture within the whole one, in shares of its
+                sides; the whole one if None.
         """
         height, width = picture.shape[-2:]
         extra = -width % self.multiple, -height % self.multiple
         x = functional.pad(picture, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else picture
-        folded = functional.pixel_unshuffle(x, self._patch).to(self.enter.weight.dtype)
-        out = self.leave(self._transform(self.enter(folded)))
+        folded = functional.pixel_unshuffle(x, self._patch)
+        if self._places:
+            folded = torch.cat([folded, self._draw_places(folded, places, (height, width))], 1)
+        out = self.leave(self._transform(self.enter(folded.to(self.enter.weight.dtype))))
         made = functional.pixel_shuffle(out, self._patch)[..., :height, :width].to(picture.dtype)
         return picture + made if self._residual else made
+
+    def _draw_places(self, folded: torch.Tensor, places: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
+        """Return `(B, 2, h, w)`: how far right and down each folded pixel lies in the whole picture, in -1..1."""
+        count, _, rows, columns = folded.shape
+        if places is None:
+            places = folded.new_tensor([[0.0, 0.0, 1.0, 1.0]]).expand(count, 4)
+        lines = []
+        for axis, (steps, side) in enumerate(((columns, size[1]), (rows, size[0]))):
+            centres = (torch.arange(steps, device=folded.device, dtype=folded.dtype) + 0.5) * self._patch / side
+            first, last = places[:, axis, None].to(folded), places[:, axis + 2, None].to(folded)
+            lines.append(2 * (first + centres * (last - first)) - 1)
+        right = lines[0][:, None, :].expand(count, rows, columns)
+        down = lines[1][:, :, None].expand(count, rows, columns)
+        return torch.stack([right, down], 1)
 
     def _transform(self, x: torch.Tensor) -> torch.Tensor:
         kept = []

@@ -14,7 +14,8 @@ from img2img_cli.engines.hub import read_index
 from img2img_cli.errors import UsageError
 from img2img_cli.pictures import masks
 from img2img_cli.pictures.colour import from_srgb
-from img2img_cli.pictures.keep import feather_mask, paste_masked, restore_alpha
+from img2img_cli.pictures.keep import restore_alpha
+from img2img_cli.pictures.masks import feather_mask, paste_masked
 from img2img_cli.pictures.read import Picture
 from img2img_cli.presets.references import is_bundled
 from img2img_cli.presets.schema import MAX_PIXELS, Parameters, fewest_steps

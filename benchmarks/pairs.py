@@ -1,0 +1,138 @@
+"""Train on pairs and measure what comes out: a look, a restoration, or something that must be invented.
+
+    python benchmarks/pairs.py look --data FOLDER --minutes 20
+    python benchmarks/pairs.py jpeg --data FOLDER --minutes 60
+    python benchmarks/pairs.py edges --data FOLDER --minutes 60 [--adversarial 0]
+
+FOLDER holds shards of photographs, as `img2img train bundled` reads them. The pairs are made from them with fixed
+seeds, and `img2img train pairs` trains on them as a user would. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from img2img_cli.train.data import Photograph, list_shards, read_shard
+from img2img_cli.train.metrics import measure_detail, measure_psnr
+
+TRAINING, TESTS = 60, 20
+Make = Callable[[Image.Image, np.random.Generator], tuple[Image.Image, Image.Image]]
+
+
+def make_look(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Return a grainy picture, and it without grain under a curve for each channel, split toning and a vignette."""
+    pixels = np.asarray(image, np.float32) / 255
+    grain = rng.normal(0, 0.02, (*pixels.shape[:2], 1)).astype(np.float32)
+    before = (pixels + grain).clip(0, 1)
+    curve = np.stack([pixels[..., c] ** power for c, power in enumerate((0.85, 0.95, 1.15))], -1)
+    curve = curve + 0.08 * np.sin(2 * np.pi * (curve - 0.5))
+    light = pixels.mean(2, keepdims=True)
+    toned = curve + 0.06 * (1 - light) * np.float32([-0.5, 0, 1]) + 0.06 * light * np.float32([1, 0.4, -0.6])
+    rows, columns = (np.linspace(-1, 1, side, dtype=np.float32) for side in pixels.shape[:2])
+    fall = 1 - 0.35 * ((rows[:, None] ** 2 + columns[None, :] ** 2) / 2) ** 1.5
+    after = (toned * fall[..., None]).clip(0, 1)
+    return _to_image(before), _to_image(after)
+
+
+def make_jpeg(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Return a picture as JPEG of quality 10 to 40, and as it is."""
+    return compress(image, int(rng.integers(10, 41))), image
+
+
+def compress(image: Image.Image, quality: int) -> Image.Image:
+    """Encode a picture as JPEG and decode it."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer).convert("RGB")
+
+
+def make_edges(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Return the edges of a picture, dark on white, and the picture."""
+    del rng
+    grey = image.convert("L").filter(ImageFilter.GaussianBlur(1.2))
+    dy, dx = np.gradient(np.asarray(grey, np.float32))
+    lines = 255 - (np.hypot(dx, dy) * 14).clip(0, 255)
+    return Image.fromarray(lines.astype(np.uint8)).convert("RGB"), image
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray((pixels * 255).round().astype(np.uint8))
+
+
+JOBS: dict[str, tuple[Make, Callable[[Photograph], bool], int]] = {
+    "look": (make_look, lambda photo: photo.source.startswith("hires_"), TRAINING),
+    "jpeg": (make_jpeg, lambda photo: True, 2000),
+    "edges": (make_edges, lambda photo: "flower" in photo.source, 1200),
+}
+
+
+def write_pairs(folder: Path, split: str, photographs: Sequence[Photograph], make: Make, seed: int) -> None:
+    """Write pairs as `trainA/ trainB/` or `testA/ testB/`."""
+    rng = np.random.default_rng(seed)
+    for side in "AB":
+        (folder / f"{split}{side}").mkdir(parents=True, exist_ok=True)
+    for index, photograph in enumerate(photographs):
+        image = Image.fromarray(photograph.pixels)
+        image = image.resize((round(image.width / 1.5), round(image.height / 1.5)), Image.Resampling.LANCZOS)
+        for side, picture in zip("AB", make(image, rng), strict=True):
+            picture.save(folder / f"{split}{side}" / f"{index:05}.png")
+
+
+def run(*arguments: object) -> None:
+    """Run `img2img` and end if it fails."""
+    subprocess.run([sys.executable, "-m", "img2img_cli", *map(str, arguments)], check=True)
+
+
+def main() -> None:
+    """Make the pairs, train, transform the test pictures with the preset that came out, and measure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("rest", nargs="*", help="more options of `train pairs`, after --")
+    options = parser.parse_args()
+    make, wanted, most = JOBS[options.job]
+    shards, held_out = list_shards(options.data)
+    photographs = [photo for shard in shards for photo in read_shard(shard) if wanted(photo)]
+    chosen = photographs[:: max(1, len(photographs) // (most + TESTS))][: most + TESTS]
+    tests = chosen[most:]
+    if options.job == "jpeg" and held_out is not None:
+        tests = read_shard(held_out)[:TESTS]
+    root = options.out / options.job
+    write_pairs(root / "pairs", "train", chosen[:most], make, 1)
+    write_pairs(root / "pairs", "test", tests, make, 2)
+    began = time.monotonic()
+    run("train", "pairs", root / "pairs", "-o", root / "run", "--minutes", options.minutes, *options.rest)
+    seconds = time.monotonic() - began
+    run("batch", root / "pairs" / "testA", "-o", root / "made", "--preset", root / "run", "--force")
+    figures: dict[str, float] = {"minutes": round(seconds / 60, 1)}
+    rows = []
+    for path in sorted((root / "pairs" / "testA").iterdir()):
+        before, after, made = (
+            Image.open(place / path.name).convert("RGB")
+            for place in (path.parent, root / "pairs" / "testB", root / "made")
+        )
+        rows.append(
+            {
+                "psnr": measure_psnr(made, after),
+                "input_psnr": measure_psnr(before, after),
+                "detail": measure_detail(made) / measure_detail(after),
+            }
+        )
+    figures |= {key: round(float(np.mean([row[key] for row in rows])), 3) for key in rows[0]}
+    print(json.dumps({"job": options.job, **figures}))
+
+
+if __name__ == "__main__":
+    main()

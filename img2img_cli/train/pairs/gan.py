@@ -1,0 +1,175 @@
+"""`--method gan`: a conditional GAN on pairs, or plain regression without its adversary. One step at a time."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.errors import ModelError, OutOfMemoryError, is_shortage
+from img2img_cli.train.loop import autocast
+from img2img_cli.train.pairs.data import Crops, PairData
+from img2img_cli.train.pairs.discriminator import PatchDiscriminator, augment, compare
+
+FEW_PAIRS = 500  # below, the discriminator sees moved pictures with holes, so that it cannot learn them by heart
+EMA_DECAY = 0.995
+WARMUP_STEPS = 100
+EPSILON = 1e-3  # of Charbonnier's loss, which is smooth at 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is made with. A run is resumed with the settings that it began with.
+
+    Attributes:
+        adversarial: the weight of the adversary beside the mean difference; 0 for plain regression.
+        aligned: whether inputs and outputs are nearly the same, so that the network predicts a difference, in a small
+            net at full resolution; otherwise it paints the output anew, in a deeper one.
+        longest: sides of training pictures are reduced to at most this.
+    """
+
+    seed: int = 0
+    adversarial: float = 0.0
+    aligned: bool = True
+    size: int = 96
+    batch_size: int = 8
+    longest: int = 1024
+    learning_rate: float = 1e-3
+
+    def make_net(self) -> PictureUNet:
+        """Return a new generator; the same for the same seed."""
+        torch.manual_seed(self.seed)
+        if self.aligned:
+            return PictureUNet(widths=(32, 64, 128), blocks=(1, 1, 1), places=True)
+        net = PictureUNet(widths=(32, 64, 128, 192, 256), blocks=(1, 1, 1, 1, 1), residual=False)
+        nn.init.normal_(net.leave.weight, std=0.02)
+        for bias in (parameter for parameter in net.leave.parameters() if parameter.ndim == 1):
+            nn.init.constant_(bias, 0.5)
+        return net
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The losses of a step: mean difference, and of the adversary its own and the scores of real and made pictures."""
+
+    difference: float
+    discriminator: float = 0.0
+    real: float = 0.0
+    made: float = 0.0
+
+
+class Trainer:
+    """Everything that changes while a GAN is trained. Its state is enough to go on to the same weights.
+
+    Attributes:
+        step: how many steps were made.
+        averaged: the generator with averaged weights, which is what is kept.
+    """
+
+    def __init__(self, settings: Settings, data: PairData, device: torch.device) -> None:
+        self.settings, self.device, self.step = settings, device, 0
+        self._data = data
+        self._few = len(data) < FEW_PAIRS
+        self.net = settings.make_net().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.averaged: PictureUNet = copy.deepcopy(self.net).eval().requires_grad_(False)
+        self._optimizer = torch.optim.Adam(self.net.parameters(), settings.learning_rate, betas=(0.9, 0.99))
+        self.discriminator: PatchDiscriminator | None = None
+        if settings.adversarial > 0:
+            self.discriminator = PatchDiscriminator().to(device)
+            self._adversary = torch.optim.Adam(self.discriminator.parameters(), 2e-4, betas=(0.5, 0.99))
+
+    def advance(self, progress: float) -> Losses:
+        """Make one step.
+
+        Args:
+            progress: the share of the run that is over, in 0..1; from the middle on, the learning rate falls to 0.
+
+        Raises:
+            ModelError: the loss is not a number.
+            OutOfMemoryError: the device has too little memory.
+        """
+        try:
+            losses = self._advance(progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise OutOfMemoryError(f"{self.device}: out of memory; use a smaller --crop or --batch-size") from None
+        self.step += 1
+        return losses
+
+    def _advance(self, progress: float) -> Losses:
+        settings = self.settings
+        rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, 2 * max(0.0, 1 - progress) + 0.01)
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate
+        batch = self._data.draw(settings.seed, self.step, settings.batch_size).to(self.device)
+        with autocast(self.device):
+            made = self.net(batch.source, batch.places).float()
+        loss = difference = ((made - batch.target) ** 2 + EPSILON**2).sqrt().mean()
+        told = Losses(difference=float(difference.detach()))
+        if self.discriminator is not None:
+            told = self._teach_adversary(batch, made.detach(), told.difference)
+            score = self._judge(batch, made, salt=1)
+            loss = loss - settings.adversarial * score.mean()
+        if not torch.isfinite(loss):
+            raise ModelError(f"step {self.step}: the loss is not a number; use a smaller --learning-rate")
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self._optimizer.step()
+        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for average, own in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
+                average.lerp_(own, 1 - decay)
+        return told
+
+    def _judge(self, batch: Crops, picture: torch.Tensor, *, salt: int) -> torch.Tensor:
+        assert self.discriminator is not None
+        both = torch.cat([batch.source, picture], 1)
+        if self._few:
+            generator = torch.Generator().manual_seed((self.settings.seed << 32) + 4 * self.step + salt)
+            both = augment(both, generator)
+        with autocast(self.device):
+            scores: torch.Tensor = self.discriminator(both[:, :3], both[:, 3:]).float()
+        return scores
+
+    def _teach_adversary(self, batch: Crops, made: torch.Tensor, difference: float) -> Losses:
+        real, false = self._judge(batch, batch.target, salt=2), self._judge(batch, made, salt=3)
+        loss = compare(real, false)
+        self._adversary.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._adversary.step()
+        means = (float(each.detach().mean()) for each in (loss, real, false))
+        return Losses(difference=difference, **dict(zip(("discriminator", "real", "made"), means, strict=True)))
+
+    def state(self) -> dict[str, Any]:
+        """Return everything that `restore` needs, in types that `torch.load(weights_only=True)` reads."""
+        state = {
+            "settings": asdict(self.settings),
+            "step": self.step,
+            "net": self.net.state_dict(),
+            "averaged": self.averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+        }
+        if self.discriminator is not None:
+            state |= {"discriminator": self.discriminator.state_dict(), "adversary": self._adversary.state_dict()}
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state.
+
+        Raises:
+            KeyError, RuntimeError: it is not one of these settings.
+        """
+        self.net.load_state_dict(state["net"])
+        self.averaged.load_state_dict(state["averaged"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self._adversary.load_state_dict(state["adversary"])
+        self.step = int(state["step"])
