@@ -22,13 +22,13 @@ from typing import Any, NoReturn
 from faults import Fault, Orders
 from PIL import Image
 
-from img2img_cli.cli import app, engine
+from img2img_cli.cli import app, open_engine
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.tasks.pieces import Piece
 from img2img_cli.tasks.protocol import Spec
 
 LONGEST_S = 120.0
-# What belongs to a stage, as module and name; `run` is for single commands, `stages` and `line` for batches.
+# What belongs to a stage, as module and name; `run` is for single commands, `stages` and `assembly_line` for batches.
 PARTS = {
     "read": ("tasks.run.load_image", "batch.stages.load_image", "batch.stages.read_source"),
     "encode": ("engines.diffusion.latents.LatentsPipeline.encode",),
@@ -39,7 +39,7 @@ PARTS = {
         "tasks.run.encode_result",
         "tasks.run.write_output",
         "batch.stages.encode_result",
-        "batch.line.write_output",
+        "batch.assembly_line.write_output",
     ),
 }
 
@@ -50,7 +50,7 @@ _made: Made = {}
 
 def share_models() -> None:
     """Load each model once, for all children."""
-    build = engine.build
+    build = open_engine.build
 
     def find(spec: Spec) -> Any:
         key = json.dumps(spec.to_json(), sort_keys=True, default=str)
@@ -58,7 +58,7 @@ def share_models() -> None:
             _pipelines[key] = build(spec)
         return _pipelines[key]
 
-    engine.build = find
+    open_engine.build = find
 
 
 def recall_results() -> None:

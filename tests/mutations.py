@@ -109,7 +109,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="the journal is not told what is about to be written",
-        changes=change("batch/line.py", "        journal.begin(job, entry.provenance, data)\n"),
+        changes=change("batch/assembly_line.py", "        journal.begin(job, entry.provenance, data)\n"),
         tests=("tests/test_faults.py", "-k", "dies_after_writing"),
     ),
     Mutation(
@@ -179,7 +179,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a spoilt picture fails all of its batch",
-        changes=change("batch/line.py", "            if len(run.entries) > 1:\n", "            if False:\n"),
+        changes=change("batch/assembly_line.py", "            if len(run.entries) > 1:\n", "            if False:\n"),
         tests=("tests/test_batch.py", "-k", "one_spoilt"),
     ),
     Mutation(
@@ -193,7 +193,7 @@ MUTATIONS = (
     Mutation(
         name="what was told as late is written",
         changes=change(
-            "batch/line.py",
+            "batch/assembly_line.py",
             "        if self._session.opener.is_late(entry):\n            raise TimeLimitError\n",
         ),
         tests=("tests/test_sources.py", "-k", "told_as_late"),

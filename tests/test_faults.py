@@ -194,7 +194,7 @@ def test_an_older_result_is_known_after_two_runs_that_died_before_replacing_it(h
     def die(*_: object, **__: object) -> None:
         raise _Killed
 
-    monkeypatch.setattr("img2img_cli.batch.line.write_output", die)
+    monkeypatch.setattr("img2img_cli.batch.assembly_line.write_output", die)
     for _ in range(2):
         with pytest.raises(_Killed):
             run_batch(here, "--set", "saturation=0.5")

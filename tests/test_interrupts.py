@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 from warm import Warm
 
+from img2img_cli.batch.assembly_line import Line
 from img2img_cli.batch.journal import Journal
-from img2img_cli.batch.line import Line
 from img2img_cli.batch.session import Session
-from img2img_cli.cli import app, batch_run, engine, picture
+from img2img_cli.cli import app, batch_run, open_engine, single_run
 from img2img_cli.errors import ModelError, OutputError
 from img2img_cli.system.interrupts import SIGNALS, Interrupted, Interrupts
 from img2img_cli.system.streams import _Stdout
@@ -267,8 +267,8 @@ def test_a_stream_that_does_not_block_gets_everything(tmp_path: Path) -> None:
 
 def test_a_signal_that_python_has_dropped_ends_the_command_at_its_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
     fresh = Interrupts()
-    monkeypatch.setattr(picture, "INTERRUPTS", fresh)
-    with picture.show_progress("edit", enabled=False) as progress:
+    monkeypatch.setattr(single_run, "INTERRUPTS", fresh)
+    with single_run.show_progress("edit", enabled=False) as progress:
         progress(1, 3)
         with pytest.raises(Interrupted):
             fresh._take(signal.SIGTERM, None)
@@ -287,6 +287,6 @@ def test_an_error_that_a_library_makes_of_a_signal_is_told_as_the_signal(
             raise ModelError("the model cannot be loaded") from error
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(engine, "build", build)
+    monkeypatch.setattr(open_engine, "build", build)
     done = here("colorize", "in/0.png", "--no-server")
     assert (done.code, done.err) == (128 + number, f"img2img: {SIGNALS[signal.Signals(number)]}\n")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from img2img_cli.batch import line
+from img2img_cli.batch import assembly_line
 from img2img_cli.batch.entries import Opener
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.errors import ChangedError
@@ -109,7 +109,8 @@ def test_a_fifo_that_nobody_writes_to_ends_with_its_time(here, folder: Path) -> 
 @pytest.mark.slow
 def test_what_is_told_as_late_is_not_there(here, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
-    monkeypatch.setattr(line, "check_place", lambda *place: looked.append(place))  # the last look before writing
+    # The last look before writing.
+    monkeypatch.setattr(assembly_line, "check_place", lambda *place: looked.append(place))
     monkeypatch.setattr(Opener, "is_late", lambda self, entry: bool(looked))
     code, events = run(here, "--item-timeout", "600")
     assert code == 3

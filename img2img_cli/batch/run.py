@@ -51,7 +51,7 @@ def _run_group(session: Session, entries: list[Entry], ended: set[int], *, alone
             ended.add(id(entry))
             session.fail(entry.job, error, 0.0)
         return
-    from img2img_cli.batch.line import Line
+    from img2img_cli.batch.assembly_line import Line
 
     pipeline.expect(sum(entry.job.parameters.steps_run for entry in entries))
     with Line(session, pipeline, ended) as line:

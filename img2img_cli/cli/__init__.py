@@ -1,1 +1,1 @@
-"""The command line: arguments to preset to job to runner, one file a command."""
+"""The command line: arguments to preset to job to runner, one file for each command. Start in `app`."""

@@ -26,7 +26,7 @@ from img2img_cli.tasks.plan import BatchChoices, Planned, Refused, plan_batch
 from img2img_cli.text import printable
 
 if TYPE_CHECKING:
-    from img2img_cli.cli.engine import Engine
+    from img2img_cli.cli.open_engine import Engine
     from img2img_cli.tasks.pieces import Pipeline
 
 Event = dict[str, Any]
@@ -160,7 +160,7 @@ class Pipelines:
         # Before torch starts its threads: spinning at their barriers they would starve those that read and write
         # files (measured: a seventh more pictures a second on two cores).
         os.environ.setdefault("GOMP_SPINCOUNT", "0")
-        from img2img_cli.cli.engine import tell_offload
+        from img2img_cli.cli.open_engine import tell_offload
         from img2img_cli.tasks.protocol import Spec
 
         parameters: Parameters = job.parameters

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from img2img_cli.cli.choices import check_offload
-from img2img_cli.cli.engine import check_packages
+from img2img_cli.cli.open_engine import check_packages
 from img2img_cli.errors import NothingMatchedError, TimeLimitError, UsageError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from img2img_cli.errors import OutputError, UsageError, advise
-from img2img_cli.pictures.write import write_output_bytes
+from img2img_cli.errors import UsageError
+from img2img_cli.pictures.write import make_folder, write_output_bytes
 from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.text import printable
 
@@ -97,7 +97,8 @@ def run_pairs(options: PairsOptions) -> None:
         teller.say(line)
     if options.check:
         if options.out is not None and checked.training:
-            write_output_bytes(encode_sheet(draw_pairs(checked.training)), str(make_folder(options.out) / SHEET))
+            make_folder(str(options.out))
+            write_output_bytes(encode_sheet(draw_pairs(checked.training)), str(options.out / SHEET))
             teller.say(f"{options.out / SHEET}: a sheet of them")
         return
     assert options.out is not None
@@ -166,21 +167,9 @@ def run_evaluation(options: EvaluateOptions) -> None:
     pipeline = open_pipeline(parameters, choose_placement(options.device, parameters.dtype))
     figures = measure_preset(parameters, pipeline, pairs, seed=options.seed)
     if options.out is not None:
-        write_output_bytes(encode_sheet(figures.draw(8)), str(make_folder(options.out) / "sheet.jpg"))
+        make_folder(str(options.out))
+        write_output_bytes(encode_sheet(figures.draw(8)), str(options.out / "sheet.jpg"))
     if options.json:
         print(json.dumps({"preset": options.preset, "pairs": len(pairs), **figures.means()}))
     else:
         print(format_table(options.preset, figures))
-
-
-def make_folder(path: Path) -> Path:
-    """Make a folder if it is missing, and return it.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be made ({error.strerror}); {advise(error)}") from None
-    return path

@@ -1,1 +1,4 @@
-"""Train the bundled model. Only the training command imports this package."""
+"""Learn from pairs of pictures, and make the models that ship inside. Only the training commands import this package.
+
+Start in `pairs.recipe`, `nets.recipe` or `bundled.recipe`.
+"""

@@ -83,7 +83,7 @@ def batch(
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
     from img2img_cli.cli.choices import check_offload, collect_choices
-    from img2img_cli.cli.engine import Engine
+    from img2img_cli.cli.open_engine import Engine
     from img2img_cli.tasks.plan import BatchChoices
 
     choices = BatchChoices(**collect_choices(shared), folder=output, name=name, style=style, seed=seed, force=force)

@@ -21,6 +21,6 @@ def colorize(
     shared: PictureOptions,
 ) -> None:
     """Give a black-and-white picture colour. Its own lightness stays as it is, at full resolution."""
-    from img2img_cli.cli.picture import run_picture_command
+    from img2img_cli.cli.single_run import run_picture_command
 
     run_picture_command("colorize", source, output, {"saturation": saturation}, shared)

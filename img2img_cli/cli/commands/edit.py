@@ -41,7 +41,7 @@ def edit(
     shared: PictureOptions,
 ) -> None:
     """Change a picture as a text says: style, colours, light; or only where a mask is white."""
-    from img2img_cli.cli.picture import run_picture_command
+    from img2img_cli.cli.single_run import run_picture_command
 
     kind, _, control_image = control.partition("=") if control is not None else (None, "", "")
     own = {"mask_feather": mask_feather, "control": "picture" if kind == "tile" else kind}

@@ -14,6 +14,6 @@ def restore(
     shared: PictureOptions,
 ) -> None:
     """Mend a damaged picture at its own resolution. The bundled model takes noise out; other presets do more."""
-    from img2img_cli.cli.picture import run_picture_command
+    from img2img_cli.cli.single_run import run_picture_command
 
     run_picture_command("restore", source, output, {}, shared, mask=mask)

@@ -26,6 +26,6 @@ def upscale(
     shared: PictureOptions,
 ) -> None:
     """Make a picture larger, with detail. Scaled down again, the result gives the input back."""
-    from img2img_cli.cli.picture import run_picture_command
+    from img2img_cli.cli.single_run import run_picture_command
 
     run_picture_command("upscale", source, output, {"scale": scale, "upscaler": upscaler}, shared)

@@ -1,1 +1,1 @@
-"""Networks of our own that turn a picture into a picture in one pass. Imports torch alone; start at `folder`."""
+"""The classes of img2img's own networks, from picture to picture in one pass. Imports only torch; start in `folder`."""

@@ -4,12 +4,11 @@ Decoders in C cannot be interrupted, and Pillow's parsers take a step in Python 
 limited beforehand:
 
 - parts (chunks, segments, boxes, blocks, tags): `MAX_PARTS`, walked here in the same way as by Pillow, but not stored;
-- compressed text and profiles in PNG: `MAX_TEXTS` chunks of 8 MiB and `MAX_PROFILES`; Pillow itself limits all text to
-  64 MiB;
+- compressed text and profiles in PNG: `MAX_TEXTS` chunks of 8 MiB and `MAX_PROFILES`; Pillow limits all text to 64 MiB;
 - numbers in TIFF tags, which become Python objects: `MAX_VALUES` per directory;
 - pixels: `MAX_PIXELS`, and no more than a file of that length can hold; fewer in codecs that are written in Python;
 - passes over the pixels: `MAX_SCANS` of a JPEG, `MAX_BLOCKS` and `MAX_TILES` of a JPEG 2000;
-- frames: counted here up to `MAX_FRAMES`, never decoded.
+- frames: counted up to `MAX_FRAMES`, never decoded.
 
 As in Pillow, too many pixels raise DecompressionBombError; anything else over a limit raises ValueError.
 """

@@ -9,12 +9,12 @@ from typing import Any
 from img2img_cli.errors import InputError
 from img2img_cli.pictures.read import label, open_picture, read_bytes
 from img2img_cli.pictures.texts import USER_COMMENT, collect_texts
-from img2img_cli.tasks.foreign.a1111 import is_parameters, read_parameters
 from img2img_cli.tasks.foreign.comfyui import read_comfyui
 from img2img_cli.tasks.foreign.fields import Foreign, read_flat, read_json, read_plain, show_others
 from img2img_cli.tasks.foreign.invokeai import read_invokeai
 from img2img_cli.tasks.foreign.novelai import read_novelai
 from img2img_cli.tasks.foreign.stealth import read_stealth
+from img2img_cli.tasks.foreign.webui import is_parameters, read_parameters
 from img2img_cli.tasks.record import NO_PARAMETERS, find_record
 
 LOSSLESS = ("PNG", "WEBP")  # formats in which tools hide parameters in pixels

@@ -28,7 +28,7 @@ from img2img_cli.train.bundled.autoencoder import stack_pictures
 from img2img_cli.train.bundled.captions import clean_caption, compose_caption, measure_colours
 from img2img_cli.train.bundled.degrade import make_damaged, make_low_resolution, recolour
 from img2img_cli.train.bundled.styles import STYLES
-from img2img_cli.train.bundled.text import WIDTH, build_text_encoder
+from img2img_cli.train.bundled.tokenizer import WIDTH, build_text_encoder
 from img2img_cli.train.data import BalancedDraw, Photograph, cut_view
 from img2img_cli.train.loop import Batch, Stage
 

@@ -18,7 +18,7 @@ from img2img_cli.train.bundled import diffusion
 from img2img_cli.train.bundled.captions import HUES, TASKS, clean_caption
 from img2img_cli.train.bundled.samples import make_drawer
 from img2img_cli.train.bundled.styles import STYLES
-from img2img_cli.train.bundled.text import train_tokenizer
+from img2img_cli.train.bundled.tokenizer import train_tokenizer
 from img2img_cli.train.data import Photograph, list_shards, read_shard
 from img2img_cli.train.loop import Batch, run_stage
 

@@ -53,7 +53,7 @@ def run_picture_command(
     if shared.dry_run:
         print_jobs(jobs)
         return
-    from img2img_cli.cli.engine import Engine, tell_offload
+    from img2img_cli.cli.open_engine import Engine, tell_offload
     from img2img_cli.tasks.protocol import Spec
     from img2img_cli.tasks.run import load_pictures, run_jobs
 
