@@ -20,8 +20,9 @@ from img2img_cli.train.bundled import autoencoder, diffusion
 from img2img_cli.train.bundled.captions import compose_caption, measure_colours
 from img2img_cli.train.bundled.classifier import CLASSES, classify, train_classifier
 from img2img_cli.train.bundled.degrade import recolour
-from img2img_cli.train.bundled.evaluate import BEGIN, END, Evaluation, format_tables, write_evaluation
+from img2img_cli.train.bundled.evaluate import Evaluation, format_tables, write_evaluation
 from img2img_cli.train.bundled.styles import STYLES
+from img2img_cli.train.card import BEGIN, END
 from img2img_cli.train.data import BalancedDraw, Photograph, read_shard
 from img2img_cli.train.metrics import correlate_structure, measure_chroma, measure_detail, measure_psnr
 

@@ -219,7 +219,7 @@ def measure(
 ) -> None:
     """Measure a bundled model on photographs it has never seen, beside what needs no model."""
     if locate_model(model)[0] == "net":
-        _evaluate_net(model, data=data, out=out, count=count, pictures=pictures, device=device)
+        _measure_net(model, data=data, out=out, count=count, pictures=pictures, card=card, device=device)
         return
     folder = _find_start(model)
     from img2img_cli.engines.device import choose_placement
@@ -236,7 +236,9 @@ def measure(
     typer.echo(format_tables(evaluation))
 
 
-def _evaluate_net(model: str, *, data: Path, out: Path, count: int, pictures: Path | None, device: str) -> None:
+def _measure_net(
+    model: str, *, data: Path, out: Path, count: int, pictures: Path | None, card: bool, device: str
+) -> None:
     from img2img_cli.engines.device import choose_placement
     from img2img_cli.train.nets.evaluate import evaluate_net, format_trials, read_strangers, write_trials
 
@@ -247,7 +249,7 @@ def _evaluate_net(model: str, *, data: Path, out: Path, count: int, pictures: Pa
         placement=choose_placement(device, "auto"),
         say=lambda text: typer.echo(text, err=True),
     )
-    write_trials(found, out)
+    write_trials(found, out, Path(locate_model(model)[1]) / "README.md" if card else None)
     typer.echo(format_trials(found))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import shutil
 import time
 from collections import defaultdict
@@ -28,6 +27,7 @@ from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.bundled.classifier import classify, train_classifier
 from img2img_cli.train.bundled.degrade import add_noise, compress
 from img2img_cli.train.bundled.styles import STYLES
+from img2img_cli.train.card import fill_card
 from img2img_cli.train.data import list_shards, read_shard
 from img2img_cli.train.metrics import (
     correlate_structure,
@@ -40,7 +40,6 @@ from img2img_cli.train.metrics import (
 SIDE, EDIT_SIDE, SHEET_SIDE = 256, 512, 256
 Row = tuple[str, float]
 Figures = dict[str, dict[str, float]]
-BEGIN, END = "<!-- evaluation -->", "<!-- end of evaluation -->"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +267,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) ->
     """Write `evaluation.json`, `evaluation.md` and `evaluation.jpg` to a folder.
 
     Args:
-        card: the model card. Its text between `BEGIN` and `END` is replaced by the tables; `evaluation.json` and the
+        card: the model card. The text between its marks is replaced by the tables; `evaluation.json` and the
             contact sheet at half size are written next to it. None for no card.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -278,8 +277,6 @@ def write_evaluation(evaluation: Evaluation, folder: Path, card: Path | None) ->
     (folder / "evaluation.md").write_text(tables + "\n")
     evaluation.sheet.save(folder / "evaluation.jpg", quality=85)
     if card is not None:
-        text = card.read_text(encoding="utf-8")
-        marked = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{tables}\n\n{END}", text, flags=re.DOTALL)
-        card.write_text(marked, encoding="utf-8")
+        fill_card(card, tables)
         shutil.copy(folder / "evaluation.json", card.parent)
         evaluation.sheet.reduce(2).save(card.parent / "evaluation.jpg", quality=85)

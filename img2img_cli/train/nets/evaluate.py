@@ -19,6 +19,7 @@ from img2img_cli.presets.files import load_preset
 from img2img_cli.tasks.pieces import Pipeline
 from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.bundled.degrade import add_noise, compress
+from img2img_cli.train.card import fill_card
 from img2img_cli.train.data import list_shards, read_shard
 from img2img_cli.train.metrics import measure_detail, measure_psnr
 from img2img_cli.train.nets.photographs import is_set_aside, shrink
@@ -183,8 +184,8 @@ def draw_trials(found: Mapping[str, Sequence[Trial]]) -> Image.Image:
     every = [trial for trials in found.values() for trial in trials]
     shown = every[:: max(1, len(every) // SHEET_ROWS)][:SHEET_ROWS]
     shown += sorted(every, key=lambda trial: trial.gain)[:WORST]
-    columns = 1 + len(shown[0].results)
-    sheet = Image.new("RGB", (SHEET_SIDE * columns, SHEET_SIDE * len(shown)), "white")
+    columns = 1 + max((len(trial.results) for trial in shown), default=0)
+    sheet = Image.new("RGB", (SHEET_SIDE * columns, SHEET_SIDE * max(1, len(shown))), "white")
     for row, trial in enumerate(shown):
         for column, picture in enumerate([trial.truth, *trial.results.values()]):
             view = picture.crop(_middle(picture.size))
@@ -197,8 +198,12 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, min(left + SHEET_SIDE, size[0]), min(top + SHEET_SIDE, size[1])
 
 
-def write_trials(found: Mapping[str, Sequence[Trial]], folder: Path) -> None:
-    """Write `evaluation.md`, `evaluation.json` and `evaluation.jpg` to a folder."""
+def write_trials(found: Mapping[str, Sequence[Trial]], folder: Path, card: Path | None = None) -> None:
+    """Write `evaluation.md`, `evaluation.json` and `evaluation.jpg` to a folder.
+
+    Args:
+        card: the model card, whose text between the marks is replaced by the tables, with the sheet beside it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.md").write_text(format_trials(found) + "\n", encoding="utf-8")
     rows = [
@@ -207,4 +212,8 @@ def write_trials(found: Mapping[str, Sequence[Trial]], folder: Path) -> None:
         for trial in trials
     ]
     (folder / "evaluation.json").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    draw_trials(found).save(folder / "evaluation.jpg", quality=88)
+    sheet = draw_trials(found)
+    sheet.save(folder / "evaluation.jpg", quality=88)
+    if card is not None:
+        fill_card(card, format_trials(found))
+        sheet.save(card.with_name("evaluation.jpg"), quality=80)
