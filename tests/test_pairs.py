@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from warm import Warm
 
-from img2img_cli.errors import UsageError
+from img2img_cli.errors import InputError, OutOfMemoryError, UsageError
 from img2img_cli.train.metrics import measure_ssim
 from img2img_cli.train.pairs.check import check_pairs, find_shift
 from img2img_cli.train.pairs.data import PairData
@@ -381,6 +381,24 @@ def test_a_loss_that_is_no_number_is_one_line(here, tmp_path: Path, views: list[
     done = here("train", "pairs", data, "-o", tmp_path / "run", "--steps", 2, *QUICK)
     assert done.code == 5
     assert "not a number" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("error", "code"), [(InputError("a.png: gone"), 3), (OutOfMemoryError("cpu: full"), 8)])
+def test_what_ends_a_run_leaves_what_was_reached(here, tmp_path: Path, views, monkeypatch, error, code: int) -> None:
+    def fail(self, seed: int, step: int, count: int):
+        if step == 3:
+            raise error
+        return draw(self, seed, step, count)
+
+    data = write_folders(tmp_path / "pairs", views)
+    monkeypatch.setattr(PairData, "draw", fail)
+    command = ["train", "pairs", data, "-o", tmp_path / "run", "--steps", 5, *QUICK]
+    done = here(*command)
+    assert (done.code, done.err.splitlines()[-1]) == (code, f"img2img: {error}")
+    assert (tmp_path / "run" / "checkpoints" / "step-00000003.pt").is_file()
+    assert (tmp_path / "run" / "preset.yaml").is_file()
+    monkeypatch.setattr(PairData, "draw", draw)
+    assert here(*command, "--resume").code == 0
 
 
 draw = PairData.draw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.text import printable
 
 DEFAULT_MINUTES = 30.0
+LOOKING_S = 5.0
 SHEET = "pairs.jpg"
 
 
@@ -48,7 +50,7 @@ class Teller:
         if self._json:
             print(json.dumps(event), flush=True)
             return
-        replaceable = event["event"] == "step" and sys.stderr.isatty()
+        replaceable = event["event"] in ("step", "looking") and sys.stderr.isatty()
         end = "" if replaceable else "\n"
         start = "\r\x1b[K" if self._open else ""
         print(f"{start}{printable(format_event(event))}", end=end, file=sys.stderr, flush=True)
@@ -57,6 +59,19 @@ class Teller:
     def say(self, line: str) -> None:
         """Show a line."""
         self({"event": "told", "message": line})
+
+
+class Countdown:
+    """Tells every few seconds how many pairs were looked at, where that takes long."""
+
+    def __init__(self, teller: Teller) -> None:
+        self._teller, self._told = teller, time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show the count if it is time."""
+        if time.monotonic() - self._told > LOOKING_S:
+            self._told = time.monotonic()
+            self._teller({"event": "looking", "done": done, "pairs": total})
 
 
 def format_event(event: dict[str, Any]) -> str:
@@ -72,6 +87,8 @@ def format_event(event: dict[str, Any]) -> str:
             f"step {event['step']}: validation {event['psnr']:.2f} dB, SSIM {event['ssim']:.3f} "
             f"(inputs as they are: {event['input_psnr']:.2f} dB, {event['input_ssim']:.3f})"
         )
+    if kind == "looking":
+        return f"looking at the pairs: {event['done']} of {event['pairs']}"
     if kind == "resumed":
         return f"resumed at step {event['step']}, after {event['minutes']:.1f} min"
     if kind == "finished":
@@ -92,7 +109,7 @@ def run_pairs(options: PairsOptions) -> None:
 
     teller = Teller(as_json=options.json)
     found = find_pairs(options.data, control=options.control_path, prompt=options.prompt, swap=options.swap)
-    checked = check_pairs(found)
+    checked = check_pairs(found, Countdown(teller))
     for line in checked.lines:
         teller.say(line)
     if options.check:

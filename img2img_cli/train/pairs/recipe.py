@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from PIL import Image
 
 from img2img_cli.engines.base import to_images
 from img2img_cli.engines.nets.picture_unet import PictureUNet
-from img2img_cli.errors import UsageError
+from img2img_cli.errors import Img2ImgError, InputError, OutOfMemoryError, UsageError
 from img2img_cli.system.interrupts import Interrupted, Interrupts
 from img2img_cli.train.pairs.check import Checked
 from img2img_cli.train.pairs.data import PairData
@@ -115,14 +116,20 @@ class Run:
 
         Raises:
             Interrupted: a signal came; everything is written.
-            Img2ImgError: memory ran out, the disk is full, or the loss is not a number.
+            InputError, OutOfMemoryError: a picture can no longer be read, or memory ran out; everything is written.
+            OutputError, ModelError: the disk is full, or the loss is not a number; the last checkpoint is there.
         """
         with self._interrupts.hold():
             try:
                 return self._train()
-            except Interrupted:
+            except (
+                Interrupted,
+                InputError,
+                OutOfMemoryError,
+            ):  # a picture that has gone, or no more room, ends a run too
                 self._save()
-                self._finish()
+                with contextlib.suppress(Img2ImgError):
+                    self._finish()
                 raise
 
     def _train(self) -> Figures:
