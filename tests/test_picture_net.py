@@ -215,6 +215,16 @@ def test_a_damaged_folder_is_one_line(here, tmp_path: Path, picture: Path, spoil
     assert not (tmp_path / "in-restore.png").exists()
 
 
+@pytest.mark.parametrize("option", ["lora", "embedding", "vae", "refiner"])
+def test_parts_of_diffusion_models_are_refused(here, tmp_path: Path, picture: Path, lighter: Path, option: str) -> None:
+    part = lighter if option == "refiner" else tmp_path / "part.safetensors"
+    save_file({"weight": torch.zeros(2)}, tmp_path / "part.safetensors")
+    given = [f"{option}={part}", *(["refiner_strength=1"] if option == "refiner" else [])]
+    done = here("restore", "--model", lighter, *(word for each in given for word in ("--set", each)), picture)
+    assert (done.code, done.err.count("\n")) == (5, 1), done.err
+    assert f"{option}: " in done.err and "a network of one pass" in done.err
+
+
 @pytest.mark.parametrize("option", ["--controlnet", "--vae", "--set=refiner"])
 def test_a_network_is_no_part_of_another_model(here, picture: Path, lighter: Path, option: str) -> None:
     words = [f"{option}={lighter}"] if "=" in option else [option, lighter]

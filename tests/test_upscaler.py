@@ -80,12 +80,22 @@ def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> N
     results = []
     for options in ([], ["--upscaler", sharp_net]):
         out = picture.with_name(f"{len(results)}.png")
-        fast = ["--set", "num_inference_steps=5", "--set", "strength=0.3"]
+        fast = ["--model", "bundled", "--set", "control=picture", "--set", "num_inference_steps=5", "--strength", "0.3"]
         done = here("upscale", picture, out, "--seed", 1, *fast, *options)
         assert done.code == 0, done.err
         results.append(np.asarray(Image.open(out)))
     assert results[0].shape == results[1].shape
     assert (results[0] != results[1]).any()
+
+
+def test_a_net_takes_the_place_of_the_bundled_network(here, picture: Path, sharp_net: Path) -> None:
+    for name, command in (("own", ["upscale", "--scale", 4, "--set", "faithful=false"]), ("alone", ALONE)):
+        done = here(
+            *command, "--upscaler", sharp_net, "--set", "tile_overlap=16", picture, picture.with_name(name + ".png")
+        )
+        assert done.code == 0, done.err
+    own, alone = (np.asarray(Image.open(picture.with_name(f"{name}.png"))) for name in ("own", "alone"))
+    assert (own == alone).all()
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("bfloat16", 38), ("float32", 60)])

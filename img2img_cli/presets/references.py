@@ -35,6 +35,11 @@ def is_bundled(reference: str) -> bool:
     return reference == BUNDLED or reference in BUNDLED_NETS
 
 
+def is_network(reference: str) -> bool:
+    """Return whether a reference names a network of one pass, bundled or in a folder, rather than a diffusion model."""
+    return reference in BUNDLED_NETS or (_to_path(reference) / NET_CONFIG).is_file()
+
+
 def _to_path(reference: str) -> Path:
     """Return a reference as a path, or a path that cannot exist if the system rejects it (too long, unknown user)."""
     try:

@@ -120,7 +120,7 @@ class Parameters(BaseModel):
     )
     upscaler: str | None = Field(
         default=None,
-        description="upscale: a net such as ESRGAN before the model, or alone with model none; a file as for lora.",
+        description="upscale: a net such as ESRGAN, before a diffusion model or in place of a network; as for lora.",
     )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."

@@ -16,7 +16,7 @@ from img2img_cli.errors import Img2ImgError, OutputError, UsageError
 from img2img_cli.pictures.files.formats import EXTENSIONS, Format, Truncated
 from img2img_cli.presets.catalogue import resolve, resolve_preset
 from img2img_cli.presets.files import Preset, load_preset
-from img2img_cli.presets.references import BUNDLED, is_bundled
+from img2img_cli.presets.references import BUNDLED, is_network
 from img2img_cli.presets.schema import Parameters, Task
 from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.claims import Claims, check_outputs
@@ -105,8 +105,9 @@ def plan_picture(item: Item, choices: Choices, output: str | None, *, task: Task
     """
     preset = choices.preset
     if preset is None:
-        # The bundled presets are tuned for a small model; another checkpoint starts from Stable Diffusion's.
-        preset = task if is_bundled(choices.overrides.get("model", BUNDLED)) else f"sd15-{task}"
+        # The bundled presets are tuned for small models; another checkpoint starts from Stable Diffusion's.
+        model = choices.overrides.get("model", BUNDLED)
+        preset = task if model == BUNDLED or is_network(model) else f"sd15-{task}"
     parameters = resolve_parameters(preset, choices.overrides, choices, task=task)
     seed = choose_seed() if choices.seed is None else choices.seed
     job = make_job(item, choices, output=STDIO, preset=preset, parameters=parameters, seed=seed)
