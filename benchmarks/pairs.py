@@ -2,10 +2,13 @@
 
     python benchmarks/pairs.py look --data FOLDER --minutes 20
     python benchmarks/pairs.py jpeg --data FOLDER --minutes 60
-    python benchmarks/pairs.py edges --data FOLDER --minutes 60 [--adversarial 0]
+    python benchmarks/pairs.py edges --data FOLDER --minutes 60 [-- --adversarial 0]
+    python benchmarks/pairs.py kills --data FOLDER --kills 50
 
 FOLDER holds shards of photographs, as `img2img train bundled` reads them. The pairs are made from them with fixed
-seeds, and `img2img train pairs` trains on them as a user would. The last line is JSON.
+seeds, and `img2img train pairs` trains on them as a user would. `kills` ends a short run at random moments by
+SIGKILL, SIGTERM or SIGINT, resumes it each time, and compares the weights with those of an undisturbed run. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +25,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 
 from img2img_cli.train.data import Photograph, list_shards, read_shard
 from img2img_cli.train.metrics import measure_detail, measure_psnr
@@ -93,16 +100,42 @@ def run(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "img2img_cli", *map(str, arguments)], check=True)
 
 
+def kill_and_resume(root: Path, kills: int) -> dict[str, int]:
+    """Train with and without interruptions and return how many there were and how many weights differ."""
+    common = [sys.executable, "-m", "img2img_cli", "train", "pairs", root / "pairs", "--crop", 64, "--batch-size", 2]
+    common += ["--steps", 40 * kills]
+    rng = random.Random(0)
+    whole, parts = root / "whole", root / "parts"
+    subprocess.run([*map(str, common), "-o", str(whole)], check=True, stderr=subprocess.DEVNULL)
+    done = 0
+    while True:
+        resume = ["--resume"] if any((parts / "checkpoints").glob("step-*")) else []
+        process = subprocess.Popen([*map(str, common), "-o", str(parts), *resume], stderr=subprocess.DEVNULL)
+        try:
+            if done < kills:
+                process.wait(rng.uniform(1, 12))
+            elif process.wait():
+                raise SystemExit(f"the last run ended with {process.returncode}")
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT]))
+            process.wait()
+            done += 1
+    ends = [load_file(folder / "model.safetensors") for folder in (whole, parts)]
+    return {"kills": done, "different": sum(not torch.equal(ends[0][key], ends[1][key]) for key in ends[0])}
+
+
 def main() -> None:
     """Make the pairs, train, transform the test pictures with the preset that came out, and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("job", choices=[*JOBS, "kills"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("rest", nargs="*", help="more options of `train pairs`, after --")
     options = parser.parse_args()
-    make, wanted, most = JOBS[options.job]
+    make, wanted, most = JOBS["look" if options.job == "kills" else options.job]
     shards, held_out = list_shards(options.data)
     photographs = [photo for shard in shards for photo in read_shard(shard) if wanted(photo)]
     chosen = photographs[:: max(1, len(photographs) // (most + TESTS))][: most + TESTS]
@@ -112,6 +145,9 @@ def main() -> None:
     root = options.out / options.job
     write_pairs(root / "pairs", "train", chosen[:most], make, 1)
     write_pairs(root / "pairs", "test", tests, make, 2)
+    if options.job == "kills":
+        print(json.dumps({"job": "kills", **kill_and_resume(root, options.kills)}))
+        return
     began = time.monotonic()
     run("train", "pairs", root / "pairs", "-o", root / "run", "--minutes", options.minutes, *options.rest)
     seconds = time.monotonic() - began

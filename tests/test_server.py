@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import http.client
 import io
@@ -986,6 +987,42 @@ def test_a_web_client_that_leaves_stops_its_work(server: Running, photograph: Im
     connection.close()
     wait_until(lambda: count_waiting() == 0)
     assert ask(server, "GET", "/v1/models")[0] == 200
+
+
+def kick() -> None:
+    with contextlib.suppress(Exception):  # what the one who sends the signal is answered is nobody's concern
+        ask_server("GET", "/kick")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_a_server_that_is_answering(lonely: str, tmp_path: Path, number: int, code: int) -> None:
+    """An exception in a request is asyncio's own matter, so a signal must not be one."""
+    script = tmp_path / "serve.py"
+    script.write_text(
+        "import signal, sys\n"
+        "from img2img_cli.server import app\n"
+        "make = app.make_app\n"
+        "async def kick():\n"
+        f"    signal.raise_signal({int(number)})\n"
+        "def make_app(state, *, native):\n"
+        "    made = make(state, native=native)\n"
+        "    made.add_api_route('/kick', kick, methods=['GET'])\n"
+        "    return made\n"
+        "app.make_app = make_app\n"
+        "sys.argv = ['img2img', 'serve']\n"
+        "from img2img_cli.__main__ import main\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "XDG_RUNTIME_DIR": lonely, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, script], env=environment, stderr=subprocess.PIPE) as process:
+        assert b"serving" in process.stderr.readline()
+        asking = threading.Thread(target=kick, daemon=True)
+        asking.start()
+        try:
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 @pytest.mark.slow

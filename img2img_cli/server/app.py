@@ -32,6 +32,7 @@ from img2img_cli.server.pool import Pool
 from img2img_cli.server.queue import CancelledError, Dispatcher, FullError
 from img2img_cli.server.sockets import listen, make_socket_folder
 from img2img_cli.server.state import State
+from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.tasks.protocol import HTTP_STATUS, Spec, describe_error
 from img2img_cli.text import printable
 
@@ -120,7 +121,9 @@ def serve(options: ServeOptions, place: str, tell: Callable[[str], None]) -> Non
             tell(f"serving on http://{f'[{host}]' if ':' in host else host}:{port} with the token")
         apps = [(Guard(make_app(state, native=True)), own)]
         apps += [(_guard_web(state, options, tcp), tcp) for tcp in listeners]
-        asyncio.run(_run(state, apps))
+        # Raised within a request, a signal would end that request alone: asyncio keeps it there.
+        with INTERRUPTS.hold():
+            asyncio.run(_run(state, apps))
 
 
 def _guard_web(state: State, options: ServeOptions, listener: socket.socket) -> Guard:

@@ -16,6 +16,7 @@ from img2img_cli.presets.files import list_presets, load_preset
 from img2img_cli.presets.repositories import Repository, is_fetched, list_repositories
 from img2img_cli.presets.schema import Offload
 from img2img_cli.server.queue import Dispatcher
+from img2img_cli.system.interrupts import INTERRUPTS
 
 TICK_S = 0.25
 MOST_WORKS = 64  # web requests that may run or wait at once
@@ -63,13 +64,15 @@ class State:
         self.dispatcher.idle_since = time.monotonic()
 
     def watch(self) -> None:
-        """Drop unused pipelines until `stop` is set, and set it once the server is idle if `ends_idle`."""
+        """Drop unused pipelines until `stop` is set. Set it on a signal and, if `ends_idle`, once idle."""
         dispatcher = self.dispatcher
         while not self.stop.wait(TICK_S):
             keep_s = dispatcher.pool.keep_s
             dispatcher.pool.drop_idle(unused_s=keep_s)
             idle = not dispatcher.count_waiting() and not dispatcher.pool.count_busy()
             if self.ends_idle and idle and time.monotonic() - dispatcher.idle_since > keep_s:
+                self.stop.set()
+            if INTERRUPTS.is_pending:
                 self.stop.set()
 
     def describe(self) -> dict[str, Any]:

@@ -58,6 +58,11 @@ class Interrupts:
         if not self._held:
             raise self._signal
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether a signal has arrived that nothing has raised yet."""
+        return self._signal is not None
+
     def stop(self, reason: Exception) -> None:
         """Make the next `check` raise `reason`. Later reasons are ignored."""
         self._stop = self._stop or reason
