@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -164,11 +165,16 @@ def test_overflow_in_16_bits_is_decoded_again_in_float32(tiny_sd: Path, square: 
 def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_path: Path, tiny_sd: Path) -> None:
     cache = {"HF_HOME": str(tmp_path / "cache"), "HF_TOKEN": "hf_secretsecret"}
 
-    def edit(model: str, offline: str) -> Outcome:
-        arguments = ["edit", picture, "-p", "x", "--model", model, *OPTIONS, "--force"]
-        return fresh(*arguments, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE=offline, **cache)
+    def edit(model: str, offline: str, url: str | None = None) -> Outcome:
+        output = tmp_path / f"{model.replace('/', '-')}.png"
+        arguments = ["edit", picture, output, "-p", "x", "--model", model, *OPTIONS, "--force"]
+        return fresh(*arguments, HF_ENDPOINT=url or hub.url, HF_HUB_OFFLINE=offline, **cache)
 
-    with LoopbackHub({"someone/tiny-sd": tiny_sd}) as hub:
+    with LoopbackHub({}) as gone:
+        pass
+    with LoopbackHub({"someone/tiny-sd": tiny_sd}) as hub, ThreadPoolExecutor() as pool:
+        # The library tries five times, so meanwhile there is time for the rest.
+        waiting = pool.submit(edit, "someone/else", "0", gone.url)
         online = edit("someone/tiny-sd", "0")
         assert online.code == 0, online.err
         asked = len(hub.requests)
@@ -177,7 +183,7 @@ def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_
         asked = len(hub.requests)
         offline = edit("someone/tiny-sd", "1")
         assert len(hub.requests) == asked
-    unreachable = edit("someone/else", "0")
+        unreachable = waiting.result()
     assert offline.code == 0, offline.err
     assert (gated.code, "hf auth login" in gated.err) == (5, True), gated.err
     assert (missing.code, "not on the hub" in missing.err) == (5, True), missing.err
