@@ -19,8 +19,8 @@ from img2img_cli.batch.journal import hold_folder
 from img2img_cli.batch.run import run_entries
 from img2img_cli.batch.session import Limits, Session, Tally
 from img2img_cli.engines.device import choose_placement
-from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.engines.diffusion.latents import LatentsPipeline
+from img2img_cli.engines.open import open_pipeline
 from img2img_cli.pictures.read import load_image
 from img2img_cli.presets.strict_yaml import parse_scalar
 from img2img_cli.tasks.inputs import find_items
@@ -89,7 +89,7 @@ def main() -> None:
             choices = BatchChoices(folder=root / run, preset=arguments.preset, overrides=overrides)
             plans[run] = plan_batch(find_items([str(root / "in")]), choices)
             (root / run).mkdir()
-        pipeline = build_pipeline(plans["warm"][0].parameters, choose_placement("auto", "auto"))
+        pipeline = open_pipeline(plans["warm"][0].parameters, choose_placement("auto", "auto"))
         load_image(plans["warm"][0].input)
         run_loop(plans["warm"][: len(SIZES)], pipeline)
         before = 0.0 if arguments.no_loop else run_loop(plans["before"], pipeline)

@@ -313,8 +313,8 @@ def measure_overhead_of_tool(folder: Path) -> None:
     import torch
 
     from img2img_cli.engines.device import choose_placement
-    from img2img_cli.engines.diffusion.build import build_pipeline
     from img2img_cli.engines.diffusion.latents import LatentsPipeline
+    from img2img_cli.engines.open import open_pipeline
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.tasks.job import Job
@@ -322,7 +322,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
 
     overrides = {"model": str(folder), "prompt": PROMPT, "num_inference_steps": 8, "strength": 0.5}
     parameters = resolve(load_preset("sd15-edit"), overrides).parameters
-    pipeline = build_pipeline(parameters, choose_placement("auto", "auto"))
+    pipeline = open_pipeline(parameters, choose_placement("auto", "auto"))
     spent = 0.0
     call = type(pipeline.pipe).__call__
     stages = {"encode": LatentsPipeline.encode, "decode": LatentsPipeline.decode}
@@ -358,7 +358,7 @@ def measure_overhead_of_tool(folder: Path) -> None:
 def measure_scaling() -> None:
     """Measure how the time grows with pictures, steps and pixels: the exponent of a power-law fit, and peak memory."""
     from img2img_cli.engines.device import choose_placement
-    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.engines.open import open_pipeline
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.tasks.run import transform_image
@@ -366,7 +366,7 @@ def measure_scaling() -> None:
     picture = Image.fromarray(data.astronaut())
     base = {"prompt": "fog", "guidance_scale": 2.0, "image_size": 256, "num_inference_steps": 8}
     parameters = resolve(load_preset("edit"), base).parameters
-    pipeline = build_pipeline(parameters, choose_placement("auto", "auto"))
+    pipeline = open_pipeline(parameters, choose_placement("auto", "auto"))
 
     def cost(count: int = 1, **keys: Any) -> float:
         p = resolve(load_preset("edit"), {**base, **keys}).parameters
@@ -389,13 +389,13 @@ def measure_scaling() -> None:
 def measure_losses() -> None:
     """Measure the loss of quality of options that save time, with the bundled model on photographs."""
     from img2img_cli.engines.device import choose_placement
-    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.engines.open import open_pipeline
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.tasks.run import transform_image
 
     base = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 24, "image_size": 256}
-    pipeline = build_pipeline(resolve(load_preset("edit"), base).parameters, choose_placement("auto", "auto"))
+    pipeline = open_pipeline(resolve(load_preset("edit"), base).parameters, choose_placement("auto", "auto"))
     pictures = [Image.fromarray(picture) for picture in (data.coffee(), data.chelsea(), data.astronaut())]
 
     def make(**keys: Any) -> tuple[list[Any], float]:
@@ -431,7 +431,7 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
     from diffusers import AutoPipelineForImage2Image, DPMSolverMultistepScheduler
 
     from img2img_cli.engines.device import choose_placement
-    from img2img_cli.engines.diffusion.build import build_pipeline
+    from img2img_cli.engines.open import open_pipeline
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
     from img2img_cli.tasks.pieces import Piece
@@ -472,7 +472,7 @@ def measure_gpu(folders: list[Path], batches: list[int]) -> None:
         del plain
         for compile_ in ("never", "auto"):
             q = p.model_copy(update={"compile": compile_})
-            pipeline = build_pipeline(q, choose_placement(device, q.dtype))
+            pipeline = open_pipeline(q, choose_placement(device, q.dtype))
             pipeline.expect(10**6)
             for batch in batches:
                 pieces = [Piece(image=picture, control=None, seed=SEED, parameters=q) for _ in range(batch)]
