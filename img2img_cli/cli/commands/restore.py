@@ -13,7 +13,7 @@ def restore(
     mask: MaskOption = None,
     shared: PictureOptions,
 ) -> None:
-    """Mend a damaged picture at its own resolution. The bundled model takes noise out; other presets do more."""
+    """Take noise and JPEG artefacts out of a picture, at its own resolution."""
     from img2img_cli.cli.single_run import run_picture_command
 
     run_picture_command("restore", source, output, {}, shared, mask=mask)

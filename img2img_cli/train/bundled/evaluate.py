@@ -25,14 +25,12 @@ from img2img_cli.presets.files import list_presets, load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.bundled.classifier import classify, train_classifier
-from img2img_cli.train.bundled.degrade import add_noise, compress
 from img2img_cli.train.bundled.styles import STYLES
 from img2img_cli.train.card import fill_card
 from img2img_cli.train.data import list_shards, read_shard
 from img2img_cli.train.metrics import (
     correlate_structure,
     measure_chroma,
-    measure_detail,
     measure_lightness_drift,
     measure_psnr,
 )
@@ -60,7 +58,7 @@ class Evaluation:
 
 
 class Model:
-    """One model with a method for each of its four tasks.
+    """One model with a method for each of its two tasks.
 
     Args:
         reference: the model, as `--model` takes it.
@@ -81,14 +79,6 @@ class Model:
         """Convert a picture to grey and colorize it."""
         grey = image.convert("L").convert("RGB")
         return transform_image(grey, self.parameters("colorize"), 0, self.pipeline)
-
-    def upscale(self, image: Image.Image, scale: float) -> Image.Image:
-        """Enlarge a picture `scale` times."""
-        return transform_image(image, self.parameters("upscale", scale=scale), 0, self.pipeline)
-
-    def restore(self, image: Image.Image) -> Image.Image:
-        """Restore a damaged picture."""
-        return transform_image(image, self.parameters("restore"), 0, self.pipeline)
 
     def edit(self, image: Image.Image, prompt: str) -> Image.Image:
         """Edit a picture, with the style preset that has this prompt or else with the preset `edit`."""
@@ -169,20 +159,6 @@ def _measure_picture(truth: Image.Image, model: Model) -> Iterator[Row]:
     yield "grey: chroma error (the truth's mean chroma)", grey
     yield "colorize: mean chroma", chroma
     yield "colorize: lightness drift", measure_lightness_drift(coloured, truth.convert("L").convert("RGB"))
-    for scale in (2, 4):
-        small = truth.resize((SIDE // scale, SIDE // scale), Image.Resampling.BICUBIC)
-        bicubic = small.resize(truth.size, Image.Resampling.BICUBIC)
-        large = model.upscale(small, float(scale))
-        yield f"upscale x{scale}: PSNR, dB", measure_psnr(large, truth)
-        yield f"bicubic x{scale}: PSNR, dB", measure_psnr(bicubic, truth)
-        yield f"upscale x{scale}: detail beside bicubic's", measure_detail(large) / measure_detail(bicubic)
-    for name, damaged in (
-        ("noise of sigma 25", add_noise(truth, 25, np.random.default_rng(0))),
-        ("JPEG quality 15", compress(truth, 15)),
-    ):
-        before = measure_psnr(damaged, truth)
-        yield f"{name}: PSNR, dB", before
-        yield f"restore, {name}: gain, dB", measure_psnr(model.restore(damaged), truth) - before
 
 
 def _measure_styles(
@@ -204,11 +180,8 @@ def _measure_styles(
 
 
 def _time_tasks(picture: Image.Image, model: Model) -> Figures:
-    small = picture.resize((EDIT_SIDE // 2, EDIT_SIDE // 2), Image.Resampling.BICUBIC)
     tasks: dict[str, Callable[[], Image.Image]] = {
         "colorize": lambda: model.colorize(picture),
-        "upscale x2": lambda: model.upscale(small, 2.0),
-        "restore": lambda: model.restore(picture),
         "edit": lambda: model.edit(picture, "oil painting"),
     }
     rows: Figures = {}
@@ -222,17 +195,12 @@ def _time_tasks(picture: Image.Image, model: Model) -> Figures:
 def draw_sheet(subjects: Sequence[Image.Image], model: Model) -> Image.Image:
     """Draw a contact sheet with the results for each picture.
 
-    Each picture takes two lines: grey and colorized, small and enlarged, two damaged versions each followed by its
-    restoration, the picture itself, and then every style.
+    Each picture takes two lines: grey, colorized, the picture itself, and then every style.
     """
     rows = []
     for subject in subjects:
         view = subject.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS)
-        small = view.resize((SHEET_SIDE // 4, SHEET_SIDE // 4), Image.Resampling.BICUBIC)
-        noisy, blocky = add_noise(view, 25, np.random.default_rng(0)), compress(view, 15)
-        row = [view.convert("L").convert("RGB"), model.colorize(view)]
-        row += [small.resize(view.size, Image.Resampling.BICUBIC), model.upscale(small, 4.0)]
-        row += [noisy, model.restore(noisy), blocky, model.restore(blocky), subject]
+        row = [view.convert("L").convert("RGB"), model.colorize(view), subject]
         rows.append(row + [model.edit(subject, style) for style in STYLES])
     columns = -(-len(rows[0]) // 2)
     sheet = Image.new("RGB", (SHEET_SIDE * columns, SHEET_SIDE * 2 * len(rows)), "white")
