@@ -19,7 +19,7 @@ from twins import RECIPES, make_twin
 
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_presets, load_preset
-from img2img_cli.presets.references import BUNDLED, NO_MODEL, parse_lora
+from img2img_cli.presets.references import NO_MODEL, is_bundled, parse_lora
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.record import read_record, replay_command
 
@@ -30,7 +30,7 @@ def parameters_of(name: str) -> Parameters:
     return resolve(load_preset(name), {}).parameters
 
 
-REMOTE = [name for name in list_presets() if parameters_of(name).model != BUNDLED]
+REMOTE = [name for name in list_presets() if not is_bundled(parameters_of(name).model)]
 
 
 def references(parameters: Parameters) -> list[tuple[str, str | None]]:
