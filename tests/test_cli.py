@@ -102,7 +102,8 @@ def test_edit_follows_the_prompt(here, tmp_path: Path, photograph: Image.Image) 
     brightness = {}
     for prompt in ("night", "pencil sketch"):
         out = tmp_path / f"{prompt}.png"
-        assert here("edit", tmp_path / "a.png", out, "-p", prompt, "--strength", 0.9, "--seed", 3).code == 0
+        small = ["--set", "image_size=256", "--strength", 0.9, "--seed", 3]
+        assert here("edit", tmp_path / "a.png", out, "-p", prompt, *small).code == 0
         brightness[prompt] = lab(Image.open(out))[..., 0].mean()
     assert brightness["night"] + 20 < brightness["pencil sketch"]
 
@@ -112,7 +113,8 @@ def test_more_strength_changes_more(here, tmp_path: Path, picture: Path, photogr
     kept = []
     for strength in (0.2, 0.5, 0.9):
         out = tmp_path / f"{strength}.png"
-        assert here("edit", picture, out, "-p", "winter", "--strength", strength, "--seed", 3).code == 0
+        small = ["--set", "image_size=256", "--strength", strength, "--seed", 3]
+        assert here("edit", picture, out, "-p", "winter", *small).code == 0
         kept.append(psnr(Image.open(out), photograph))
     assert kept[0] > kept[1] > kept[2]
 
