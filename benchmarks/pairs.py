@@ -14,7 +14,6 @@ line is JSON.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import signal
@@ -29,6 +28,7 @@ import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
 
+from img2img_cli.train.bundled.degrade import compress
 from img2img_cli.train.data import Photograph, list_shards, read_shard
 from img2img_cli.train.metrics import measure_detail, measure_psnr
 
@@ -54,13 +54,6 @@ def make_look(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image
 def make_jpeg(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """Return a picture as JPEG of quality 10 to 40, and as it is."""
     return compress(image, int(rng.integers(10, 41))), image
-
-
-def compress(image: Image.Image, quality: int) -> Image.Image:
-    """Encode a picture as JPEG and decode it."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer).convert("RGB")
 
 
 def make_edges(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:

@@ -187,6 +187,6 @@ def run_evaluation(options: EvaluateOptions) -> None:
         make_folder(str(options.out))
         write_output_bytes(encode_sheet(figures.draw(8)), str(options.out / "sheet.jpg"))
     if options.json:
-        print(json.dumps({"preset": options.preset, "pairs": len(pairs), **figures.means()}))
+        print(json.dumps({"preset": options.preset, "pairs": len(pairs), **figures.means}))
     else:
         print(format_table(options.preset, figures))

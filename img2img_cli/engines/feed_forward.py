@@ -19,10 +19,9 @@ from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
 from img2img_cli.engines.explain import explain_model_errors
-from img2img_cli.engines.hub import check_download, fetch_file
+from img2img_cli.engines.hub import check_downloads, fetch_file
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.references import parse_file
-from img2img_cli.presets.repositories import is_fetched, list_repositories
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.weight_files import check_sequences
 from img2img_cli.system.silence import silence_stdout
@@ -145,11 +144,8 @@ def load_net_alone(parameters: Parameters, placement: Placement) -> NetPipeline:
         ModelError: as `load_net`, or the file came damaged from the hub.
     """
     assert parameters.upscaler is not None, "the schema demands an upscaler"
-    new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
-    with silence_stdout():
+    with silence_stdout(), check_downloads(parameters):
         net = load_net(parameters.upscaler, placement)
-    for reference in new:
-        check_download(reference)
     return NetPipeline(net, placement)
 
 

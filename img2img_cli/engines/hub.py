@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_cards, list_presets, load_preset
 from img2img_cli.presets.references import INDEX, FileReference, locate_model
-from img2img_cli.presets.repositories import Repository, list_repositories
+from img2img_cli.presets.repositories import Repository, is_fetched, list_repositories
+from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.weight_files import check_weights
 
 USUAL_FILES = ("pytorch_lora_weights.safetensors", "learned_embeds.safetensors")  # of a LoRA, of an embedding
@@ -73,6 +76,19 @@ def pull(repository: Repository) -> None:
         else:
             fetch_file(FileReference(reference, repository.file, on_hub=True), role)
     check_download(reference)
+
+
+@contextlib.contextmanager
+def check_downloads(parameters: Parameters) -> Iterator[None]:
+    """Check what a preset fetches within the block, as `check_download` does.
+
+    Raises:
+        ModelError: naming a file that differed.
+    """
+    new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
+    yield
+    for reference in new:
+        check_download(reference)
 
 
 def check_download(reference: str) -> None:

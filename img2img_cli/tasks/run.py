@@ -116,7 +116,7 @@ def start_work(
     side_inputs: SideInputs | None = None,
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
-    if parameters.task == "edit" and pipeline.direct:
+    if pipeline.direct and parameters.task in ("edit", "restore"):
         return transform_directly(image, parameters, seed, pipeline)
     if parameters.task == "edit":
         return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))

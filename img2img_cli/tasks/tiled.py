@@ -101,8 +101,6 @@ def restore_image(image: Image.Image, parameters: Parameters, seed: int, pipelin
     Returns:
         the work; nothing runs yet.
     """
-    if pipeline.direct:
-        return transform_directly(image, parameters, seed, pipeline)
     passes = 2 if parameters.keep_detail else 1
     total = passes * len(_plan(image.size, parameters, pipeline))
     return Work(total=total, steps=_restore(image, parameters, seed, pipeline))
@@ -114,8 +112,7 @@ def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pi
         reconstructed = yield from _transform_tiles(image, parameters, seed, pipeline, reconstruct=True)
         result = keep_detail(result, image, reconstructed, parameters.keep_detail)
     result = keep_base(result, image)
-    size = output_size(image.size, image.size, parameters)
-    return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
+    return _scale_to_wanted(result, parameters)
 
 
 def transform_directly(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
@@ -132,8 +129,12 @@ def _transform_directly(image: Image.Image, parameters: Parameters, seed: int, p
     result = yield from _transform_tiles(image, parameters, seed, pipeline)
     if parameters.strength < 1:
         result = Image.blend(image, result, parameters.strength)
-    size = output_size(image.size, image.size, parameters)
-    return result if size == image.size else result.resize(size, Image.Resampling.LANCZOS)
+    return _scale_to_wanted(result, parameters)
+
+
+def _scale_to_wanted(result: Image.Image, parameters: Parameters) -> Image.Image:
+    size = output_size(result.size, result.size, parameters)
+    return result if size == result.size else result.resize(size, Image.Resampling.LANCZOS)
 
 
 def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:

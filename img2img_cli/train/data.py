@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from img2img_cli.errors import UsageError
@@ -76,6 +77,17 @@ class BalancedDraw:
     def __call__(self, rng: np.random.Generator) -> Photograph:
         group = self._groups[rng.choice(len(self._groups), p=self._weights)]
         return group[rng.integers(len(group))]
+
+
+def mirror_up_to(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return pixels `(H, W, 3)` mirrored at the right and bottom until both sides have at least `size`."""
+    missing = [max(0, size - side) for side in pixels.shape[:2]]
+    return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else pixels
+
+
+def stack_crops(crops: Sequence[np.ndarray]) -> torch.Tensor:
+    """Return uint8 crops `(H, W, 3)` of one size as float32 `(B, 3, H, W)` in 0..1."""
+    return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255)
 
 
 def cut_view(photograph: Photograph, size: int, rng: np.random.Generator, *, whole: bool) -> Image.Image:

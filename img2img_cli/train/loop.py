@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -61,8 +62,12 @@ def learning_rate_at(peak: float, step: int, progress: float) -> float:
 
 def autocast(device: torch.device) -> torch.autocast:
     """Return a context that computes in bfloat16 where the device multiplies in it; elsewhere that is far slower."""
-    mixed = device.type != "cpu" or choose_placement("cpu", "auto").dtype is torch.bfloat16
-    return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu" or _cpu_mixes())
+
+
+@functools.cache
+def _cpu_mixes() -> bool:
+    return choose_placement("cpu", "auto").dtype is torch.bfloat16
 
 
 def run_stage(

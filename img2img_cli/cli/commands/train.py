@@ -10,6 +10,14 @@ import typer
 from img2img_cli.errors import UsageError
 from img2img_cli.presets.references import Kind, locate_model
 
+Shards = Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")]
+WallTime = Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+RecipeSeed = Annotated[int, typer.Option(help="Seed of weights, data and noise.")]
+ControlPath = Annotated[
+    Path | None, typer.Option(help="Folder of inputs; DATA then holds the outputs.", show_default=False)
+]
+
 train = typer.Typer(help="Train the models that ship inside.")
 
 
@@ -21,9 +29,9 @@ def _group() -> None:
 @train.command()
 def bundled(
     *,
-    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
+    data: Shards,
     out: Annotated[Path, typer.Option(help="Folder for checkpoints and the finished model.")] = Path("runs/bundled"),
-    minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
+    minutes: WallTime = 120.0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop each stage after so many steps, if not before.", show_default=False)
     ] = None,
@@ -34,8 +42,8 @@ def bundled(
         str | None,
         typer.Option("--from", metavar="bundled|FOLDER", help="Go on from this model; its latents stay."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
+    device: Device = "auto",
+    seed: RecipeSeed = 0,
 ) -> None:
     """Train tokenizer, autoencoder (a third of the time), text encoder, UNet and ControlNet."""
     folder = _find_start(start) if start is not None else None
@@ -71,9 +79,7 @@ def pairs(
         float | None, typer.Option(min=0.01, help="Train so many rounds over all pairs.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --output.")] = False,
-    control_path: Annotated[
-        Path | None, typer.Option(help="Folder of inputs; DATA then holds the outputs.", show_default=False)
-    ] = None,
+    control_path: ControlPath = None,
     swap: Annotated[bool, typer.Option("--swap", help="Learn the other direction.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Caption of pairs that have none.", show_default=False)] = None,
     adversarial: Annotated[
@@ -87,7 +93,7 @@ def pairs(
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-7, max=0.1, help="Peak learning rate.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1, help="Seed of weights and crops.")] = 0,
     json_: Annotated[bool, typer.Option("--json", help="Events on stdout, one JSON object a line.")] = False,
 ) -> None:
@@ -121,11 +127,11 @@ def pairs(
 def net(
     name: Annotated[Literal["restore", "upscale"], typer.Argument(help="Which network.")],
     *,
-    data: Annotated[Path, typer.Option(help="Folder of photos-*.tar shards (WebP and captions.jsonl).")],
+    data: Shards,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the checkpoint and the network. [default: runs/NAME]")
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Wall time, earlier runs included with --resume.")] = 120.0,
+    minutes: WallTime = 120.0,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many, if not before.", show_default=False)
     ] = None,
@@ -134,8 +140,8 @@ def net(
         str | None,
         typer.Option("--from", metavar="REFERENCE", help="Go on from this network: bundled-NAME or a folder."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of weights, data and noise.")] = 0,
+    device: Device = "auto",
+    seed: RecipeSeed = 0,
 ) -> None:
     """Train a network that turns a picture into the result in one pass, as restore and upscale use it."""
     folder = _find_start(start, "net") if start is not None else None
@@ -164,9 +170,7 @@ def evaluate(
     everything: Annotated[
         bool, typer.Option("--all", help="Measure on all pairs, not only on those kept for validation.")
     ] = False,
-    control_path: Annotated[
-        Path | None, typer.Option(help="Folder of inputs; DATA then holds the outputs.", show_default=False)
-    ] = None,
+    control_path: ControlPath = None,
     swap: Annotated[bool, typer.Option("--swap", help="Measure the other direction.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="num_inference_steps.", show_default=False)] = None,
     overrides: Annotated[
@@ -176,7 +180,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder for sheet.jpg.", show_default=False)
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Measure any preset on pairs: how near its results are to the outputs, beside the inputs as they are."""
@@ -215,7 +219,7 @@ def measure(
         Path | None, typer.Option(help="Folder of more pictures to measure a network on.", show_default=False)
     ] = None,
     card: Annotated[bool, typer.Option("--card", help="Write tables and sheet into the model's card too.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Measure a bundled model on photographs it has never seen, beside what needs no model."""
     if locate_model(model)[0] == "net":

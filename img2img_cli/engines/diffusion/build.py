@@ -16,10 +16,9 @@ from img2img_cli.engines.diffusion.offload import apply_offload, choose_offload,
 from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
 from img2img_cli.engines.diffusion.whole_picture import WholePicturePipeline
 from img2img_cli.engines.feed_forward import load_net
-from img2img_cli.engines.hub import check_download
+from img2img_cli.engines.hub import check_downloads
 from img2img_cli.engines.traits import find_traits
 from img2img_cli.errors import ModelError
-from img2img_cli.presets.repositories import is_fetched, list_repositories
 from img2img_cli.presets.schema import Offload, Parameters
 from img2img_cli.system.silence import silence_stdout
 
@@ -36,13 +35,11 @@ def build_pipeline(parameters: Parameters, placement: Placement) -> DiffusionPip
     """
     # transformers prints notices of missing optional packages straight to stderr or stdout while loading.
     with explain_memory_errors(placement.device), silence_stdout():
-        new = [repository.reference for repository in list_repositories(parameters) if not is_fetched(repository)]
-        net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
-        controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
         told = Told()
-        pipe = load_pipeline(parameters, placement.dtype, controlnet, told)
-        for reference in new:
-            check_download(reference)
+        with check_downloads(parameters):
+            net = load_net(parameters.upscaler, placement) if parameters.upscaler else None
+            controlnet = load_controlnet(parameters, placement.dtype) if parameters.controlnet else None
+            pipe = load_pipeline(parameters, placement.dtype, controlnet, told)
         traits = find_traits(pipe)
         if traits.vae_overflows and placement.dtype == torch.float16 and pipe.vae.config.force_upcast:
             pipe.vae.to(torch.float32)  # the key alone says nothing: it is true by default

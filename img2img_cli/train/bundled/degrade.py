@@ -20,10 +20,14 @@ def add_noise(picture: Image.Image, sigma: float, rng: np.random.Generator) -> I
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def compress(picture: Image.Image, quality: int) -> Image.Image:
-    """Encode a picture as JPEG and decode it again."""
+def compress(picture: Image.Image, quality: int, subsampling: int = -1) -> Image.Image:
+    """Encode a picture as JPEG and decode it again.
+
+    Args:
+        subsampling: of the chroma, as Pillow numbers it; -1 is the encoder's choice.
+    """
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    picture.save(buffer, "JPEG", quality=quality, subsampling=subsampling)
     return Image.open(buffer).convert("RGB")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 from PIL import Image, ImageFilter
+
+from img2img_cli.train.bundled import degrade
 
 MARGIN = 16  # pixels around a crop, so that the blocks of JPEG do not always begin at its corner
 MOST_NOISE = 55.0  # standard deviation in grey levels
@@ -64,9 +64,7 @@ def compress(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def encode_jpeg(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Encode pixels as JPEG once and return what a reader sees; three in four have a quality below 60."""
     quality = int(rng.integers(8, 60) if rng.random() < 0.75 else rng.integers(60, 96))
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=int(rng.choice([0, 2, 2])))
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.asarray(degrade.compress(Image.fromarray(pixels), quality, int(rng.choice([0, 2, 2]))))
 
 
 def blur(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from img2img_cli.train.data import BalancedDraw, Photograph, list_shards, read_shard
+from img2img_cli.train.data import BalancedDraw, Photograph, list_shards, mirror_up_to, read_shard, stack_crops
 
 HIGH_RESOLUTION = "hires_"  # how the names of sources of larger pictures begin
 SHRINK = 1.6  # stored photographs are compressed, and smaller they show less of it
@@ -61,11 +61,8 @@ class CleanCrops:
 
         A smaller photograph is mirrored at its borders until it is large enough.
         """
-        pixels = self._draw(rng).pixels
+        pixels = mirror_up_to(self._draw(rng).pixels, size)
         height, width = pixels.shape[:2]
-        if min(height, width) < size:
-            pixels = np.pad(pixels, ((0, max(0, size - height)), (0, max(0, size - width)), (0, 0)), mode="symmetric")
-            height, width = pixels.shape[:2]
         top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
         crop = pixels[top : top + size, left : left + size]
         crop = np.rot90(crop, int(rng.integers(4)))
@@ -74,8 +71,5 @@ class CleanCrops:
 
 def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
     """Return uint8 pairs `(H, W, 3)` as `input` and `target`, float32 `(B, 3, H, W)` in 0..1."""
-    stacked = (np.stack(each).transpose(0, 3, 1, 2) for each in zip(*pairs, strict=True))
-    return {
-        name: torch.from_numpy(pixels.astype(np.float32) / 255)
-        for name, pixels in zip(("input", "target"), stacked, strict=True)
-    }
+    damaged, clean = zip(*pairs, strict=True)
+    return {"input": stack_crops(damaged), "target": stack_crops(clean)}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
+from img2img_cli.train.data import mirror_up_to, stack_crops
 from img2img_cli.train.pairs.layouts import Pair
 from img2img_cli.train.pairs.pictures import read_pair
 
@@ -57,7 +57,9 @@ class PairData:
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         if index in self._kept:
             return self._kept[index]
-        source, target = (_enlarge(image, self._size) for image in read_pair(self._pairs[index], self._longest))
+        source, target = (
+            mirror_up_to(np.asarray(image), self._size) for image in read_pair(self._pairs[index], self._longest)
+        )
         if source.nbytes + target.nbytes <= self._free:
             self._kept[index] = source, target
             self._free -= source.nbytes + target.nbytes
@@ -83,15 +85,6 @@ class PairData:
             sources.append(crops[0])
             targets.append(crops[1])
             places.append([across[0], top / height, across[1], (top + self._size) / height])
-        return Crops(source=_stack(sources), target=_stack(targets), places=torch.tensor(places, dtype=torch.float32))
-
-
-def _enlarge(image: Image.Image, size: int) -> np.ndarray:
-    """Return RGB pixels `(H, W, 3)` of a picture, mirrored at the right and bottom until both sides have `size`."""
-    pixels = np.asarray(image)
-    missing = [max(0, size - side) for side in pixels.shape[:2]]
-    return np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), mode="symmetric") if any(missing) else pixels
-
-
-def _stack(crops: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(crops).transpose(0, 3, 1, 2).astype(np.float32) / 255)
+        return Crops(
+            source=stack_crops(sources), target=stack_crops(targets), places=torch.tensor(places, dtype=torch.float32)
+        )

@@ -38,7 +38,7 @@ def measure_preset(parameters: Parameters, pipeline: Pipeline, pairs: Sequence[P
 
 def format_table(preset: str, figures: Figures) -> str:
     """Return the figures as a Markdown table, with the pairs that came out worst."""
-    means = figures.means()
+    means = figures.means
     lines = [f"| {len(figures.rows)} pairs | {preset} | input as it is |", "| --- | --- | --- |"]
     for key, name, digits in (("psnr", "PSNR, dB", 2), ("ssim", "SSIM", 4), ("l1", "mean difference", 4)):
         lines.append(f"| {name} | {means[key]:.{digits}f} | {means[f'input_{key}']:.{digits}f} |")

@@ -202,11 +202,11 @@ class Run:
             "event": "validated",
             "step": self._trainer.step,
             "minutes": round(self._spent / 60, 2),
-            **figures.means(),
+            **figures.means,
         }
         self._folder.note(row)
         self._folder.keep_sample(self._trainer.step, figures.draw(MOST_SHOWN))
-        if self._folder.is_best(figures.psnr):
+        if self._folder.is_best(figures.means["psnr"]):
             self._folder.keep_best(self._trainer.step)
         self._tell(row)
         return figures

@@ -150,7 +150,7 @@ def _format_preset(name: str, checked: Checked) -> str:
 
 
 def _format_card(name: str, checked: Checked, settings: Settings, figures: Figures, seconds: float) -> str:
-    means = figures.means()
+    means = figures.means
     worst = "\n".join(f"- {pair}: {psnr:.1f} dB" for pair, psnr in figures.list_worst())
     told = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
     looked = "validation pairs, which it was not trained on" if checked.validation else "a pair that it was trained on"

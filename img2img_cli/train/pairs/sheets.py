@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Sequence
@@ -27,13 +28,9 @@ class Figures:
 
     rows: Sequence[Row]
 
-    @property
-    def psnr(self) -> float:
-        """The mean PSNR of the made pictures in dB."""
-        return self.means()["psnr"]
-
+    @functools.cached_property
     def means(self) -> dict[str, float]:
-        """Return the mean PSNR (dB), SSIM and difference (0..1) of the made pictures, and of the inputs as they are."""
+        """The mean PSNR (dB), SSIM and difference (0..1) of the made pictures, and of the inputs as they are."""
         made = [compare_pictures(row[2], row[3]) for row in self.rows]
         left = [compare_pictures(row[1], row[3]) for row in self.rows]
         means = {key: round(float(np.mean([each[key] for each in made])), 4) for key in made[0]}
