@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from loopback_hub import LoopbackHub
 from PIL import Image
 from twins import RECIPES, make_twin
+from warm import Warm
 
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import list_presets, load_preset
@@ -99,12 +99,14 @@ def catalogue(
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     with LoopbackHub(twins) as hub:
         environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        command = [sys.executable, "-m", "img2img_cli", "batch", "jobs.jsonl", "-o", "out", "--json"]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
+        command = ["batch", "jobs.jsonl", "-o", "out", "--json"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with Warm(command, cwd=root, env=environment, **pipes) as process:
+            out, err = process.communicate(timeout=600)
         requests = list(hub.requests)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = [json.loads(line) for line in out.splitlines()]
     events = {Path(line["output"]).stem: line for line in lines if line.get("output")}
-    yield Run(root, events, done.returncode, done.stderr, requests)
+    yield Run(root, events, process.returncode, err, requests)
 
 
 @pytest.mark.slow

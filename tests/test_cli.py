@@ -257,7 +257,7 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
-    slow = ["--set", "num_inference_steps=300", "--set", "image_size=256"]
+    slow = ["--set", "num_inference_steps=1000", "--set", "image_size=64", "--set", "num_samples=1"]
     terminal, its_end = pty.openpty()
     with Warm(["colorize", picture, *slow, "--no-server"], stderr=its_end) as process:
         try:

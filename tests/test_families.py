@@ -105,7 +105,8 @@ def test_a_preset_sets_up_its_scheduler(here, tmp_path: Path, picture: Path, set
     (tmp_path / "mine.yaml").write_text(
         f"extends: edit\nscheduler: DDIMScheduler\nscheduler_config: {settings}\nnum_inference_steps: 4\n"
     )
-    done = here("edit", picture, tmp_path / "o.png", "-p", "fog", "--preset", tmp_path / "mine.yaml", "--seed", 1)
+    common = ["-p", "fog", "--preset", tmp_path / "mine.yaml", "--seed", 1, "--set", "image_size=64"]
+    done = here("edit", picture, tmp_path / "o.png", *common)
     if words is None:
         assert done.code == 0, done.err
         resolved = resolve(load_preset(str(tmp_path / "mine.yaml")), {"prompt": "fog"}).parameters

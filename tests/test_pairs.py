@@ -340,7 +340,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_weights(
     here, tmp_path: Path, views: list[Image.Image], number: int, code: int
 ) -> None:
     data = write_folders(tmp_path / "pairs", views)
-    common = ["train", "pairs", data, "--steps", 60, *QUICK]
+    common = ["train", "pairs", data, "--steps", 30, *QUICK]
     assert here(*common, "-o", tmp_path / "whole").code == 0
     process = Warm([*common, "-o", tmp_path / "parts", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not any((tmp_path / "parts" / "metrics.jsonl").parent.glob("metrics.jsonl")):

@@ -166,7 +166,7 @@ def test_the_bundled_model_takes_weights_and_tells_what_it_leaves_out(here, pict
         results.append(np.asarray(Image.open(tmp_path / f"{index}.png")))
     assert (results[0] != results[1]).any()
     assert (results[2] == results[3]).all()
-    done = here("batch", picture, "-o", tmp_path / "many", "-p", LONG, "--preset", "edit", "--json")
+    done = here("batch", picture, "-o", tmp_path / "many", "-p", LONG, "--preset", "edit", "--json", *OPTIONS[4:-2])
     notes = [json.loads(line) for line in done.out.splitlines() if b"reads 32 tokens" in line]
     assert [note["event"] for note in notes] == ["note"]
 

@@ -293,7 +293,7 @@ def test_when_the_server_stops_or_dies_the_command_goes_on(
 ) -> None:
     process = start(lonely)
     assert b"serving" in process.stderr.readline()
-    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=16", "--set", "image_size=128"]
+    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=16", "--set", "image_size=64"]
     results = [picture.parent / f"{name}.png" for name in ("stopped", "silent", "killed", "alone")]
     stopped, silent, killed, alone = results
     # In the middle of its work, and before.

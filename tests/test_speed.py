@@ -26,7 +26,7 @@ from img2img_cli.presets.files import load_preset
 from img2img_cli.system import processors
 from img2img_cli.tasks.run import transform_image
 
-GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 128}
+GUIDED = {"prompt": "winter", "guidance_scale": 3.0, "num_inference_steps": 8, "image_size": 64}
 
 
 @pytest.fixture(scope="module")

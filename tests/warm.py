@@ -19,7 +19,9 @@ import pkgutil
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 _COMMAND = [sys.executable, "-m", "img2img_cli"]
@@ -35,6 +37,7 @@ _OF_THE_HUB = (
 _MAY_DIFFER = ("PYTEST_CURRENT_TEST", "XDG_RUNTIME_DIR", *_OF_THE_HUB)
 _PR_SET_CHILD_SUBREAPER = 36
 _MOST_BYTES = 1 << 20
+HASTE = 20
 _AT_START = dict(os.environ)
 
 
@@ -49,7 +52,7 @@ class Warm(subprocess.Popen):
         def _execute_child(self, args: list[str], *rest: Any) -> None:
             given = inspect.signature(subprocess.Popen._execute_child).bind(self, args, *rest).arguments
             environment = dict(os.environ if given["env"] is None else given["env"])
-            if _choose_settings(environment) != _start_template().settings:
+            if not _start_template().suits(environment):
                 super()._execute_child(args, *rest)
                 return
             assert not (given["preexec_fn"] or given["pass_fds"] or given["shell"] or given["start_new_session"])
@@ -62,21 +65,28 @@ class Warm(subprocess.Popen):
             self._close_pipe_fds(*pipes)
 
 
-def _choose_settings(environment: dict[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name not in _MAY_DIFFER}
-
-
 class _Template:
     """A process that has imported everything and forks a child for each command."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self.settings = _choose_settings(environment)
+        self._before = environment
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # a command becomes this process's own child
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
             command = [sys.executable, __file__, str(other.fileno())]
             environment = {**environment, "PYTHONPATH": str(Path(__file__).parents[1])}
             self._process = subprocess.Popen(command, env=environment, pass_fds=[other.fileno()])
+        self._after = json.loads(self._socket.recv(_MOST_BYTES))
+
+    def suits(self, environment: dict[str, str]) -> bool:
+        """Return whether a command of this environment may be forked: nothing differs that is read on import.
+
+        What the package and its libraries set when they are imported is so in this process too, if it has imported
+        them, and in the template.
+        """
+        known = ({**self._before, **self._after}, self._before)
+        names = self._before.keys() | self._after.keys() | environment.keys()
+        return all(environment.get(n) in [each.get(n) for each in known] for n in names if n not in _MAY_DIFFER)
 
     def fork(self, arguments: list[str], cwd: str, environment: dict[str, str], streams: list[int]) -> int:
         """Fork a command and return its process ID."""
@@ -103,6 +113,7 @@ def fork_on_request(end: int) -> None:
     """Import everything; then fork a command for each order, and answer with its process ID."""
     _import_everything()
     with socket.socket(fileno=end) as orders:
+        orders.send(json.dumps(dict(os.environ)).encode())
         while True:
             order, streams, _, _ = socket.recv_fds(orders, _MOST_BYTES, 3)
             if not order:
@@ -136,7 +147,8 @@ def _import_everything() -> None:
 
 def _read_hub_settings() -> None:
     """Have huggingface_hub read the environment again, and give what it read to all who have taken a copy."""
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants, file_download, hf_api
+    from huggingface_hub.utils import _http
 
     before = {name: value for name, value in vars(constants).items() if name.isupper()}
     importlib.reload(constants)
@@ -146,6 +158,10 @@ def _read_hub_settings() -> None:
             if vars(module).get(name) == value:
                 setattr(module, name, vars(constants)[name])
     hf_api.api.endpoint = constants.ENDPOINT
+    # Between its tries it waits for seconds, which the hub on loopback does not need.
+    hasty = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(seconds / HASTE)})
+    for module in (_http, file_download):
+        module.time = hasty
 
 
 def _run(arguments: list[str], cwd: str, environment: dict[str, str], streams: list[int]) -> NoReturn:
