@@ -82,14 +82,20 @@ def test_a_lane_reads_its_prompt_whole_while_another_counts_tokens(
     torch.set_num_threads(2)
     first, second = pipeline.make_lanes()
     tokenizer, settle = first.pipe.tokenizer, type(first.pipe.tokenizer).set_truncation_and_padding
+    parameters = resolve(load_preset("colorize"), {"prompt": "a tulip"}).parameters
+    others: list[threading.Thread] = []
 
     def interrupt(self, **settings: object) -> None:
         settle(self, **settings)
-        if self is tokenizer:  # another lane's turn, just between this one's settings and its reading
-            second.find_cuts([resolve(load_preset("colorize"), {"prompt": "a tulip"}).parameters])
+        if threading.current_thread() is threading.main_thread():
+            # Another lane's turn, just between this one's settings and its reading.
+            others.append(threading.Thread(target=second.find_cuts, args=([parameters],)))
+            others[0].start()
+            others[0].join(0.3)
 
     monkeypatch.setattr(type(tokenizer), "set_truncation_and_padding", interrupt)
     assert len(tokenizer("a red tulip", padding="max_length", max_length=32, truncation=True)["input_ids"]) == 32
+    others[0].join(60)
 
 
 def test_a_second_try_in_float32_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:

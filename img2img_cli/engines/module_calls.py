@@ -21,19 +21,19 @@ def wrap_call(module: torch.nn.Module, answer: Answer) -> None:
 
     An answer that does not call `compute` moves no weights. A module that is wrapped twice asks the last answer first.
     """
-    _wrap(module, "__call__", answer)
+    wrap_method(module, "__call__", answer)
 
 
 def wrap_forward(module: torch.nn.Module, answer: Answer) -> None:
     """The same inside of all hooks: weights lie on the device already."""
-    _wrap(module, "forward", answer)
+    wrap_method(module, "forward", answer)
 
 
-def _wrap(module: torch.nn.Module, method: str, answer: Answer) -> None:
-    """Give the module a class of its own, under the name of the one that it has."""
+def wrap_method(module: Any, method: str, answer: Answer) -> None:
+    """Have `answer` answer a method of one object, by a class of its own under the name of the one that it has."""
     own = type(module)
 
-    def call(self: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+    def call(self: Any, *arguments: Any, **options: Any) -> Any:
         return answer(self, getattr(super(wrapped, self), method), *arguments, **options)
 
     # transformers finds what a model can record by the text of its class, diffusers a configuration's by its name.

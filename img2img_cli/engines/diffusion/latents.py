@@ -14,7 +14,7 @@ from img2img_cli.engines.device import explain_memory_errors, make_generators, s
 from img2img_cli.engines.diffusion.ip_adapter import encode_style
 from img2img_cli.engines.diffusion.offload import copy_alone
 from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
-from img2img_cli.engines.diffusion.prompts import READERS
+from img2img_cli.engines.diffusion.prompts import call_in_turn, find_readers
 from img2img_cli.errors import UsageError
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.pieces import Piece, Progress
@@ -161,12 +161,14 @@ class LatentsPipeline(DiffusionPipeline):
         return [self._share() for _ in range(CPU_LANES)]
 
     def _share(self) -> LatentsPipeline:
-        """Return a copy with its own scheduler, tokenizers and settings of the VAE, which change while it works."""
+        """Return a copy with its own scheduler and settings of the VAE, which change while it works.
+
+        A tokenizer changes too, within a call; to copy its vocabulary takes longer than to wait for another's call.
+        """
         lane, lane.pipe = copy.copy(self), copy.copy(self.pipe)
-        # A tokenizer keeps the padding and truncation of its last call, and another thread's call would use them.
-        for name in ("scheduler", *(tokenizer for tokenizer, _ in READERS)):
-            if getattr(self.pipe, name, None) is not None:
-                setattr(lane.pipe, name, copy.deepcopy(getattr(self.pipe, name)))
+        lane.pipe.scheduler = copy.deepcopy(self.pipe.scheduler)
+        for tokenizer, _ in find_readers(self.pipe):
+            call_in_turn(tokenizer)
         lane.pipe.vae = copy.copy(self.pipe.vae)
         lane.prompts, lane._net = self.prompts.share(lane.pipe), self._net and self._net.share()
         lane.refiner = self.refiner and self.refiner._share()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from img2img_cli.engines.module_calls import wrap_method
 from img2img_cli.engines.traits import find_traits
 
 if TYPE_CHECKING:
@@ -37,6 +39,22 @@ def find_readers(pipe: Any) -> list[tuple[Any, Any]]:
     """A pipeline's tokenizers and text encoders, in its order; none where an optional one is left out."""
     pairs = [(getattr(pipe, tokenizer, None), getattr(pipe, encoder, None)) for tokenizer, encoder in READERS]
     return [(tokenizer, encoder) for tokenizer, encoder in pairs if tokenizer is not None and encoder is not None]
+
+
+def call_in_turn(tokenizer: Any) -> None:
+    """Have threads that share a tokenizer call it one after the other.
+
+    It keeps the padding and truncation of its last call, and another thread's call would use them.
+    """
+    if not hasattr(tokenizer, "_tokenizer") or hasattr(tokenizer, "call_lock"):
+        return
+    tokenizer.call_lock = threading.Lock()
+
+    def encode(own: Any, compute: Any, *arguments: Any, **options: Any) -> Any:
+        with own.call_lock:
+            return compute(*arguments, **options)
+
+    wrap_method(tokenizer, "_encode_plus", encode)
 
 
 def reads_with_clip(pipe: Any) -> bool:
