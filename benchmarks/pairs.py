@@ -1,8 +1,9 @@
-"""Train on pairs and measure what comes out: a look, a restoration, or something that must be invented.
+"""Train on pairs and measure what comes out: a look, a restoration, a style, or something that must be invented.
 
     python benchmarks/pairs.py look --data FOLDER --minutes 20
     python benchmarks/pairs.py jpeg --data FOLDER --minutes 60
     python benchmarks/pairs.py edges --data FOLDER --minutes 60 [-- --adversarial 0]
+    python benchmarks/pairs.py style --data FOLDER --minutes 60 -- --base bundled
     python benchmarks/pairs.py kills --data FOLDER --kills 50
 
 FOLDER holds shards of photographs, as `img2img train bundled` reads them. The pairs are made from them with fixed
@@ -65,6 +66,20 @@ def make_edges(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Imag
     return Image.fromarray(lines.astype(np.uint8)).convert("RGB"), image
 
 
+def make_style(image: Image.Image, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
+    """Return a picture, and a blueprint of it: four washes of blue on paper, with pale lines along the edges."""
+    del rng
+    soft = np.asarray(image.convert("L").filter(ImageFilter.GaussianBlur(1.5)), np.float32) / 255
+    washes = np.float32([[14, 34, 84], [32, 68, 138], [84, 128, 186], [176, 204, 226]]) / 255
+    place = (soft * 3.999).clip(0, 3.999)
+    lower = place.astype(int)
+    share = ((place - lower - 0.4) / 0.2).clip(0, 1)[..., None]
+    tones = washes[lower] + share * (washes[np.minimum(lower + 1, 3)] - washes[lower])
+    dy, dx = np.gradient(soft)
+    lines = ((np.hypot(dx, dy) - 0.02) * 12).clip(0, 1)[..., None]
+    return image, _to_image(tones + lines * (np.float32([0.94, 0.96, 0.98]) - tones))
+
+
 def _to_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray((pixels * 255).round().astype(np.uint8))
 
@@ -72,6 +87,7 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
 JOBS: dict[str, tuple[Make, Callable[[Photograph], bool], int]] = {
     "look": (make_look, lambda photo: photo.source.startswith("hires_"), TRAINING),
     "jpeg": (make_jpeg, lambda photo: True, 2000),
+    "style": (make_style, lambda photo: True, 300),
     "edges": (make_edges, lambda photo: "flower" in photo.source, 1200),
 }
 

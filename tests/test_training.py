@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from img2img_cli.presets.references import BUNDLED, BUNDLED_NETS, bundled_dir
-from img2img_cli.train.bundled import autoencoder, diffusion
+from img2img_cli.train.bundled import autoencoder, classifier, diffusion, recipe, samples
 from img2img_cli.train.bundled.captions import compose_caption, measure_colours
 from img2img_cli.train.bundled.classifier import CLASSES, classify, train_classifier
 from img2img_cli.train.bundled.degrade import recolour
@@ -24,6 +24,7 @@ from img2img_cli.train.bundled.evaluate import Evaluation, format_tables, write_
 from img2img_cli.train.bundled.styles import STYLES
 from img2img_cli.train.card import BEGIN, END
 from img2img_cli.train.data import BalancedDraw, Photograph, read_shard
+from img2img_cli.train.diffusion.noising import weigh_loss
 from img2img_cli.train.metrics import correlate_structure, measure_chroma, measure_detail, measure_psnr
 
 
@@ -59,7 +60,14 @@ def photographs(shards: Path) -> list[Photograph]:
 
 
 @pytest.mark.slow
-def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(shards, tmp_path, here) -> None:
+def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(
+    shards, tmp_path, here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusion, "RESOLUTIONS", ((64, 2, 1.0),))
+    monkeypatch.setattr(recipe, "CROP", 64)
+    monkeypatch.setattr(recipe, "BATCH_SIZE", 2)
+    monkeypatch.setattr(samples, "SIZE", 64)
+    monkeypatch.setattr(samples, "STEPS", 2)
     command = ["train", "bundled", "--from", "bundled", "--data", shards, "--out", tmp_path]
     assert here(*command, "--steps", "1").code == 0
     first = torch.load(tmp_path / "diffusion.pt", weights_only=True)
@@ -81,9 +89,8 @@ def test_training_goes_on_from_the_bundled_model_and_from_its_own_checkpoint(sha
     assert any(not torch.equal(before[key], after[key]) for key in before if key.startswith("decoder"))
     picture = Image.new("RGB", (64, 64), "teal")
     picture.save(tmp_path / "in.png")
-    done = here(
-        "edit", tmp_path / "in.png", tmp_path / "out.png", "--prompt", "fog", "--model", folder, "--preset", "edit"
-    )
+    common = ["--prompt", "fog", "--model", folder, "--preset", "edit", "--set", "image_size=64"]
+    done = here("edit", tmp_path / "in.png", tmp_path / "out.png", *common)
     assert done.code == 0, done.err
 
 
@@ -180,7 +187,7 @@ def test_starts_lie_at_or_before_the_timestep() -> None:
 
 def test_terminal_steps_are_learnt() -> None:
     scheduler = diffusion.load_networks(bundled_dir()).scheduler
-    weights = diffusion.weigh_timesteps(scheduler, torch.tensor([999, 500, 0]))
+    weights = weigh_loss(scheduler.alphas_cumprod[[999, 500, 0]], "v_prediction")
     assert weights[0] == pytest.approx(1.0, abs=1e-3)
     assert weights[2] < 0.1
 
@@ -196,7 +203,8 @@ def test_styles_change_a_picture_and_keep_its_structure(style, photographs) -> N
 
 
 @pytest.mark.slow
-def test_a_classifier_tells_styles_apart(photographs) -> None:
+def test_a_classifier_tells_styles_apart(photographs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "VIEWS", ((96, 20), (192, 6)))
     model = train_classifier(photographs, steps=90)
     view = Image.fromarray(photographs[2].pixels)
     named = {style: classify(model, apply(view, np.random.default_rng(0))) for style, apply in STYLES.items()}

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from img2img_cli.errors import UsageError
 from img2img_cli.pictures.write import make_folder, write_output_bytes
 from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.text import printable
 
+if TYPE_CHECKING:
+    from img2img_cli.train.pairs.check import Checked
+    from img2img_cli.train.pairs.trainer import PairTrainer
+
 DEFAULT_MINUTES = 30.0
+OF_GAN = ("adversarial",)
+OF_DIFFUSION = ("rank", "alpha", "accumulate", "caption_dropout")
 LOOKING_S = 5.0
 SHEET = "pairs.jpg"
 
@@ -33,6 +40,8 @@ class PairsOptions:
     control_path: Path | None
     swap: bool
     prompt: str | None
+    base: str | None
+    method: str
     given: dict[str, Any]
     device: str
     seed: int
@@ -122,23 +131,59 @@ def run_pairs(options: PairsOptions) -> None:
     if not checked.training:
         raise UsageError(f"{options.data}: not one pair can be trained on")
 
-    from img2img_cli.engines.device import choose_device, prepare_device
-    from img2img_cli.train.pairs.recipe import Budget, Run, choose_settings
+    from img2img_cli.train.pairs.recipe import Budget, Run
     from img2img_cli.train.pairs.run_folder import RunFolder
 
-    device = choose_device(options.device)
-    prepare_device(device)
-    settings, reason = choose_settings(checked, seed=options.seed, given=options.given)
-    teller.say(reason)
     unlimited = options.minutes is None and options.steps is None and options.epochs is None
     budget = Budget(
         minutes=DEFAULT_MINUTES if unlimited else options.minutes, steps=options.steps, epochs=options.epochs
     )
+    open_trainer = _choose_trainer(options, checked, teller)
     folder = RunFolder(options.out, resume=options.resume)
-    run = Run(folder, checked, settings, budget, device, INTERRUPTS, teller)
+    run = Run(folder, checked, open_trainer(options.out), budget, INTERRUPTS, teller)
     if options.resume:
         run.resume()
     run.train()
+
+
+def _choose_trainer(options: PairsOptions, checked: Checked, teller: Teller) -> Callable[[Path], PairTrainer]:
+    """Say which method is used and why; return what makes its trainer for the run's folder.
+
+    Raises:
+        UsageError: an option is for another method.
+    """
+    from img2img_cli.engines.device import choose_device, choose_placement, prepare_device
+
+    device = choose_device(options.device)
+    prepare_device(device)
+    if options.base is None:
+        from img2img_cli.train.pairs.data import PairData
+        from img2img_cli.train.pairs.gan import Trainer
+        from img2img_cli.train.pairs.recipe import choose_settings
+
+        _refuse(options, OF_DIFFUSION, "give a model to teach with --base, such as --base bundled")
+        if options.method not in ("auto", "gan"):
+            raise UsageError(f"--method {options.method}: teaches a model; name it with --base, such as sd15-edit")
+        settings, reason = choose_settings(checked, seed=options.seed, given=options.given)
+        teller.say(reason)
+        data = PairData(checked.training, longest=settings.longest, size=settings.size)
+        return lambda _: Trainer(settings, data, device)
+    from img2img_cli.train.diffusion.settings import choose_run
+    from img2img_cli.train.diffusion.trainer import DiffusionTrainer
+
+    if options.method == "gan":
+        raise UsageError("--method gan: starts from nothing; leave --base out")
+    _refuse(options, OF_GAN, "it belongs to --method gan, without --base")
+    own, parameters, reason = choose_run(options.base, options.method, seed=options.seed, given=options.given)
+    teller.say(reason)
+    placement = choose_placement(options.device, "float32" if device.type == "cpu" else "auto")
+    return lambda folder: DiffusionTrainer(own, parameters, checked.training, placement, folder, Countdown(teller))
+
+
+def _refuse(options: PairsOptions, names: Collection[str], advice: str) -> None:
+    for key in options.given:
+        if key in names:
+            raise UsageError(f"--{key.replace('_', '-')}: {advice}")
 
 
 @dataclass(frozen=True, kw_only=True)

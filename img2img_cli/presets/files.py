@@ -19,7 +19,18 @@ from img2img_cli.errors import PresetError
 from img2img_cli.presets.strict_yaml import MAX_CHARACTERS, YamlError, parse_yaml
 
 PRESET = "preset.yaml"  # in a folder that training has written
-BESIDE = "./"  # how a model's reference begins that is meant from the preset's folder
+BESIDE = "./"  # how a reference to a model or file begins that is meant from the preset's folder
+_REFERENCES = (
+    "model",
+    "vae",
+    "controlnet",
+    "refiner",
+    "upscaler",
+    "ip_adapter",
+    "ip_adapter_image_encoder",
+    "lora",
+    "embedding",
+)
 MAX_GENERATIONS = 20  # of presets that extend each other
 EXTENDS = "extends"
 SCHEMA = "preset.schema.json"
@@ -132,8 +143,7 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
         raise PresetError(f"{path}: not UTF-8 text; save the preset as UTF-8") from None
     except OSError as error:
         raise PresetError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
-    if isinstance(values.get("model"), str) and values["model"].startswith(BESIDE):
-        values["model"] = str(path.parent / values["model"].removeprefix(BESIDE))
+    values |= {key: _place(values[key], path.parent) for key in _REFERENCES if key in values}
     parent = values.pop(EXTENDS, None)
     sources = {key: Source(file=str(path), line=lines.get((key,))) for key in values}
     known = list_keys()
@@ -148,6 +158,15 @@ def _load(path: Path, seen: tuple[Path, ...]) -> Preset:
     values = replace_values(base.values, values)
     sources = {**base.sources, **sources}
     return Preset(name=path.stem, values=values, sources={key: sources[key] for key in values})
+
+
+def _place(value: Any, folder: Path) -> Any:
+    """Return a reference, or a list of them, with `./` replaced by the preset's folder."""
+    if isinstance(value, list):
+        return [_place(each, folder) for each in value]
+    if isinstance(value, str) and value.startswith(BESIDE):
+        return str(folder / value.removeprefix(BESIDE))
+    return value
 
 
 def replace_values(base: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

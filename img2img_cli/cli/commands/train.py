@@ -82,16 +82,36 @@ def pairs(
     control_path: ControlPath = None,
     swap: Annotated[bool, typer.Option("--swap", help="Learn the other direction.")] = False,
     prompt: Annotated[str | None, typer.Option(help="Caption of pairs that have none.", show_default=False)] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="PRESET", help="Teach this preset's diffusion model; bundled: the one inside."),
+    ] = None,
+    method: Annotated[
+        Literal["auto", "gan", "lora", "controlnet", "ip2p"],
+        typer.Option(help="gan starts from nothing; the others need --base."),
+    ] = "auto",
     adversarial: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="Weight of the adversary; 0: faithful rather than crisp.", show_default=False),
     ] = None,
     crop: Annotated[
-        int | None, typer.Option(min=64, max=1024, help="Side of the crops to train on.", show_default=False)
+        int | None,
+        typer.Option(min=64, max=2048, help="Side of the crops, or of the pictures with --base.", show_default=False),
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=256, help="Crops in a step.", show_default=False)] = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-7, max=0.1, help="Peak learning rate.", show_default=False)
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="--base: batches summed up in a step.", show_default=False)
+    ] = None,
+    rank: Annotated[int | None, typer.Option(min=1, max=512, help="Rank of a LoRA.", show_default=False)] = None,
+    alpha: Annotated[
+        float | None, typer.Option(min=0.01, max=1024, help="Its alpha; its rank if left out.", show_default=False)
+    ] = None,
+    caption_dropout: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.5, help="--base: share of steps without caption.", show_default=False),
     ] = None,
     device: Device = "auto",
     seed: Annotated[int, typer.Option(min=0, max=(1 << 31) - 1, help="Seed of weights and crops.")] = 0,
@@ -102,7 +122,16 @@ def pairs(
         raise UsageError("name the folder of the run with -o FOLDER, or look at the pairs with --check")
     from img2img_cli.cli.train_run import PairsOptions, run_pairs
 
-    given = {"adversarial": adversarial, "size": crop, "batch_size": batch_size, "learning_rate": learning_rate}
+    given = {
+        "adversarial": adversarial,
+        "size": crop,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "accumulate": accumulate,
+        "rank": rank,
+        "alpha": alpha if alpha is not None or rank is None else float(rank),
+        "caption_dropout": caption_dropout,
+    }
     run_pairs(
         PairsOptions(
             data=data,
@@ -115,6 +144,8 @@ def pairs(
             control_path=control_path,
             swap=swap,
             prompt=prompt,
+            base=base,
+            method=method,
             given={key: value for key, value in given.items() if value is not None},
             device=device,
             seed=seed,

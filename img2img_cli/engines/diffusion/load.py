@@ -93,7 +93,7 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
                 options["processor"] = load_processor(reference, options.get("revision"))
             if parameters.quantization != "none":
                 options["quantization_config"] = _quantize_parts(config)
-            pipe = _pipeline_class(config).from_pretrained(reference, **options)
+            pipe = _pipeline_class(config, controlnet).from_pretrained(reference, **options)
             for name, part in pipe.components.items():
                 if isinstance(part, torch.nn.Module):
                     check_whole(parameters.model, name, part)
@@ -111,9 +111,15 @@ def load_pipeline(parameters: Parameters, dtype: torch.dtype, controlnet: Any, t
     return pipe
 
 
-def _pipeline_class(config: dict[str, Any]) -> Any:
-    """Return the class that edits pictures: the index's own if it takes a picture, or what diffusers pairs with it."""
+def _pipeline_class(config: dict[str, Any], controlnet: Any) -> Any:
+    """Return the class that edits pictures: the index's own if it takes a picture, or what diffusers pairs with it.
+
+    Args:
+        controlnet: one in place of the model's own, which diffusers would have beside it.
+    """
     name = config["_class_name"]
+    if controlnet is not None and "ControlNet" in name:
+        return getattr(diffusers, name.replace("ControlNetPipeline", "ControlNetImg2ImgPipeline"))
     return diffusers.AutoPipelineForImage2Image if find_traits(name).is_automatic else getattr(diffusers, name)
 
 

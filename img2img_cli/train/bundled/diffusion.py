@@ -30,6 +30,7 @@ from img2img_cli.train.bundled.degrade import make_damaged, make_low_resolution,
 from img2img_cli.train.bundled.styles import STYLES
 from img2img_cli.train.bundled.tokenizer import WIDTH, build_text_encoder
 from img2img_cli.train.data import BalancedDraw, Photograph, cut_view
+from img2img_cli.train.diffusion.noising import weigh_loss
 from img2img_cli.train.loop import Batch, Stage
 
 WIDTHS = (64, 128, 224)
@@ -39,7 +40,6 @@ STYLED_SHARE = 0.85  # of edits; the others change the colours named in the prom
 WHOLE_SHARES = {"colorize": 0.85, "upscale": 0.15, "restore": 0.15, "edit": 0.6}
 # Size in pixels, batch size, share of the steps. Most are small for speed; some are larger for context.
 RESOLUTIONS = ((128, 16, 0.7), (192, 7, 0.15), (256, 4, 0.15))
-MIN_SNR_GAMMA = 5.0
 # At the terminal step the model sees only the control picture and the prompt, and there it decides colours and style.
 # Colours and styles are nearly functions of both, so a few steps from the terminal step give cleaner pictures than
 # many steps from a slightly earlier one.
@@ -191,23 +191,6 @@ def draw_examples(photographs: Sequence[Photograph], tokenizer: CLIPTokenizer, s
         }
 
 
-def weigh_timesteps(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
-    """Return the Min-SNR loss weights for v-prediction (Hang et al. 2023), with the clamped SNR raised by 1.
-
-    The shift keeps a weight for the terminal step, which decides the colours and whose SNR is 0.
-
-    Args:
-        timesteps: integers `(B,)`.
-
-    Returns:
-        `(B,)`.
-    """
-    alphas = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    snr = alphas / (1 - alphas)
-    weights: torch.Tensor = (snr.clamp(max=MIN_SNR_GAMMA) + 1) / (snr + 1)
-    return weights
-
-
 def draw_residual_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor) -> torch.Tensor:
     """Draw the weight with which the difference of input and target adds to the noise at each timestep.
 
@@ -268,7 +251,8 @@ def make_stage(
         ).sample
         target = scheduler.get_velocity(latents, noise, timesteps)
         errors = functional.mse_loss(prediction.float(), target, reduction="none").mean(dim=(1, 2, 3))
-        return (errors * weigh_timesteps(scheduler, timesteps)).mean()
+        alphas = scheduler.alphas_cumprod.to(device)[timesteps]
+        return (errors * weigh_loss(alphas, "v_prediction")).mean()
 
     modules = {
         "text_encoder": networks.text_encoder,

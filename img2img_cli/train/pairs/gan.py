@@ -5,16 +5,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from img2img_cli.engines.base import to_images
+from img2img_cli.engines.nets.folder import save_net
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.errors import ModelError, OutOfMemoryError, is_shortage
 from img2img_cli.train.loop import autocast
+from img2img_cli.train.pairs.check import Checked
 from img2img_cli.train.pairs.data import Crops, PairData
 from img2img_cli.train.pairs.discriminator import PatchDiscriminator, augment, compare
+from img2img_cli.train.pairs.sheets import Figures
+from img2img_cli.train.pairs.trainer import Losses, Shown, format_head
 
 FEW_PAIRS = 500  # below, the discriminator sees moved pictures with holes, so that it cannot learn them by heart
 EMA_DECAY = 0.995
@@ -51,16 +58,6 @@ class Settings:
         for bias in (parameter for parameter in net.leave.parameters() if parameter.ndim == 1):
             nn.init.constant_(bias, 0.5)
         return net
-
-
-@dataclass(frozen=True, kw_only=True)
-class Losses:
-    """The losses of a step: mean difference, and of the adversary its own and the scores of real and made pictures."""
-
-    difference: float
-    discriminator: float = 0.0
-    real: float = 0.0
-    made: float = 0.0
 
 
 class Trainer:
@@ -101,6 +98,26 @@ class Trainer:
             raise OutOfMemoryError(f"{self.device}: out of memory; use a smaller --crop or --batch-size") from None
         self.step += 1
         return losses
+
+    @property
+    def batch_size(self) -> int:
+        """Crops in a step."""
+        return self.settings.batch_size
+
+    @property
+    def longest(self) -> int:
+        """The longer side of the pictures that it is trained on, at most."""
+        return self.settings.longest
+
+    @property
+    def has_adversary(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.discriminator is not None
+
+    @property
+    def made_of(self) -> dict[str, Any]:
+        """The settings by name."""
+        return asdict(self.settings)
 
     def _advance(self, progress: float) -> Losses:
         settings = self.settings
@@ -150,7 +167,6 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return everything that `restore` needs, in types that `torch.load(weights_only=True)` reads."""
         state = {
-            "settings": asdict(self.settings),
             "step": self.step,
             "net": self.net.state_dict(),
             "averaged": self.averaged.state_dict(),
@@ -173,3 +189,32 @@ class Trainer:
             self.discriminator.load_state_dict(state["discriminator"])
             self._adversary.load_state_dict(state["adversary"])
         self.step = int(state["step"])
+
+    @torch.inference_mode()
+    def measure(self, shown: Shown) -> Figures:
+        """Return what the averaged network makes of pairs, and how near it is to what was wanted.
+
+        Raises:
+            ModelError: its pixels are not numbers.
+        """
+        rows = []
+        for pair, source, target in shown:
+            pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1)[None].to(self.device).float() / 255
+            (made,) = to_images(self.averaged(pixels))
+            rows.append((pair.name, source, made, target))
+        return Figures(rows=rows)
+
+    def save(self, folder: Path) -> None:
+        """Write the averaged network, as `engines.nets.folder` reads it.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        save_net(self.averaged, folder)
+
+    def format_preset(self, name: str, checked: Checked) -> str:
+        """Return the text of the preset of the network beside it."""
+        return format_head(name, checked) + (
+            "task: edit\nmodel: ./\nstrength: 1.0\nnum_inference_steps: 1\nguidance_scale: 1.0\n"
+            "tile_size: 512\ntile_overlap: 64\n"
+        )

@@ -10,20 +10,17 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from img2img_cli.engines.base import to_images
-from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.errors import Img2ImgError, InputError, OutOfMemoryError, UsageError
 from img2img_cli.system.interrupts import Interrupted, Interrupts
 from img2img_cli.train.pairs.check import Checked
-from img2img_cli.train.pairs.data import PairData
-from img2img_cli.train.pairs.gan import Losses, Settings, Trainer
+from img2img_cli.train.pairs.gan import Settings
 from img2img_cli.train.pairs.layouts import Pair
 from img2img_cli.train.pairs.pictures import read_pair
 from img2img_cli.train.pairs.run_folder import RunFolder
 from img2img_cli.train.pairs.sheets import Figures
+from img2img_cli.train.pairs.trainer import Losses, PairTrainer
 
 CHECKPOINT_S, TOLD_S = 120.0, 60.0
 ALIKE, NEAR = 0.8, 0.25  # correlation above and difference below which a network predicts a difference
@@ -77,23 +74,20 @@ class Run:
         self,
         folder: RunFolder,
         checked: Checked,
-        settings: Settings,
+        trainer: PairTrainer,
         budget: Budget,
-        device: torch.device,
         interrupts: Interrupts,
         tell: Tell,
     ) -> None:
-        self._folder, self._checked, self._budget = folder, checked, budget
-        self._interrupts, self._tell, self._device = interrupts, tell, device
-        data = PairData(checked.training, longest=settings.longest, size=settings.size)
-        self._trainer = Trainer(settings, data, device)
-        self._most = budget.count_steps(len(data), settings.batch_size)
+        self._folder, self._checked, self._trainer, self._budget = folder, checked, trainer, budget
+        self._interrupts, self._tell = interrupts, tell
+        self._most = budget.count_steps(len(checked.training), trainer.batch_size)
         self._shown = [(pair, *self._read_shown(pair)) for pair in checked.validation or checked.training[:1]]
         self._spent = 0.0
         self._warned = False
 
     def _read_shown(self, pair: Pair) -> tuple[Image.Image, Image.Image]:
-        return read_pair(pair, min(SHOWN_SIDE, self._trainer.settings.longest))
+        return read_pair(pair, min(SHOWN_SIDE, self._trainer.longest))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint.
@@ -102,10 +96,9 @@ class Run:
             UsageError: there is none, or it was made with other settings.
         """
         state = self._folder.load_checkpoint()
-        if state["settings"] != asdict(self._trainer.settings):
-            changed = [
-                key for key, value in asdict(self._trainer.settings).items() if state["settings"].get(key) != value
-            ]
+        own = self._trainer.made_of
+        if state["settings"] != own:
+            changed = sorted(key for key in own | state["settings"] if own.get(key) != state["settings"].get(key))
             raise UsageError(f"{self._folder.path}: was begun with another {', '.join(changed)}; leave that option out")
         self._trainer.restore(state)
         self._spent = float(state["spent"])
@@ -166,14 +159,14 @@ class Run:
 
     def _tell_losses(self, sums: list[Losses]) -> None:
         means = {key: float(np.mean([getattr(each, key) for each in sums])) for key in asdict(sums[0])} if sums else {}
-        if self._trainer.discriminator is None:
+        if not self._trainer.has_adversary:
             means = {key: value for key, value in means.items() if key == "difference"}
         row = {"event": "step", "step": self._trainer.step, "minutes": round(self._spent / 60, 2)}
         row |= {key: round(value, 5) for key, value in means.items()}
         row["left_minutes"] = round(self._estimate_minutes(), 1)
         self._folder.note(row)
         self._tell(row)
-        if not self._warned and self._trainer.discriminator is not None and self._progress > 0.2:
+        if not self._warned and self._trainer.has_adversary and self._progress > 0.2:
             self._warn(means)
 
     def _warn(self, means: dict[str, float]) -> None:
@@ -194,10 +187,12 @@ class Run:
         return max(0.0, left)
 
     def _save(self) -> None:
-        self._folder.save_checkpoint({**self._trainer.state(), "spent": self._spent}, self._trainer.step)
+        self._folder.save_checkpoint(
+            {**self._trainer.state(), "settings": self._trainer.made_of, "spent": self._spent}, self._trainer.step
+        )
 
     def _validate(self) -> Figures:
-        figures = measure_net(self._trainer.averaged, self._shown, self._device)
+        figures = self._trainer.measure(self._shown)
         row = {
             "event": "validated",
             "step": self._trainer.step,
@@ -213,21 +208,6 @@ class Run:
 
     def _finish(self) -> Figures:
         figures = self._validate()
-        self._folder.write_result(self._trainer.averaged, self._checked, self._trainer.settings, figures, self._spent)
+        self._folder.write_result(self._trainer, self._checked, figures, self._spent)
         self._tell({"event": "finished", "step": self._trainer.step, "folder": str(self._folder.path)})
         return figures
-
-
-@torch.inference_mode()
-def measure_net(net: PictureUNet, shown: list[tuple[Pair, Image.Image, Image.Image]], device: torch.device) -> Figures:
-    """Return what a network makes of pairs, and how near it is to what was wanted.
-
-    Raises:
-        ModelError: its pixels are not numbers.
-    """
-    rows = []
-    for pair, source, target in shown:
-        pixels = torch.from_numpy(np.array(source)).permute(2, 0, 1)[None].to(device).float() / 255
-        (made,) = to_images(net(pixels))
-        rows.append((pair.name, source, made, target))
-    return Figures(rows=rows)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import io
 import json
 import pickle
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from img2img_cli.engines.nets.folder import save_net
-from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.errors import OutputError, UsageError, advise
 from img2img_cli.pictures.write import write_output_bytes
 from img2img_cli.train.pairs.check import Checked, draw_pairs
-from img2img_cli.train.pairs.gan import Settings
 from img2img_cli.train.pairs.report import format_report
 from img2img_cli.train.pairs.sheets import Figures, encode_sheet
+from img2img_cli.train.pairs.trainer import PairTrainer
 
 KEPT = 3  # checkpoints, besides the best
 METRICS, SAMPLES, CHECKPOINTS, BEST = "metrics.jsonl", "samples", "checkpoints", "best.pt"
@@ -120,39 +117,27 @@ class RunFolder:
         """Write what the validation pairs look like at a step."""
         self._write(f"{SAMPLES}/step-{step:08}.jpg", encode_sheet(sheet))
 
-    def write_result(
-        self, net: PictureUNet, checked: Checked, settings: Settings, figures: Figures, seconds: float
-    ) -> None:
-        """Write the network, its preset and its card, a contact sheet and the report.
+    def write_result(self, trainer: PairTrainer, checked: Checked, figures: Figures, seconds: float) -> None:
+        """Write the weights, their preset and its card, a contact sheet and the report.
 
         Raises:
             OutputError: a file cannot be written.
         """
-        save_net(net, self.path)
+        trainer.save(self.path)
+        name = self.path.resolve().name
         sheet = figures.draw(8)
         self._write("sheet.jpg", encode_sheet(sheet))
         self._write("pairs.jpg", encode_sheet(draw_pairs(checked.training)))
-        self._write(PRESET, _format_preset(self.path.resolve().name, checked).encode())
-        self._write("README.md", _format_card(self.path.resolve().name, checked, settings, figures, seconds).encode())
+        self._write(PRESET, trainer.format_preset(name, checked).encode())
+        self._write("README.md", _format_card(name, checked, trainer.made_of, figures, seconds).encode())
         samples = sorted((self.path / SAMPLES).glob("step-*.jpg"))
-        self._write("report.html", format_report(self.path.resolve().name, self.read_notes(), samples).encode())
+        self._write("report.html", format_report(name, self.read_notes(), samples).encode())
 
 
-def _format_preset(name: str, checked: Checked) -> str:
-    captions = sorted({pair.caption for pair in checked.training if pair.caption})
-    prompt = captions[0] if len(captions) == 1 else "as in the pairs"
-    quoted = json.dumps(prompt, ensure_ascii=False)
-    return (
-        f"task: edit\ndescription: {json.dumps(f'Learnt from {len(checked.training)} pairs ({name})')}\n"
-        f"model: ./\nprompt: {quoted}\nstrength: 1.0\nnum_inference_steps: 1\nguidance_scale: 1.0\n"
-        "tile_size: 512\ntile_overlap: 64\n"
-    )
-
-
-def _format_card(name: str, checked: Checked, settings: Settings, figures: Figures, seconds: float) -> str:
+def _format_card(name: str, checked: Checked, settings: dict[str, Any], figures: Figures, seconds: float) -> str:
     means = figures.means
     worst = "\n".join(f"- {pair}: {psnr:.1f} dB" for pair, psnr in figures.list_worst())
-    told = "\n".join(f"| {key} | {value} |" for key, value in asdict(settings).items())
+    told = "\n".join(f"| {key} | {value} |" for key, value in settings.items())
     looked = "validation pairs, which it was not trained on" if checked.validation else "a pair that it was trained on"
     return f"""# {name}
 

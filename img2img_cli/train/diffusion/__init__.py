@@ -1,0 +1,1 @@
+"""Training of diffusion models on pairs: LoRAs, ControlNets and InstructPix2Pix on any preset's model."""
