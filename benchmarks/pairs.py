@@ -142,8 +142,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pairs"))
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("rest", nargs="*", help="more options of `train pairs`, after --")
-    options = parser.parse_args()
+    parser.epilog = "Options after -- go to `train pairs`."
+    end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    options, rest = parser.parse_args(sys.argv[1:end]), sys.argv[end + 1 :]
     make, wanted, most = JOBS["look" if options.job == "kills" else options.job]
     shards, held_out = list_shards(options.data)
     photographs = [photo for shard in shards for photo in read_shard(shard) if wanted(photo)]
@@ -158,7 +159,7 @@ def main() -> None:
         print(json.dumps({"job": "kills", **kill_and_resume(root, options.kills)}))
         return
     began = time.monotonic()
-    run("train", "pairs", root / "pairs", "-o", root / "run", "--minutes", options.minutes, *options.rest)
+    run("train", "pairs", root / "pairs", "-o", root / "run", "--minutes", options.minutes, *rest)
     seconds = time.monotonic() - began
     run("batch", root / "pairs" / "testA", "-o", root / "made", "--preset", root / "run", "--force")
     figures: dict[str, float] = {"minutes": round(seconds / 60, 1)}

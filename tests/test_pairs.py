@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -318,6 +321,17 @@ def test_a_preset_is_measured_on_pairs(here, tmp_path: Path, trained: Path) -> N
     assert "| PSNR, dB |" in done.out.decode()
 
 
+def test_a_preset_that_enlarges_is_given_the_small_picture(here, tmp_path: Path, photograph: Image.Image) -> None:
+    for index in range(2):
+        view = photograph.crop((8 * index, 0, 8 * index + 80, 64))
+        save(view.resize((40, 32), Image.Resampling.BICUBIC), tmp_path / "A" / f"{index}.png")
+        save(view, tmp_path / "B" / f"{index}.png")
+    done = here("train", "evaluate", "upscale", tmp_path, "--all", "--json", "--set", "scale=2")
+    assert done.code == 0, done.err
+    told = json.loads(done.out)
+    assert told["psnr"] > told["input_psnr"] + 1, "it is nearer than the enlarged input"
+
+
 @pytest.mark.slow
 def test_a_run_is_not_overwritten_and_is_resumed_with_its_own_settings(here, tmp_path: Path, trained: Path) -> None:
     command = ["train", "pairs", tmp_path / "pairs", "-o", trained]
@@ -437,3 +451,20 @@ def test_places_tell_a_network_where_a_tile_lies(tmp_path: Path, photograph: Ima
     whole = np.asarray(made[0], int)
     assert np.abs(whole[:, 20] - whole[:, -20]).max() > 2, "left and right are told apart"
     assert psnr(*made) > 50
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_a_bar_and_a_file_lines(tmp_path: Path, views: list[Image.Image]) -> None:
+    data = write_folders(tmp_path / "pairs", views)
+    terminal, its_end = pty.openpty()
+    with Warm(["train", "pairs", data, "-o", tmp_path / "run", "--minutes", "0.08", *QUICK], stderr=its_end) as process:
+        os.close(its_end)
+        told = b""
+        with contextlib.suppress(OSError):  # which Linux raises once the other end is closed
+            while more := os.read(terminal, 4096):
+                told += more
+        assert process.wait(120) == 0
+    os.close(terminal)
+    text = re.sub(rb"\x1b\[[0-9;?]*[a-zA-Z]", b"", told).decode()
+    assert re.search(r"step \d+, 0\.\d min, difference 0\.\d+, 0\.\d min left +\S*━", text), text
+    assert "validation" in text and "use it with --preset" in text

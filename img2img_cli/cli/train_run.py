@@ -16,6 +16,8 @@ from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.text import printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from img2img_cli.train.pairs.check import Checked
     from img2img_cli.train.pairs.trainer import PairTrainer
 
@@ -49,21 +51,47 @@ class PairsOptions:
 
 
 class Teller:
-    """Shows events: as JSON on stdout, or as lines on stderr, of which those about steps replace each other."""
+    """Shows events: as JSON on stdout, or as lines on stderr; on a terminal, a bar shows the losses and the time left.
+
+    Within its context, the bar is open from the first event that moves it.
+    """
 
     def __init__(self, *, as_json: bool) -> None:
-        self._json, self._open = as_json, False
+        self._json = as_json
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Teller:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Show an event."""
+        moves = event["event"] in ("progress", "looking", "encoding")
         if self._json:
-            print(json.dumps(event), flush=True)
-            return
-        replaceable = event["event"] in ("step", "looking") and sys.stderr.isatty()
-        end = "" if replaceable else "\n"
-        start = "\r\x1b[K" if self._open else ""
-        print(f"{start}{printable(format_event(event))}", end=end, file=sys.stderr, flush=True)
-        self._open = replaceable
+            if event["event"] != "progress":
+                print(json.dumps(event), flush=True)
+        elif moves and sys.stderr.isatty():
+            self._move(event)
+        elif self._bar is not None:
+            if event["event"] != "step":  # the bar has told it
+                self._bar.console.print(printable(format_event(event)), markup=False, highlight=False, soft_wrap=True)
+        elif event["event"] != "progress":
+            print(printable(format_event(event)), file=sys.stderr, flush=True)
+
+    def _move(self, event: dict[str, Any]) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.add_task("", total=1.0)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], description=format_event(event), completed=event["share"])
 
     def say(self, line: str) -> None:
         """Show a line."""
@@ -71,22 +99,22 @@ class Teller:
 
 
 class Countdown:
-    """Tells every few seconds how many pairs were looked at, where that takes long."""
+    """Tells every few seconds how many pairs were looked at or encoded, where that takes long."""
 
-    def __init__(self, teller: Teller) -> None:
-        self._teller, self._told = teller, time.monotonic()
+    def __init__(self, teller: Teller, event: str = "looking") -> None:
+        self._teller, self._event, self._told = teller, event, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Show the count if it is time."""
         if time.monotonic() - self._told > LOOKING_S:
             self._told = time.monotonic()
-            self._teller({"event": "looking", "done": done, "pairs": total})
+            self._teller({"event": self._event, "done": done, "pairs": total, "share": round(done / total, 3)})
 
 
 def format_event(event: dict[str, Any]) -> str:
     """Return an event as a line for people."""
     kind = event["event"]
-    if kind == "step":
+    if kind in ("step", "progress"):
         parts = [f"step {event['step']}", f"{event['minutes']:.1f} min", f"difference {event.get('difference', 0):.4f}"]
         if "discriminator" in event:
             parts.append(f"discriminator {event['discriminator']:.2f}")
@@ -96,8 +124,9 @@ def format_event(event: dict[str, Any]) -> str:
             f"step {event['step']}: validation {event['psnr']:.2f} dB, SSIM {event['ssim']:.3f} "
             f"(inputs as they are: {event['input_psnr']:.2f} dB, {event['input_ssim']:.3f})"
         )
-    if kind == "looking":
-        return f"looking at the pairs: {event['done']} of {event['pairs']}"
+    if kind in ("looking", "encoding"):
+        what = "looking at the pairs" if kind == "looking" else "encoding the pairs"
+        return f"{what}: {event['done']} of {event['pairs']}"
     if kind == "resumed":
         return f"resumed at step {event['step']}, after {event['minutes']:.1f} min"
     if kind == "finished":
@@ -112,11 +141,15 @@ def run_pairs(options: PairsOptions) -> None:
         UsageError: there are no pairs, or the folder holds another run.
         Img2ImgError: memory runs out, or a file cannot be written.
     """
+    with Teller(as_json=options.json) as teller:
+        _run_pairs(options, teller)
+
+
+def _run_pairs(options: PairsOptions, teller: Teller) -> None:
     from img2img_cli.train.pairs.check import check_pairs, draw_pairs
     from img2img_cli.train.pairs.layouts import find_pairs
     from img2img_cli.train.pairs.sheets import encode_sheet
 
-    teller = Teller(as_json=options.json)
     found = find_pairs(options.data, control=options.control_path, prompt=options.prompt, swap=options.swap)
     checked = check_pairs(found, Countdown(teller))
     for line in checked.lines:
@@ -177,7 +210,8 @@ def _choose_trainer(options: PairsOptions, checked: Checked, teller: Teller) -> 
     own, parameters, reason = choose_run(options.base, options.method, seed=options.seed, given=options.given)
     teller.say(reason)
     placement = choose_placement(options.device, "float32" if device.type == "cpu" else "auto")
-    return lambda folder: DiffusionTrainer(own, parameters, checked.training, placement, folder, Countdown(teller))
+    countdown = Countdown(teller, "encoding")
+    return lambda folder: DiffusionTrainer(own, parameters, checked.training, placement, folder, countdown)
 
 
 def _refuse(options: PairsOptions, names: Collection[str], advice: str) -> None:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from PIL import Image
 
+from img2img_cli.engines.device import make_generators
+from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
 from img2img_cli.tasks.pieces import Piece
 from img2img_cli.train.diffusion.noising import Steps, read_steps
@@ -60,17 +62,14 @@ def find_denoiser(pipe: Any) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def _record(module: Any, calls: list[dict[str, Any]], *, stop: bool) -> Iterator[None]:
-    def note(_: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-        calls.append(dict(inspect.signature(module.forward).bind(*arguments, **options).arguments))
-        if stop:
-            raise _StoppedError
-
-    handle = module.register_forward_pre_hook(note, with_kwargs=True)
+def _answer(module: Any, answer: Callable[[dict[str, Any]], Any]) -> Iterator[None]:
+    """Have calls of a module answered from their arguments by name, within a context."""
+    names = inspect.signature(module.forward)
+    module.forward = lambda *arguments, **options: answer(dict(names.bind(*arguments, **options).arguments))
     try:
         yield
     finally:
-        handle.remove()
+        del module.forward
 
 
 def capture(pipeline: DiffusionPipeline, piece: Piece, target: Image.Image) -> Example:
@@ -83,11 +82,24 @@ def capture(pipeline: DiffusionPipeline, piece: Piece, target: Image.Image) -> E
     pipe: Any = pipeline.pipe
     calls: list[dict[str, Any]] = []
     helped: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack_:
+
+    def stop(call: dict[str, Any]) -> None:
+        calls.append(call)
+        raise _StoppedError
+
+    def help_(call: dict[str, Any]) -> tuple[tuple[()], None]:
+        helped.append(call)
+        return (), None
+
+    source = encode(pipe, piece.image)
+    with contextlib.ExitStack() as answers, contextlib.suppress(_StoppedError):
         if pipeline.has_controlnet:
-            stack_.enter_context(_record(pipe.controlnet, helped, stop=False))
-        stack_.enter_context(_record(find_denoiser(pipe), calls, stop=True))
-        with contextlib.suppress(_StoppedError):
+            answers.enter_context(_answer(pipe.controlnet, help_))
+        answers.enter_context(_answer(find_denoiser(pipe), stop))
+        if isinstance(pipeline, LatentsPipeline):  # which would encode the picture once more
+            controls = None if piece.control is None else [piece.control]
+            pipeline.denoise(source.to(pipeline.placement.dtype), make_generators([0]), [piece.parameters], controls)
+        else:
             pipeline.transform([piece])
     (call,) = calls
     given = call.pop(next(name for name in NOISY if name in call))
@@ -98,7 +110,7 @@ def capture(pipeline: DiffusionPipeline, piece: Piece, target: Image.Image) -> E
     own = (*NOISY, "timestep", *_RESULTS)
     return Example(
         target=move(latents.float(), cpu),
-        source=move(encode(pipe, piece.image).float(), cpu),
+        source=move(source.float(), cpu),
         beside=move(beside, cpu) if beside.shape[1] else None,
         model=move({key: value for key, value in call.items() if key not in own}, cpu),
         controlnet=move({k: v for k, v in helped[0].items() if k not in own}, cpu) if helped else None,

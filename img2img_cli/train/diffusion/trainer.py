@@ -83,6 +83,10 @@ class DiffusionTrainer:
         self._taught = taught = _teach(pipe, settings)
         taught.pipe.set_progress_bar_config(disable=True)
         taught.pipe.to(placement.device)
+        for name in ("unet", "vae", "controlnet"):
+            part: Any = getattr(taught.pipe, name, None)
+            if part is not None and all(parameter.ndim < 5 for parameter in part.parameters()):
+                part.to(memory_format=torch.channels_last)
         self._parameters = parameters.model_copy(update=taught.keys)
         engine = LatentsPipeline if find_traits(taught.pipe).takes_latents else WholePicturePipeline
         self.pipeline: DiffusionPipeline = engine(taught.pipe, placement)
@@ -260,6 +264,7 @@ class DiffusionTrainer:
         if self.settings.method == "ip2p" and example.beside is not None:
             shown = torch.rand(len(noisy), 1, 1, 1, generator=generator) >= self.settings.caption_dropout
             example = replace(example, beside=example.beside * shown)
+        noisy = noisy.contiguous(memory_format=torch.channels_last) if noisy.ndim == 4 else noisy
         with autocast(self._device):
             predicted = self._predict(noisy.to(self._device), moment, example)
         errors = ((predicted.float() - wanted.to(self._device)) ** 2).flatten(1).mean(1)

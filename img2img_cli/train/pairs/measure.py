@@ -10,16 +10,15 @@ from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.pieces import Pipeline
 from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.pairs.layouts import Pair
-from img2img_cli.train.pairs.pictures import read_pair
+from img2img_cli.train.pairs.pictures import read_sides
 from img2img_cli.train.pairs.sheets import Figures
-
-LONGEST = 1 << 16  # pairs are measured at their own size
 
 
 def measure_preset(parameters: Parameters, pipeline: Pipeline, pairs: Sequence[Pair], *, seed: int) -> Figures:
     """Return what a preset makes of the inputs, as a command would, beside the wanted outputs.
 
-    A result of another size than the output's, as from `upscale`, is scaled to it.
+    A preset that enlarges is given the input in its own size; others in the output's. A result of another size than the
+    output's is scaled to it, and so is the input that it is compared with.
 
     Raises:
         InputError: a picture cannot be read.
@@ -27,9 +26,12 @@ def measure_preset(parameters: Parameters, pipeline: Pipeline, pairs: Sequence[P
     """
     rows = []
     for pair in pairs:
-        source, target = read_pair(pair, LONGEST)
+        given, target = read_sides(pair)
+        source = given.resize(target.size, Image.Resampling.LANCZOS)
+        if parameters.task != "upscale":
+            given = source
         own = parameters if not pair.caption else parameters.model_copy(update={"prompt": pair.caption})
-        made = transform_image(source, own, seed, pipeline)
+        made = transform_image(given, own, seed, pipeline)
         if made.size != target.size:
             made = made.resize(target.size, Image.Resampling.LANCZOS)
         rows.append((pair.name, source, made, target))

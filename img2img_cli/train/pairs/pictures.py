@@ -17,8 +17,8 @@ MOST_VALIDATION = 64  # more say nothing new and take time from training
 ASPECT_TOLERANCE = 0.02  # of the sides' ratio, above which two pictures do not show the same
 
 
-def read_pair(pair: Pair, longest: int) -> tuple[Image.Image, Image.Image]:
-    """Return input and output, 8-bit sRGB, upright, of the output's size, with sides of at most `longest` pixels.
+def read_sides(pair: Pair) -> tuple[Image.Image, Image.Image]:
+    """Return input and output, 8-bit sRGB, upright, each in its own size.
 
     Raises:
         InputError: a picture cannot be read, or the two have different shapes; the message names the file.
@@ -31,6 +31,16 @@ def read_pair(pair: Pair, longest: int) -> tuple[Image.Image, Image.Image]:
             f"{pair.input}: {source.width} x {source.height}, but {pair.output.name} is {target.width} x "
             f"{target.height}; crop one of them to the shape of the other"
         )
+    return source, target
+
+
+def read_pair(pair: Pair, longest: int) -> tuple[Image.Image, Image.Image]:
+    """Return input and output as `read_sides`, both in the output's size, with sides of at most `longest` pixels.
+
+    Raises:
+        InputError: as `read_sides`.
+    """
+    source, target = read_sides(pair)
     scale = min(1.0, longest / max(target.size))
     size = max(1, round(target.width * scale)), max(1, round(target.height * scale))
     return _resize(source, size), _resize(target, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from img2img_cli.train.pairs.run_folder import RunFolder
 from img2img_cli.train.pairs.sheets import Figures
 from img2img_cli.train.pairs.trainer import Losses, PairTrainer
 
-CHECKPOINT_S, TOLD_S = 120.0, 60.0
+CHECKPOINT_S, TOLD_S, SHOWN_S = 120.0, 60.0, 0.5
 ALIKE, NEAR = 0.8, 0.25  # correlation above and difference below which a network predicts a difference
 SHOWN_SIDE, MOST_SHOWN = 512, 8  # validation pictures are at most so large, and so many are drawn
 WINS, LOSES = 1.6, 0.02  # distances of the scores of real and made pictures
@@ -127,7 +127,7 @@ class Run:
 
     def _train(self) -> Figures:
         trainer = self._trainer
-        last_save = last_told = time.monotonic()
+        last_save = last_told = last_shown = time.monotonic()
         sums: list[Losses] = []
         while not self._is_over():
             began = time.monotonic()
@@ -135,6 +135,9 @@ class Run:
             now = time.monotonic()
             self._spent += now - began
             self._interrupts.check()
+            if now - last_shown > SHOWN_S:
+                last_shown = now
+                self._tell({"event": "progress", **self._describe(sums[-1:]), "share": round(self._progress, 4)})
             if now - last_told > TOLD_S or self._is_over():
                 self._tell_losses(sums)
                 sums, last_told = [], now
@@ -158,18 +161,22 @@ class Run:
         return self._budget.minutes is not None and self._spent >= 60 * self._budget.minutes
 
     def _tell_losses(self, sums: list[Losses]) -> None:
+        row = {"event": "step", **self._describe(sums)}
+        self._folder.note(row)
+        self._tell(row)
+        if not self._warned and self._trainer.has_adversary and self._progress > 0.2 and sums:
+            self._warn(row)
+
+    def _describe(self, sums: Sequence[Losses]) -> dict[str, Any]:
+        """Return where the run is, with the means of losses."""
         means = {key: float(np.mean([getattr(each, key) for each in sums])) for key in asdict(sums[0])} if sums else {}
         if not self._trainer.has_adversary:
             means = {key: value for key, value in means.items() if key == "difference"}
-        row = {"event": "step", "step": self._trainer.step, "minutes": round(self._spent / 60, 2)}
+        row: dict[str, Any] = {"step": self._trainer.step, "minutes": round(self._spent / 60, 2)}
         row |= {key: round(value, 5) for key, value in means.items()}
-        row["left_minutes"] = round(self._estimate_minutes(), 1)
-        self._folder.note(row)
-        self._tell(row)
-        if not self._warned and self._trainer.has_adversary and self._progress > 0.2:
-            self._warn(means)
+        return row | {"left_minutes": round(self._estimate_minutes(), 1)}
 
-    def _warn(self, means: dict[str, float]) -> None:
+    def _warn(self, means: dict[str, Any]) -> None:
         apart = means["real"] - means["made"]
         advice = None
         if apart > WINS:
