@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from subprocess import PIPE
 
 import pytest
 import warm
@@ -20,3 +22,13 @@ def test_commands_are_forked_whatever_the_package_has_set(monkeypatch: pytest.Mo
     assert not template.suits(dict(os.environ))
     monkeypatch.delenv("PYTHONPATH")
     assert not template.suits(dict(os.environ))
+
+
+def test_threads_that_ask_at_once_get_their_own_commands() -> None:
+    def run(number: int) -> int:
+        with warm.Warm(["--help"] if number % 2 else ["--nonsense"], stdout=PIPE, stderr=PIPE) as process:
+            process.communicate()
+        return process.returncode
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(run, range(40))) == [2, 0] * 20

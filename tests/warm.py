@@ -19,6 +19,7 @@ import pkgutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +70,7 @@ class _Template:
     """A process that has imported everything and forks a child for each command."""
 
     def __init__(self, environment: dict[str, str]) -> None:
-        self._before = environment
+        self._before, self._turn = environment, threading.Lock()
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # a command becomes this process's own child
         self._socket, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with other:
@@ -92,8 +93,9 @@ class _Template:
         """Fork a command and return its process ID."""
         order = json.dumps([arguments, cwd, environment]).encode()
         ends = array.array("i", streams).tobytes()
-        self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
-        return int(self._socket.recv(32))
+        with self._turn:  # of two threads that ask at once, each gets its own command's
+            self._socket.sendmsg([order], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, ends)])
+            return int(self._socket.recv(32))
 
     def close(self) -> None:
         """End the process."""
