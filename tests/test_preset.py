@@ -193,3 +193,16 @@ def test_a_revision_goes_with_its_model(tmp_path: Path) -> None:
     mine = resolve(load_preset(str(tmp_path / "mine.yaml")), {})
     assert (mine.parameters.revision, mine.parameters.controlnet_revision) == (None, None)
     assert mine.origin["revision"] == "default"
+
+
+def test_references_that_begin_with_a_dot_are_meant_from_the_presets_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    keys = ("model", "vae", "controlnet", "refiner", "ip_adapter", "ip_adapter_image_encoder", "upscaler")
+    lines = [f"{key}: ./{key}" for key in keys]
+    lines += ["lora: [./a.safetensors:0.5, someone/other]", "embedding: [./b.safetensors]", "extends: edit"]
+    (folder / "preset.yaml").write_text("\n".join(lines))
+    values = load_preset(str(folder)).values
+    assert [values[key] for key in keys] == [str(folder / key) for key in keys]
+    assert values["lora"] == [f"{folder}/a.safetensors:0.5", "someone/other"]
+    assert values["embedding"] == [f"{folder}/b.safetensors"]

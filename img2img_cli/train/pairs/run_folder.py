@@ -141,7 +141,7 @@ def _format_card(name: str, checked: Checked, settings: dict[str, Any], figures:
     looked = "validation pairs, which it was not trained on" if checked.validation else "a pair that it was trained on"
     return f"""# {name}
 
-A network that turns the input pictures of these pairs into the output pictures. Made with `img2img train pairs`.
+Turns pictures like the inputs of these pairs into pictures like their outputs. Made with `img2img train pairs`.
 
 ```sh
 img2img edit picture.jpg result.jpg --preset {name}
@@ -152,7 +152,7 @@ img2img batch pictures -o results --preset {name}
 
 *{len(figures.rows)} {looked}: input, made, wanted.*
 
-| {len(figures.rows)} {looked} | this network | input as it is |
+| {len(figures.rows)} {looked} | this preset | input as it is |
 | --- | --- | --- |
 | PSNR, dB | {means["psnr"]:.2f} | {means["input_psnr"]:.2f} |
 | SSIM | {means["ssim"]:.4f} | {means["input_ssim"]:.4f} |
