@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
+from img2img_cli.engines.nets import colour_net
 from img2img_cli.engines.nets.folder import load_net_folder
 from img2img_cli.engines.nets.picture_unet import PictureUNet
-from img2img_cli.train.data import Photograph
-from img2img_cli.train.nets import damage, restore, upscale
+from img2img_cli.pictures.lab import rgb_to_lab
+from img2img_cli.train.data import Photograph, read_shard
+from img2img_cli.train.nets import colorize, damage, recipe, restore, upscale
 from img2img_cli.train.nets.evaluate import draw_trials, format_trials
 from img2img_cli.train.nets.photographs import CleanCrops, is_set_aside, shrink
 
@@ -131,3 +134,63 @@ def test_a_network_is_trained_resumed_and_measured(here, tmp_path: Path, shards:
 def test_nothing_to_show_is_an_empty_table() -> None:
     assert format_trials({"held out": []}) == ""
     assert draw_trials({"held out": []}).size == (256, 256)
+
+
+def test_lightness_and_colours_give_the_picture_back(crops: CleanCrops) -> None:
+    pixels = np.ascontiguousarray(crops(64, np.random.default_rng(0)))
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    lab = torch.from_numpy(rgb_to_lab(pixels)).permute(2, 0, 1)[None]
+    assert torch.allclose(colour_net.to_lightness(picture), lab[:, :1], atol=0.02)
+    assert torch.allclose(colour_net.to_srgb(lab[:, :1], lab[:, 1:]), picture, atol=2e-3)
+
+
+def test_bins_hold_the_colours_of_srgb_and_rare_ones_count_more(crops: CleanCrops) -> None:
+    bins = colour_net.list_bins()
+    assert 200 < len(bins) < 320
+    assert (bins % colour_net.STEP == 0).all()
+    nearest, shares = colorize.encode(torch.tensor([[41.0, 1.0], [-3.0, 77.0]]).T[None, :, :, None])
+    assert bins[nearest[0, 0, :, 0]].tolist() == [[40, 0], [0, 80]]
+    assert torch.allclose(shares.sum(1), torch.ones(1, 2, 1))
+    weights = colorize.weigh_bins(torch.cat([torch.zeros(1, 2, 30, 30), torch.full((1, 2, 1, 30), 40.0)], 2))
+    grey, red = ((bins == torch.tensor(colour)).all(1).nonzero().item() for colour in ([0.0, 0.0], [40.0, 40.0]))
+    assert weights[red] > 3 * weights[grey]
+
+
+@pytest.mark.slow
+def test_a_network_learns_colours_and_colorize_uses_it(here, shards: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(colorize, "COUNTED", 8)
+    monkeypatch.setattr(recipe, "RECIPES", {"colorize": replace(recipe.RECIPES["colorize"], make_net=make_small)})
+    command = ["train", "net", "colorize", "--data", shards, "--out", tmp_path / "net", "--steps", 20]
+    done = here(*command)
+    assert done.code == 0, done.err
+    losses = []
+    torch.manual_seed(0)
+    net = make_small()
+    one = CleanCrops([read_shard(shards / "photos-00.tar")[0]])
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    batches, compute = colorize.draw_pairs(one, size=64, batch_size=2), colorize.make_loss(one)
+    for _ in range(25):
+        loss = compute(net, next(batches), torch.device("cpu"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.7 * losses[0]
+    Image.fromarray(one.draw_view(70, np.random.default_rng(0), whole=True)[:50]).convert("L").save(tmp_path / "g.png")
+    done = here(
+        "colorize", tmp_path / "g.png", tmp_path / "out.png", "--model", tmp_path / "net", "--preset", "colorize"
+    )
+    assert done.code == 0, done.err
+    with Image.open(tmp_path / "out.png") as made, Image.open(tmp_path / "g.png") as grey:
+        assert made.size == grey.size
+        drift = rgb_to_lab(np.asarray(made))[..., 0] - rgb_to_lab(np.asarray(grey.convert("RGB")))[..., 0]
+        assert np.abs(drift).mean() < 0.3
+    done = here(
+        "train", "measure", "--model", tmp_path / "net", "--data", shards, "--out", tmp_path / "e", "--count", 1
+    )
+    assert done.code == 0, done.err
+    assert b"correlation of b*" in done.out
+
+
+def make_small() -> colour_net.ColourNet:
+    return colour_net.ColourNet(widths=(16, 24, 32), blocks=(1, 1, 1))

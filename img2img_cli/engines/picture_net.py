@@ -12,6 +12,7 @@ from PIL import Image
 from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
+from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.folder import load_net_folder
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
@@ -23,7 +24,7 @@ class PictureNetPipeline(BasePipeline):
 
     direct = True
 
-    def __init__(self, net: PictureUNet, placement: Placement) -> None:
+    def __init__(self, net: PictureUNet | ColourNet, placement: Placement) -> None:
         super().__init__(placement)
         self._net, self.multiple = _place(net, placement), net.multiple
 

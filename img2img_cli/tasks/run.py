@@ -210,6 +210,8 @@ def _edit(
 
 def colorize_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
     """The picture's own luminance with the mean colour of `num_samples` results."""
+    if pipeline.direct:  # it has no noise, and so all samples are one
+        parameters = parameters.model_copy(update={"num_samples": 1})
     return Work(total=parameters.num_samples, steps=_colorize(image, parameters, seed, pipeline))
 
 

@@ -156,7 +156,7 @@ def pairs(
 
 @train.command()
 def net(
-    name: Annotated[Literal["restore", "upscale"], typer.Argument(help="Which network.")],
+    name: Annotated[Literal["restore", "upscale", "colorize"], typer.Argument(help="Which network.")],
     *,
     data: Shards,
     out: Annotated[
@@ -174,7 +174,7 @@ def net(
     device: Device = "auto",
     seed: RecipeSeed = 0,
 ) -> None:
-    """Train a network that turns a picture into the result in one pass, as restore and upscale use it."""
+    """Train a network that turns a picture into the result in one pass, for restore, upscale or colorize."""
     folder = _find_start(start, "net") if start is not None else None
     from img2img_cli.engines.device import choose_device
     from img2img_cli.train.nets.recipe import train_net

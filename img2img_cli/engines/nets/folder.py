@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save
 
+from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import ModelError
@@ -16,11 +17,11 @@ from img2img_cli.pictures.write import write_output_bytes
 from img2img_cli.presets.references import NET_CONFIG
 from img2img_cli.presets.weight_files import check_weights
 
-ARCHITECTURES = {net.__name__: net for net in (PictureUNet, UpscaleNet)}
+ARCHITECTURES = {net.__name__: net for net in (PictureUNet, UpscaleNet, ColourNet)}
 WEIGHTS = "model.safetensors"
 MAX_CONFIG_BYTES = 1 << 16
 ADVICE = "copy the whole folder that training has written"
-Net = PictureUNet | UpscaleNet
+Net = PictureUNet | UpscaleNet | ColourNet
 
 
 def save_net(net: Net, folder: Path, dtype: torch.dtype = torch.float16) -> None:
@@ -34,6 +35,15 @@ def save_net(net: Net, folder: Path, dtype: torch.dtype = torch.float16) -> None
     write_output_bytes(save(weights), str(folder / WEIGHTS))
     config = {"architecture": type(net).__name__, "settings": net.config}
     write_output_bytes((json.dumps(config, indent=2) + "\n").encode(), str(folder / NET_CONFIG))
+
+
+def tell_architecture(folder: Path) -> str:
+    """Return the name of the class of the network in a folder.
+
+    Raises:
+        ModelError: the folder does not describe a network of this version.
+    """
+    return _read_config(folder / NET_CONFIG)[0]
 
 
 def load_net_folder(folder: Path) -> Net:

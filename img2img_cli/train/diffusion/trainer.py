@@ -130,9 +130,10 @@ class DiffusionTrainer:
         keys = []
         for number, pair in enumerate(pairs, 1):
             own = []
+            files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (pair.input, pair.output)]
             for told in captions:
                 for mirror in mirrored:
-                    key = self._name(pair, mirror=mirror, told=told)
+                    key = self._name(pair, files, mirror=mirror, told=told)
                     if not self._store.has(key):
                         self._store.put(key, self._capture(pair, mirror=mirror, told=told))
                     own.append(key)
@@ -147,8 +148,7 @@ class DiffusionTrainer:
             if encoder is not None:
                 encoder.to(device)
 
-    def _name(self, pair: Pair, *, mirror: bool, told: bool) -> str:
-        files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (pair.input, pair.output)]
+    def _name(self, pair: Pair, files: list[str], *, mirror: bool, told: bool) -> str:
         sides = [pair.input_side, pair.output_side, pair.caption if told else None]
         made_of = [*files, *sides, mirror, self.settings.size, self.settings.method, self._parameters.to_record()]
         return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
@@ -347,7 +347,9 @@ class DiffusionTrainer:
                 guided = {key: getattr(self._parameters, key) for key in ("guidance_scale", "true_cfg_scale")}
                 parameters = piece.parameters.model_copy(update=guided)
                 whole = Piece(image=piece.image, control=piece.control, seed=piece.seed, parameters=parameters)
-                (made,) = self.pipeline.transform([whole])
+                # On a GPU, what is trained is in float32 and the rest of the model in 16 bits.
+                with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+                    (made,) = self.pipeline.transform([whole])
                 rows.append((pair.name, source, made.resize(target.size, Image.Resampling.LANCZOS), target))
         self._move_readers(torch.device("cpu"))
         return Figures(rows=rows)

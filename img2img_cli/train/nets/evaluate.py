@@ -1,7 +1,8 @@
-"""Measure `restore` and `upscale` on photographs that no network was trained on, beside what needs no network."""
+"""Measure `restore`, `upscale` and `colorize` on photographs that no network was trained on, beside what needs none."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,20 +13,25 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from img2img_cli.engines.device import Placement
+from img2img_cli.engines.nets.colour_net import ColourNet
+from img2img_cli.engines.nets.folder import tell_architecture
 from img2img_cli.engines.open import open_pipeline
 from img2img_cli.pictures.keep import back_project
+from img2img_cli.pictures.lab import lab_to_rgb, rgb_to_lab
 from img2img_cli.presets.catalogue import resolve
 from img2img_cli.presets.files import load_preset
+from img2img_cli.presets.references import locate_model
 from img2img_cli.tasks.pieces import Pipeline
 from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.bundled.degrade import add_noise, compress
 from img2img_cli.train.card import fill_card
 from img2img_cli.train.data import list_shards, read_shard
-from img2img_cli.train.metrics import measure_detail, measure_psnr
+from img2img_cli.train.metrics import measure_chroma, measure_detail, measure_psnr
 from img2img_cli.train.nets.photographs import is_set_aside, shrink
 
 WITHOUT = "without a network"  # the column of the best classical method
 SHEET_SIDE, SHEET_ROWS, WORST = 256, 6, 3
+COLOURED = 256  # pictures are coloured at about this squared, as the network is trained
 SHARPEST = 1024  # longer sides of one's own pictures are reduced to this
 
 
@@ -36,18 +42,21 @@ class Trial:
     Attributes:
         name: the kind of damage.
         results: the pictures by column: as it is, without a network, with it.
-        figures: a figure for each column and, for `upscale`, more.
+        figures: a figure for each column and, for `upscale` and `colorize`, more.
+        are_errors: whether the figures of the columns are errors, of which less is better, or PSNR in dB.
     """
 
     name: str
     truth: Image.Image
     results: Mapping[str, Image.Image]
     figures: Mapping[str, float]
+    are_errors: bool = False
 
     @property
     def gain(self) -> float:
-        """The network's PSNR over the best that needs none, in dB."""
-        return self.figures[list(self.results)[-1]] - max(self.figures[key] for key in list(self.results)[:-1])
+        """By how much the network is better than the best that needs none."""
+        *others, own = (self.figures[key] for key in self.results)
+        return min(others) - own if self.are_errors else own - max(others)
 
 
 def read_strangers(data: Path, pictures: Path | None) -> dict[str, list[Image.Image]]:
@@ -85,7 +94,8 @@ def evaluate_net(
 ) -> dict[str, list[Trial]]:
     """Try a network on up to `count` pictures of each set, evenly spaced; return the trials of each set.
 
-    A network that enlarges is measured with the preset `upscale`, any other with `restore`.
+    A network that enlarges is measured with the preset `upscale`, one that colours with `colorize`, any other with
+    `restore`.
 
     Args:
         model: the network, as `--model` takes it.
@@ -94,7 +104,12 @@ def evaluate_net(
         ModelError: as `open_pipeline`.
     """
     pipeline = open_pipeline(resolve(load_preset("restore"), {"model": model, "strength": 1.0}).parameters, placement)
-    try_out = _try_upscaling if pipeline.enlargements else _try_restoring
+    try_out: Callable[[Image.Image, str, Pipeline], Iterator[Trial]] = _try_restoring
+    if pipeline.enlargements:
+        try_out = _try_upscaling
+    elif tell_architecture(Path(locate_model(model)[1])) == ColourNet.__name__:
+        tint = find_tint([picture for pictures in sets.values() for picture in pictures])
+        try_out = functools.partial(_try_colouring, tint=tint)
     found: dict[str, list[Trial]] = {}
     for name, pictures in sets.items():
         chosen = pictures[:: max(1, len(pictures) // count)][:count]
@@ -149,6 +164,31 @@ def _try_upscaling(truth: Image.Image, model: str, pipeline: Pipeline) -> Iterat
         figures["detail beside the truth's"] = measure_detail(large) / measure_detail(truth)
         figures["input given back, dB"] = measure_psnr(large.resize(small.size, Image.Resampling.BICUBIC), small)
         yield Trial(name=f"x{scale}", truth=truth, results=results, figures=figures)
+
+
+def find_tint(pictures: Sequence[Image.Image]) -> np.ndarray:
+    """Return the a* and b* that are right for all pictures together more than any others are: their medians."""
+    seen = [rgb_to_lab(np.asarray(picture.resize((32, 32), Image.Resampling.BOX)))[..., 1:] for picture in pictures]
+    tint: np.ndarray = np.median(np.stack(seen).reshape(-1, 2), 0)
+    return tint
+
+
+def _try_colouring(truth: Image.Image, model: str, pipeline: Pipeline, *, tint: np.ndarray) -> Iterator[Trial]:
+    given = {"model": model, "image_size": COLOURED, "prompt": ""}
+    parameters = resolve(load_preset("colorize"), given).parameters
+    grey = _grey(truth)
+    lightness = rgb_to_lab(np.asarray(grey))[..., :1]
+    tinted = np.concatenate([lightness, np.broadcast_to(tint, (*lightness.shape[:2], 2))], -1).astype(np.float32)
+    results = {"grey": grey, WITHOUT: Image.fromarray(lab_to_rgb(tinted))}
+    results["colorize"] = made = transform_image(grey, parameters, 0, pipeline)
+    figures = {key: measure_chroma(result, truth)[0] for key, result in results.items()}
+    colours = [rgb_to_lab(np.asarray(picture))[..., 1:].reshape(-1, 2) for picture in (made, truth)]
+    figures["share of the truth's chroma"] = measure_chroma(made, truth)[2] / max(1.0, measure_chroma(truth, truth)[2])
+    for axis, name in enumerate(("a*", "b*")):
+        first, second = colours[0][:, axis], colours[1][:, axis]
+        known = min(first.std(), second.std()) > 0
+        figures[f"correlation of {name}"] = float(np.corrcoef(first, second)[0, 1]) if known else 0.0
+    yield Trial(name="chroma error", truth=truth, results=results, figures=figures, are_errors=True)
 
 
 def _grey(picture: Image.Image) -> Image.Image:

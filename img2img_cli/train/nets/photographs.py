@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from img2img_cli.train.data import BalancedDraw, Photograph, list_shards, mirror_up_to, read_shard, stack_crops
+from img2img_cli.train.data import (
+    BalancedDraw,
+    Photograph,
+    cut_view,
+    list_shards,
+    mirror_up_to,
+    read_shard,
+    stack_crops,
+)
 
 HIGH_RESOLUTION = "hires_"  # how the names of sources of larger pictures begin
 SHRINK = 1.6  # stored photographs are compressed, and smaller they show less of it
@@ -67,6 +75,10 @@ class CleanCrops:
         crop = pixels[top : top + size, left : left + size]
         crop = np.rot90(crop, int(rng.integers(4)))
         return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+    def draw_view(self, size: int, rng: np.random.Generator, *, whole: bool) -> np.ndarray:
+        """Return a view, upright, as `train.data.cut_view` cuts it: uint8 `(size, size, 3)`."""
+        return np.asarray(cut_view(self._draw(rng), size, rng, whole=whole))
 
 
 def to_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:

@@ -1,19 +1,21 @@
-"""Train a bundled network on photographs: the recipes of `restore` and `upscale` behind one function."""
+"""Train a bundled network on photographs: the recipes of `restore`, `upscale` and `colorize` behind one function."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.folder import Net, load_net_folder, save_net
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import UsageError
 from img2img_cli.train.loop import Batch, Stage, run_stage
-from img2img_cli.train.nets import restore, upscale
+from img2img_cli.train.nets import colorize, restore, upscale
 from img2img_cli.train.nets.photographs import CleanCrops
 
 LEARNING_RATE = 6e-4
@@ -26,16 +28,19 @@ class Recipe:
     Attributes:
         make_net: returns a new network with random weights.
         draw_pairs: returns an endless iterator of batches with `input` and `target`, float32 `(B, 3, H, W)` in 0..1,
-            and, for a network with several heads, `scale`.
+            and, for a network with several heads, `scale`; or of what `make_loss` takes.
+        make_loss: returns the loss of a network and a batch; None for the mean difference from `target`.
     """
 
     make_net: Callable[[], Net]
     draw_pairs: Callable[[CleanCrops], Iterator[Batch]]
+    make_loss: Callable[[CleanCrops], Callable[[Any, Batch, torch.device], torch.Tensor]] | None = None
 
 
 RECIPES = {
     "restore": Recipe(make_net=PictureUNet, draw_pairs=restore.draw_pairs),
     "upscale": Recipe(make_net=UpscaleNet, draw_pairs=upscale.draw_pairs),
+    "colorize": Recipe(make_net=ColourNet, draw_pairs=colorize.draw_pairs, make_loss=colorize.make_loss),
 }
 
 
@@ -77,7 +82,11 @@ def train_net(
     crops = CleanCrops.read(data)
     say(f"{name}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} million parameters, {minutes:g} minutes")
 
+    own_loss = recipe.make_loss(crops) if recipe.make_loss is not None else None
+
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
+        if own_loss is not None:
+            return own_loss(net, batch, device)
         arguments = [batch["scale"]] if "scale" in batch else []
         made = net(batch["input"].to(device, memory_format=torch.channels_last), *arguments)
         loss: torch.Tensor = (made.float() - batch["target"].to(device)).abs().mean()

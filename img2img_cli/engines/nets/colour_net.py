@@ -1,0 +1,161 @@
+"""Colours for a grey picture: a distribution over a grid of a* and b*, and the mean of its likely part.
+
+Quantised colours with rebalanced classes and the annealed mean are Zhang et al.'s (2016): a mean over all that is
+possible is brown, and the likeliest alone is patchy.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from img2img_cli.engines.nets.picture_unet import zeroed
+from img2img_cli.pictures.lab import rgb_to_lab
+
+STEP = 10  # of a* and b* between bins
+FOLD = 4  # the side of the pixel blocks that get one colour
+# sRGB to linear light relative to D65's white, by rows of X, Y and Z, and back (IEC 61966-2-1).
+_TO_XYZ = torch.tensor(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+_WHITE = _TO_XYZ.sum(1)
+_EPSILON, _KAPPA = 216 / 24389, 24389 / 27  # CIE 15:2004
+
+
+@functools.cache
+def list_bins() -> torch.Tensor:
+    """Return the bins that hold a colour of sRGB: float32 a* and b*, `(Q, 2)`, multiples of `STEP`."""
+    codes = np.arange(0, 256, 5, dtype=np.uint8)
+    colours = np.stack(np.meshgrid(codes, codes, codes), -1).reshape(-1, 3)
+    found = np.unique(np.round(rgb_to_lab(colours)[:, 1:] / STEP), axis=0) * STEP
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def to_lightness(picture: torch.Tensor) -> torch.Tensor:
+    """Return L* of sRGB `(B, 3, H, W)` in 0..1: float32 `(B, 1, H, W)` in 0..100."""
+    linear = torch.where(picture <= 0.04045, picture / 12.92, ((picture.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+    y = (linear * _TO_XYZ[1].to(picture)[:, None, None]).sum(1, keepdim=True) / float(_WHITE[1])
+    f = torch.where(y > _EPSILON, y.clamp_min(_EPSILON) ** (1 / 3), (_KAPPA * y + 16) / 116)
+    return 116 * f - 16
+
+
+def to_srgb(lightness: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Return sRGB in 0..1, `(B, 3, H, W)`, of L* `(B, 1, H, W)` and a*, b* `(B, 2, H, W)`, cut off at its limits."""
+    fy = (lightness + 16) / 116
+    f = torch.cat([fy + colours[:, :1] / 500, fy, fy - colours[:, 1:] / 200], 1)
+    xyz = torch.where(f > 6 / 29, f**3, (116 * f - 16) / _KAPPA) * _WHITE.to(f)[:, None, None]
+    linear = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(_TO_XYZ).to(f), xyz).clamp(0, 1)
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp_min(1e-8) ** (1 / 2.4) - 0.055)
+
+
+class ContextBlock(nn.Module):
+    """A 7x7 convolution of each channel and two 1x1 convolutions, added to the input: `(B, C, H, W)` to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spread = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.widen = nn.Conv2d(channels, 2 * channels, 1)
+        self.narrow = zeroed(nn.Conv2d(2 * channels, channels, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input plus what is made of it."""
+        out: torch.Tensor = x + self.narrow(functional.gelu(self.widen(self.spread(x))))
+        return out
+
+
+class Attention(nn.Module):
+    """Self-attention among all places, added to the input: `(B, C, H, W)` to the same."""
+
+    def __init__(self, channels: int, heads: int = 4) -> None:
+        super().__init__()
+        self._heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.ask = nn.Linear(channels, 3 * channels)
+        self.answer = nn.Linear(channels, channels)
+        nn.init.zeros_(self.answer.weight)
+        nn.init.zeros_(self.answer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the input plus what each place has learnt of the others."""
+        count, channels, height, width = x.shape
+        tokens = self.norm(x.flatten(2).transpose(1, 2))
+        parts = self.ask(tokens).view(count, height * width, 3, self._heads, -1).permute(2, 0, 3, 1, 4)
+        seen = functional.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(count, height * width, channels)
+        out: torch.Tensor = x + self.answer(seen).transpose(1, 2).view(count, channels, height, width)
+        return out
+
+
+class ColourNet(nn.Module):
+    """A U-Net from lightness to colours, which sees the whole picture at its coarsest level.
+
+    Args:
+        widths: channels of the levels, the finest, of blocks of `FOLD` pixels, first; each has half the resolution.
+        blocks: blocks of the levels, on the way down and, but for the coarsest, on the way up.
+        temperature: of the annealed mean; 1 is the mean, towards 0 the likeliest bin.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (64, 112, 176, 208),
+        blocks: Sequence[int] = (2, 2, 3, 4),
+        temperature: float = 0.38,
+    ) -> None:
+        super().__init__()
+        self.config = {"widths": list(widths), "blocks": list(blocks), "temperature": temperature}
+        self._temperature = temperature
+        self.multiple: int = FOLD * 2 ** (len(widths) - 1)
+        self.enter = nn.Conv2d(FOLD * FOLD, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
+        for width, wider, count in zip(widths[:-1], widths[1:], blocks[:-1], strict=True):
+            self.down.append(nn.Sequential(*(ContextBlock(width) for _ in range(count))))
+            self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
+            self.grow.append(nn.Conv2d(wider, 4 * width, 1))
+            self.up.append(nn.Sequential(*(ContextBlock(width) for _ in range(count))))
+        middle = [layer for _ in range(blocks[-1]) for layer in (ContextBlock(widths[-1]), Attention(widths[-1]))]
+        self.middle = nn.Sequential(*middle)
+        self.leave = nn.Conv2d(widths[0], len(list_bins()), 1)
+
+    def predict(self, lightness: torch.Tensor) -> torch.Tensor:
+        """Return the scores of the bins, before softmax.
+
+        Args:
+            lightness: L* in 0..100, `(B, 1, H, W)`; sides are multiples of `multiple`.
+
+        Returns:
+            `(B, Q, H / FOLD, W / FOLD)`.
+        """
+        x = self.enter(functional.pixel_unshuffle(lightness / 50 - 1, FOLD).to(self.enter.weight.dtype))
+        kept = []
+        for down, shrink in zip(self.down, self.shrink, strict=True):
+            x = down(x)
+            kept.append(x)
+            x = shrink(x)
+        x = self.middle(x)
+        for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
+            x = up(functional.pixel_shuffle(grow(x), 2) + skip)
+        scores: torch.Tensor = self.leave(x)
+        return scores
+
+    def forward(self, picture: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the picture in colour: sRGB `(B, 3, H, W)` in 0..1 to the same, with its lightness.
+
+        Sides need not be multiples of `multiple`: what is missing is filled up with the last row and column.
+
+        Args:
+            places: not used; the net is given whole pictures.
+        """
+        height, width = picture.shape[-2:]
+        lightness = to_lightness(picture.float())
+        extra = -width % self.multiple, -height % self.multiple
+        whole = functional.pad(lightness, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else lightness
+        shares = (self.predict(whole).float() / self._temperature).softmax(1)
+        colours = torch.einsum("bqhw,qc->bchw", shares, list_bins().to(shares))
+        large = functional.interpolate(colours, scale_factor=FOLD, mode="bilinear", align_corners=False)
+        return to_srgb(lightness, large[..., :height, :width]).to(picture.dtype)
