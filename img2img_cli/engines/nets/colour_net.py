@@ -102,8 +102,8 @@ class ColourNet(nn.Module):
     def __init__(
         self,
         *,
-        widths: Sequence[int] = (64, 112, 176, 208),
-        blocks: Sequence[int] = (2, 2, 3, 4),
+        widths: Sequence[int] = (48, 88, 128, 176),
+        blocks: Sequence[int] = (2, 2, 2, 3),
         temperature: float = 0.38,
     ) -> None:
         super().__init__()
@@ -118,8 +118,7 @@ class ColourNet(nn.Module):
             self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
             self.grow.append(nn.Conv2d(wider, 4 * width, 1))
             self.up.append(nn.Sequential(*(ContextBlock(width) for _ in range(count))))
-        middle = [layer for _ in range(blocks[-1]) for layer in (ContextBlock(widths[-1]), Attention(widths[-1]))]
-        self.middle = nn.Sequential(*middle)
+        self.middle = nn.Sequential(*(ContextBlock(widths[-1]) for _ in range(blocks[-1])), Attention(widths[-1]))
         self.leave = nn.Conv2d(widths[0], len(list_bins()), 1)
 
     def predict(self, lightness: torch.Tensor) -> torch.Tensor:
