@@ -104,7 +104,7 @@ def test_a_lora_of_each_family_is_learnt_and_changes_the_picture(
     trainer.save(tmp_path)
     preset = yaml.safe_load(trainer.format_preset("run", checked))
     assert (preset["extends"], preset["lora"]) == (base, ["./lora.safetensors"])
-    assert preset["prompt"] == "an inverted picture"
+    assert (preset["prompt"], preset["image_size"]) == ("an inverted picture", 64)
     keys = {key: preset[key] for key in ("lora", "prompt")}
     parameters = trainer._base
     plain = apply_run(tmp_path, parameters, {"prompt": preset["prompt"]}, photograph)

@@ -368,7 +368,7 @@ class DiffusionTrainer:
     def format_preset(self, name: str, checked: Checked) -> str:
         """Return the text of the preset: the base, and what was learnt beside it."""
         keys = methods.list_keys(self.settings.method, self._base.lora) | dict(self._taught.keys)
-        keys["num_inference_steps"] = self._parameters.num_inference_steps
+        keys |= {"num_inference_steps": self._parameters.num_inference_steps, "image_size": self.settings.size}
         lines = "".join(f"{key}: {json.dumps(value)}\n" for key, value in keys.items())
         return f"extends: {json.dumps(self.settings.base)}\n{format_head(name, checked)}{lines}"
 
