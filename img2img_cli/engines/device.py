@@ -17,6 +17,7 @@ from img2img_cli.system import processors
 
 DEFAULT_THREADS = torch.get_num_threads()  # before anybody has set them
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ADVICE = "use a smaller --set image_size or tile_size, fewer variations, or --device cpu"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,16 +108,14 @@ def measure_memory_gib(device: torch.device) -> tuple[float, float]:
 
 
 @contextlib.contextmanager
-def explain_memory_errors(device: torch.device) -> Iterator[None]:
+def explain_memory_errors(device: torch.device, advice: str = ADVICE) -> Iterator[None]:
     """Turn the several ways of running out of memory into one error with a remedy."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise
-        raise OutOfMemoryError(
-            f"{device}: out of memory; use a smaller --set image_size or tile_size, fewer variations, or --device cpu"
-        ) from None
+        raise OutOfMemoryError(f"{device}: out of memory; {advice}") from None
 
 
 def measure_free_bytes(device: torch.device) -> int:

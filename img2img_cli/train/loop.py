@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,21 @@ def learning_rate_at(peak: float, step: int, progress: float) -> float:
     """
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
     return peak * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, progress: float, *, warmup: int) -> None:
+    """Set the learning rate of a step: a linear warm-up, and from the middle of the run on a straight fall to 1 %."""
+    rate = peak * (min(1.0, (step + 1) / warmup) * min(1.0, 2 * max(0.0, 1 - progress) + 0.01))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@torch.no_grad()
+def average_in(averages: Iterable[torch.Tensor], own: Iterable[torch.Tensor], step: int, decay: float) -> None:
+    """Move averaged weights towards the weights after a step; faster at first, when they have little to remember."""
+    kept = min(decay, (1 + step) / (10 + step))
+    for average, weight in zip(averages, own, strict=True):
+        average.lerp_(weight, 1 - kept)
 
 
 def autocast(device: torch.device) -> torch.autocast:

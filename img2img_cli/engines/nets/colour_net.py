@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from img2img_cli.engines.nets.picture_unet import zeroed
+from img2img_cli.engines.nets.picture_unet import UNetLevels, fill_up, zeroed
 from img2img_cli.pictures.lab import rgb_to_lab
 
 STEP = 10  # of a* and b* between bins
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         return out
 
 
-class ColourNet(nn.Module):
+class ColourNet(UNetLevels):
     """A U-Net from lightness to colours, which sees the whole picture at its coarsest level.
 
     Args:
@@ -111,13 +111,7 @@ class ColourNet(nn.Module):
         self._temperature = temperature
         self.multiple: int = FOLD * 2 ** (len(widths) - 1)
         self.enter = nn.Conv2d(FOLD * FOLD, widths[0], 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
-        for width, wider, count in zip(widths[:-1], widths[1:], blocks[:-1], strict=True):
-            self.down.append(nn.Sequential(*(ContextBlock(width) for _ in range(count))))
-            self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
-            self.grow.append(nn.Conv2d(wider, 4 * width, 1))
-            self.up.append(nn.Sequential(*(ContextBlock(width) for _ in range(count))))
+        self.build_levels(widths, blocks, ContextBlock)
         self.middle = nn.Sequential(*(ContextBlock(widths[-1]) for _ in range(blocks[-1])), Attention(widths[-1]))
         self.leave = nn.Conv2d(widths[0], len(list_bins()), 1)
 
@@ -131,15 +125,7 @@ class ColourNet(nn.Module):
             `(B, Q, H / FOLD, W / FOLD)`.
         """
         x = self.enter(functional.pixel_unshuffle(lightness / 50 - 1, FOLD).to(self.enter.weight.dtype))
-        kept = []
-        for down, shrink in zip(self.down, self.shrink, strict=True):
-            x = down(x)
-            kept.append(x)
-            x = shrink(x)
-        x = self.middle(x)
-        for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
-            x = up(functional.pixel_shuffle(grow(x), 2) + skip)
-        scores: torch.Tensor = self.leave(x)
+        scores: torch.Tensor = self.leave(self.pass_levels(x))
         return scores
 
     def forward(self, picture: torch.Tensor, places: torch.Tensor | None = None) -> torch.Tensor:
@@ -152,9 +138,7 @@ class ColourNet(nn.Module):
         """
         height, width = picture.shape[-2:]
         lightness = to_lightness(picture.float())
-        extra = -width % self.multiple, -height % self.multiple
-        whole = functional.pad(lightness, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else lightness
-        shares = (self.predict(whole).float() / self._temperature).softmax(1)
+        shares = (self.predict(fill_up(lightness, self.multiple)).float() / self._temperature).softmax(1)
         colours = torch.einsum("bqhw,qc->bchw", shares, list_bins().to(shares))
         large = functional.interpolate(colours, scale_factor=FOLD, mode="bilinear", align_corners=False)
         return to_srgb(lightness, large[..., :height, :width]).to(picture.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -30,7 +30,54 @@ class ResidualBlock(nn.Module):
         return out
 
 
-class PictureUNet(nn.Module):
+class UNetLevels(nn.Module):
+    """The levels of a U-Net, between the first layer and the last; a network's own class adds those.
+
+    Attributes:
+        down, up, shrink, grow, middle: the parts of the levels, the finest first.
+    """
+
+    down: nn.ModuleList
+    up: nn.ModuleList
+    shrink: nn.ModuleList
+    grow: nn.ModuleList
+    middle: nn.Module
+
+    def build_levels(self, widths: Sequence[int], blocks: Sequence[int], block: Callable[[int], nn.Module]) -> None:
+        """Make all parts but `middle`.
+
+        Args:
+            block: returns a block of so many channels.
+        """
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.shrink, self.grow = nn.ModuleList(), nn.ModuleList()
+        for width, wider, count in zip(widths[:-1], widths[1:], blocks[:-1], strict=True):
+            self.down.append(nn.Sequential(*(block(width) for _ in range(count))))
+            self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
+            self.grow.append(nn.Conv2d(wider, 4 * width, 1))
+            self.up.append(nn.Sequential(*(block(width) for _ in range(count))))
+
+    def pass_levels(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the levels make of `(B, widths[0], h, w)`, of the same shape."""
+        kept = []
+        for down, shrink in zip(self.down, self.shrink, strict=True):
+            x = down(x)
+            kept.append(x)
+            x = shrink(x)
+        x = self.middle(x)
+        for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
+            x = up(functional.pixel_shuffle(grow(x), 2) + skip)
+        return x
+
+
+def fill_up(picture: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Return `(B, C, H, W)` with sides that are multiples, filled up with the last row and column."""
+    height, width = picture.shape[-2:]
+    extra = -width % multiple, -height % multiple
+    return functional.pad(picture, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else picture
+
+
+class PictureUNet(UNetLevels):
     """A U-Net without normalisation, so that a tile is treated as it is within the whole picture.
 
     The picture is folded by `patch` (pixel unshuffle) before the first level and unfolded (pixel shuffle) after the
@@ -69,15 +116,7 @@ class PictureUNet(nn.Module):
         self.multiple: int = patch * 2 ** (len(widths) - 1)
         folded = channels * patch * patch
         self.enter = nn.Conv2d(folded + 2 * places, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        self.up = nn.ModuleList()
-        self.shrink = nn.ModuleList()
-        self.grow = nn.ModuleList()
-        for width, wider, count in zip(widths[:-1], widths[1:], blocks[:-1], strict=True):
-            self.down.append(nn.Sequential(*(ResidualBlock(width) for _ in range(count))))
-            self.shrink.append(nn.Conv2d(width, wider, 2, stride=2))
-            self.grow.append(nn.Conv2d(wider, 4 * width, 1))
-            self.up.append(nn.Sequential(*(ResidualBlock(width) for _ in range(count))))
+        self.build_levels(widths, blocks, ResidualBlock)
         self.middle = nn.Sequential(*(ResidualBlock(widths[-1]) for _ in range(2 * blocks[-1])))
         self.leave = zeroed(nn.Conv2d(widths[0], folded, 3, padding=1))
 
@@ -92,12 +131,10 @@ class PictureUNet(nn.Module):
                 sides; the whole one if None.
         """
         height, width = picture.shape[-2:]
-        extra = -width % self.multiple, -height % self.multiple
-        x = functional.pad(picture, (0, extra[0], 0, extra[1]), mode="replicate") if any(extra) else picture
-        folded = functional.pixel_unshuffle(x, self._patch)
+        folded = functional.pixel_unshuffle(fill_up(picture, self.multiple), self._patch)
         if self._places:
             folded = torch.cat([folded, self._draw_places(folded, places, (height, width))], 1)
-        out = self.leave(self._transform(self.enter(folded.to(self.enter.weight.dtype))))
+        out = self.leave(self.pass_levels(self.enter(folded.to(self.enter.weight.dtype))))
         made = functional.pixel_shuffle(out, self._patch)[..., :height, :width].to(picture.dtype)
         return picture + made if self._residual else made
 
@@ -114,14 +151,3 @@ class PictureUNet(nn.Module):
         right = lines[0][:, None, :].expand(count, rows, columns)
         down = lines[1][:, :, None].expand(count, rows, columns)
         return torch.stack([right, down], 1)
-
-    def _transform(self, x: torch.Tensor) -> torch.Tensor:
-        kept = []
-        for down, shrink in zip(self.down, self.shrink, strict=True):
-            x = down(x)
-            kept.append(x)
-            x = shrink(x)
-        x = self.middle(x)
-        for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
-            x = up(functional.pixel_shuffle(grow(x), 2) + skip)
-        return x

@@ -17,14 +17,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import nn
 
-from img2img_cli.engines.device import Placement
+from img2img_cli.engines.device import Placement, explain_memory_errors
 from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.diffusion.load import load_controlnet, load_pipeline
 from img2img_cli.engines.diffusion.pipeline import DiffusionPipeline
 from img2img_cli.engines.diffusion.whole_picture import WholePicturePipeline
 from img2img_cli.engines.hub import check_downloads
 from img2img_cli.engines.traits import find_traits, list_arguments
-from img2img_cli.errors import ModelError, OutOfMemoryError, is_shortage
+from img2img_cli.errors import ModelError
 from img2img_cli.pictures.control_maps import make_control_image
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.system.silence import silence_stdout
@@ -34,14 +34,13 @@ from img2img_cli.train.diffusion.capture import NOISY, Example, capture, find_de
 from img2img_cli.train.diffusion.noising import Moment, Schedule
 from img2img_cli.train.diffusion.settings import Settings
 from img2img_cli.train.diffusion.store import Store
-from img2img_cli.train.loop import autocast
+from img2img_cli.train.loop import autocast, average_in, set_rate
 from img2img_cli.train.pairs.check import Checked
 from img2img_cli.train.pairs.layouts import Pair
 from img2img_cli.train.pairs.pictures import read_pair
 from img2img_cli.train.pairs.sheets import Figures
-from img2img_cli.train.pairs.trainer import DEFAULT_PROMPT, Losses, Shown, format_head
+from img2img_cli.train.pairs.trainer import DEFAULT_PROMPT, FEW_PAIRS, Losses, Shown, format_head
 
-FEW_PAIRS = 500  # below, each pair is also learnt mirrored
 LEAST_SIDE = 64  # of a picture; some pipelines refuse smaller ones
 EMA_DECAY = 0.99
 WARMUP_STEPS = 20
@@ -218,21 +217,13 @@ class DiffusionTrainer:
             ModelError: the loss is not a number.
             OutOfMemoryError: the device has too little memory.
         """
-        try:
+        with explain_memory_errors(self._device, "use a smaller --crop, or --batch-size 1 with --accumulate"):
             loss = self._advance(progress)
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-            raise OutOfMemoryError(
-                f"{self._device}: out of memory; use a smaller --crop, or --batch-size 1 with --accumulate"
-            ) from None
         self.step += 1
         return Losses(difference=loss)
 
     def _advance(self, progress: float) -> float:
-        rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, 2 * max(0.0, 1 - progress) + 0.01)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.settings.learning_rate * rate
+        set_rate(self._optimizer, self.settings.learning_rate, self.step, progress, warmup=WARMUP_STEPS)
         self._optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for number in range(self.settings.accumulate):
@@ -243,10 +234,7 @@ class DiffusionTrainer:
             total += float(loss.detach()) / self.settings.accumulate
         nn.utils.clip_grad_norm_(self._taught.parameters, 1.0)
         self._optimizer.step()
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, own in zip(self._averaged, self._taught.parameters, strict=True):
-                average.lerp_(own, 1 - decay)
+        average_in(self._averaged, self._taught.parameters, self.step, EMA_DECAY)
         return total
 
     def _compute_loss(self, example: Example, generator: torch.Generator) -> torch.Tensor:

@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from img2img_cli.engines.base import to_images
+from img2img_cli.engines.device import explain_memory_errors
 from img2img_cli.engines.nets.folder import save_net
 from img2img_cli.engines.nets.picture_unet import PictureUNet
-from img2img_cli.errors import ModelError, OutOfMemoryError, is_shortage
-from img2img_cli.train.loop import autocast
+from img2img_cli.errors import ModelError
+from img2img_cli.train.loop import autocast, average_in, set_rate
 from img2img_cli.train.pairs.check import Checked
 from img2img_cli.train.pairs.data import Crops, PairData
 from img2img_cli.train.pairs.discriminator import PatchDiscriminator, augment, compare
 from img2img_cli.train.pairs.sheets import Figures
-from img2img_cli.train.pairs.trainer import Losses, Shown, format_head
+from img2img_cli.train.pairs.trainer import FEW_PAIRS, Losses, Shown, format_head
 
-FEW_PAIRS = 500  # below, the discriminator sees moved pictures with holes, so that it cannot learn them by heart
 EMA_DECAY = 0.995
 WARMUP_STEPS = 100
 EPSILON = 1e-3  # of Charbonnier's loss, which is smooth at 0
@@ -71,6 +71,7 @@ class Trainer:
     def __init__(self, settings: Settings, data: PairData, device: torch.device) -> None:
         self.settings, self.device, self.step = settings, device, 0
         self._data = data
+        # The discriminator sees moved pictures with holes, so that it cannot learn few of them by heart.
         self._few = len(data) < FEW_PAIRS
         self.net = settings.make_net().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged: PictureUNet = copy.deepcopy(self.net).eval().requires_grad_(False)
@@ -90,12 +91,8 @@ class Trainer:
             ModelError: the loss is not a number.
             OutOfMemoryError: the device has too little memory.
         """
-        try:
+        with explain_memory_errors(self.device, "use a smaller --crop or --batch-size"):
             losses = self._advance(progress)
-        except (RuntimeError, MemoryError) as error:
-            if not is_shortage(error):
-                raise
-            raise OutOfMemoryError(f"{self.device}: out of memory; use a smaller --crop or --batch-size") from None
         self.step += 1
         return losses
 
@@ -121,9 +118,7 @@ class Trainer:
 
     def _advance(self, progress: float) -> Losses:
         settings = self.settings
-        rate = min(1.0, (self.step + 1) / WARMUP_STEPS) * min(1.0, 2 * max(0.0, 1 - progress) + 0.01)
-        for group in self._optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate
+        set_rate(self._optimizer, settings.learning_rate, self.step, progress, warmup=WARMUP_STEPS)
         batch = self._data.draw(settings.seed, self.step, settings.batch_size).to(self.device)
         with autocast(self.device):
             made = self.net(batch.source, batch.places).float()
@@ -139,10 +134,7 @@ class Trainer:
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self._optimizer.step()
-        decay = min(EMA_DECAY, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for average, own in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
-                average.lerp_(own, 1 - decay)
+        average_in(self.averaged.parameters(), self.net.parameters(), self.step, EMA_DECAY)
         return told
 
     def _judge(self, batch: Crops, picture: torch.Tensor, *, salt: int) -> torch.Tensor:

@@ -14,6 +14,7 @@ from img2img_cli.train.pairs.check import Checked
 from img2img_cli.train.pairs.layouts import Pair
 from img2img_cli.train.pairs.sheets import Figures
 
+FEW_PAIRS = 500  # below, a method guards against learning them by heart
 DEFAULT_PROMPT = "as in the pairs"
 Shown = Sequence[tuple[Pair, Image.Image, Image.Image]]
 
