@@ -163,6 +163,9 @@ class Count:
         self._handle.remove()
 
 
+GREY = str(Path(__file__).with_name("grey.yaml"))  # colours by the bundled diffusion model
+
+
 def psnr(a: Image.Image | np.ndarray, b: Image.Image | np.ndarray) -> float:
     """Return the peak signal-to-noise ratio of two 8-bit pictures in dB."""
     error = np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2)

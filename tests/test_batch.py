@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import psnr
+from conftest import GREY, psnr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
@@ -39,7 +39,7 @@ QUICK_VALUES = {"num_inference_steps": 1, "num_samples": 1, "image_size": 64}
 
 @pytest.fixture(scope="module")
 def pipeline() -> LatentsPipeline:
-    parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
+    parameters = resolve(load_preset(GREY), QUICK_VALUES).parameters
     return build_pipeline(parameters, choose_placement("cpu", "float32"))
 
 
@@ -375,7 +375,7 @@ def test_killed_runs_end_in_the_same_bytes(here, folder: Path, photograph: Image
 
 @pytest.mark.slow
 def test_out_of_memory_halves_the_batch_then_fails_the_item(pipeline: LatentsPipeline, photograph, monkeypatch) -> None:
-    parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
+    parameters = resolve(load_preset(GREY), QUICK_VALUES).parameters
     square = photograph.resize((64, 64))
     sizes = []
     transform = BasePipeline.transform
@@ -426,7 +426,7 @@ def test_one_spoilt_picture_fails_alone_in_its_batch(here, folder: Path, monkeyp
 
 @pytest.mark.slow
 def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: LatentsPipeline, photograph) -> None:
-    parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
+    parameters = resolve(load_preset(GREY), QUICK_VALUES).parameters
     pictures = [photograph.resize((64, 64)), photograph.rotate(90).resize((64, 64))]
     pieces = [
         [Piece(image=picture, control=picture, seed=seed, parameters=parameters) for seed in range(3)]
@@ -446,9 +446,9 @@ def test_unmixed_batches_hold_one_work_and_give_what_it_gives_alone(pipeline: La
 
 
 def test_pieces_share_batches_only_when_they_can(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
-    parameters = resolve(load_preset("colorize"), QUICK_VALUES).parameters
-    other = resolve(load_preset("colorize"), QUICK_VALUES | {"guidance_scale": 2.0}).parameters
-    prompted = resolve(load_preset("colorize"), QUICK_VALUES | {"prompt": "tulips"}).parameters
+    parameters = resolve(load_preset(GREY), QUICK_VALUES).parameters
+    other = resolve(load_preset(GREY), QUICK_VALUES | {"guidance_scale": 2.0}).parameters
+    prompted = resolve(load_preset(GREY), QUICK_VALUES | {"prompt": "tulips"}).parameters
 
     def piece(size: int, parameters) -> Piece:
         image = photograph.resize((size, size))

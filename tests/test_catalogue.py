@@ -30,7 +30,9 @@ def parameters_of(name: str) -> Parameters:
     return resolve(load_preset(name), {}).parameters
 
 
-REMOTE = [name for name in list_presets() if not is_bundled(parameters_of(name).model)]
+REMOTE = [
+    name for name in list_presets() if not is_bundled(parameters_of(name).model) and parameters_of(name).look is None
+]
 
 
 def references(parameters: Parameters) -> list[tuple[str, str | None]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import psnr
+from conftest import GREY, psnr
 from PIL import Image
 from twins import make_twin
 
@@ -223,7 +223,7 @@ def test_every_row_is_checked_though_rows_share_parameters(
 
 def test_a_control_picture_without_control_is_refused(here, tmp_path: Path, picture: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text(json.dumps({"input": str(picture), "control_image": str(picture)}))
-    done = here("batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--preset", "colorize")
+    done = here("batch", tmp_path / "jobs.jsonl", "-o", tmp_path / "out", "--preset", GREY)
     assert done.code == 3, done.err
     (line,) = [line for line in done.err.splitlines() if line.startswith("img2img: ")]
     assert "jobs.jsonl:1" in line

@@ -113,7 +113,7 @@ def test_a_manifest_row_is_a_job(tree: Path) -> None:
     assert jobs[0].output == "out/x/one.png"
     assert (jobs[0].parameters.prompt, jobs[0].parameters.strength, jobs[0].seed) == ("fog, grey", 0.5, 7)
     assert jobs[1].output == "out/sub/b.PNG"
-    assert jobs[1].parameters.prompt == "oil painting"
+    assert jobs[1].parameters.look == "oil"
 
 
 def test_json_lines_are_a_manifest_too(tree: Path) -> None:

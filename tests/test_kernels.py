@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import GREY
 from pictures import make_picture
 
 from img2img_cli.engines.cpu_kernels import Conv2d, GroupNorm, mend_convolutions, replace_kernels
@@ -39,7 +40,7 @@ def test_groups_of_many_channels_and_other_devices_keep_theirs() -> None:
 
 
 def test_the_bundled_model_uses_them() -> None:
-    pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "auto"))
+    pipeline = build_pipeline(resolve(load_preset(GREY), {}).parameters, choose_placement("cpu", "auto"))
     assert any(type(layer) is GroupNorm for layer in pipeline.pipe.unet.modules())
     for part in (pipeline.pipe.unet, pipeline.pipe.controlnet, pipeline.pipe.vae):
         strided = [layer for layer in part.modules() if isinstance(layer, torch.nn.Conv2d) and layer.stride[1] > 1]
@@ -71,7 +72,7 @@ def test_a_convolution_to_one_column_is_right(
 @pytest.mark.slow
 def test_a_narrow_picture_has_one_result() -> None:
     """At 16 pixels, the innermost maps of the bundled model have one column."""
-    parameters = resolve(load_preset("colorize"), {"num_inference_steps": 1}).parameters
+    parameters = resolve(load_preset(GREY), {"num_inference_steps": 1}).parameters
     pipeline = build_pipeline(parameters, choose_placement("cpu", "bfloat16"))
     working = make_picture("gradient", (16, 416)).convert("L").convert("RGB")
     pieces = [Piece(image=working, control=working, seed=0, parameters=parameters)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import psnr
+from conftest import GREY, psnr
 from PIL import Image
 
 from img2img_cli.engines.base import BasePipeline
@@ -49,23 +49,23 @@ def test_lanes_give_what_the_single_command_gives(here, folder: Path, monkeypatc
         return denoise(self, *arguments, **options)
 
     monkeypatch.setattr(LatentsPipeline, "denoise", note)
-    done = here("batch", "in", "-o", "out", "--preset", "colorize", "--seed", 3, *QUICK)
+    done = here("batch", "in", "-o", "out", "--preset", GREY, "--seed", 3, *QUICK)
     assert done.code == 0, done.err
     assert len(names) == 2
     assert together[0] == 1
     assert torch.get_num_threads() == 2
     monkeypatch.setattr(LatentsPipeline, "denoise", denoise)
-    assert here("batch", "in", "-o", "again", "--preset", "colorize", "--seed", 3, *QUICK).code == 0
+    assert here("batch", "in", "-o", "again", "--preset", GREY, "--seed", 3, *QUICK).code == 0
     for index in range(6):
         name = f"{index}.png"
-        assert here("colorize", f"in/{name}", f"single-{name}", "--seed", 3, *QUICK).code == 0
+        assert here("colorize", f"in/{name}", f"single-{name}", "--seed", 3, "--preset", GREY, *QUICK).code == 0
         made, again, single = (np.asarray(Image.open(f)) for f in (f"out/{name}", f"again/{name}", f"single-{name}"))
         assert (made == again).all()
         assert psnr(made, single) > 40
 
 
 def test_a_lane_of_its_own_changes_nothing_for_the_other() -> None:
-    pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "float32"))
+    pipeline = build_pipeline(resolve(load_preset(GREY), {}).parameters, choose_placement("cpu", "float32"))
     torch.set_num_threads(2)
     first, second = pipeline.make_lanes()
     first.pipe.scheduler.set_timesteps(7)
@@ -78,11 +78,11 @@ def test_a_lane_of_its_own_changes_nothing_for_the_other() -> None:
 def test_a_lane_reads_its_prompt_whole_while_another_counts_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "float32"))
+    pipeline = build_pipeline(resolve(load_preset(GREY), {}).parameters, choose_placement("cpu", "float32"))
     torch.set_num_threads(2)
     first, second = pipeline.make_lanes()
     tokenizer, settle = first.pipe.tokenizer, type(first.pipe.tokenizer).set_truncation_and_padding
-    parameters = resolve(load_preset("colorize"), {"prompt": "a tulip"}).parameters
+    parameters = resolve(load_preset(GREY), {"prompt": "a tulip"}).parameters
     others: list[threading.Thread] = []
 
     def interrupt(self, **settings: object) -> None:
@@ -99,7 +99,7 @@ def test_a_lane_reads_its_prompt_whole_while_another_counts_tokens(
 
 
 def test_a_second_try_in_float32_leaves_the_weights_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = build_pipeline(resolve(load_preset("colorize"), {}).parameters, choose_placement("cpu", "bfloat16"))
+    pipeline = build_pipeline(resolve(load_preset(GREY), {}).parameters, choose_placement("cpu", "bfloat16"))
     used = []
     decode = LatentsPipeline._decode
 
@@ -129,7 +129,7 @@ def test_out_of_memory_goes_on_with_one_lane(here, folder: Path, monkeypatch: py
             working.pop()
 
     monkeypatch.setattr(BasePipeline, "transform", scarce)
-    done = here("batch", "in", "-o", "out", "--preset", "colorize", "--json", *QUICK)
+    done = here("batch", "in", "-o", "out", "--preset", GREY, "--json", *QUICK)
     assert done.code == 0, done.err
     events = [json.loads(line) for line in done.out.splitlines()]
     notes = [event["text"] for event in events if event["event"] == "note"]

@@ -103,16 +103,16 @@ def test_a_manifest_that_cannot_be_read_for_now_leaves_the_plan_as_it_is() -> No
 
 
 def test_everything_is_planned_again_when_its_preset_or_style_changes() -> None:
-    Path("look.yaml").write_text("extends: colorize\nstrength: 0.4\n")
+    Path("look.yaml").write_text("extends: colorize\nsaturation: 0.4\n")
     plan = watch(preset="look.yaml")
-    Path("look.yaml").write_text("extends: colorize\nstrength: 0.75\n")
+    Path("look.yaml").write_text("extends: colorize\nsaturation: 0.75\n")
     jobs = plan.update()
     assert names(jobs) == ["a.jpg", "b.jpg", "c.png"]
-    assert {job.parameters.strength for job in jobs} == {0.75}
-    Path("look.yaml").write_text("extends: colorize\nstrength: much\n")
-    with pytest.raises(Exception, match="strength"):
+    assert {job.parameters.saturation for job in jobs} == {0.75}
+    Path("look.yaml").write_text("extends: colorize\nsaturation: much\n")
+    with pytest.raises(Exception, match="saturation"):
         plan.update()
-    assert {job.parameters.strength for job in plan.planned} == {0.75}
+    assert {job.parameters.saturation for job in plan.planned} == {0.75}
 
 
 def test_numbers_in_names_are_given_anew_when_a_file_comes() -> None:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import GREY
 from PIL import Image
 
 QUICK = ["--set", "num_inference_steps=1", "--set", "num_samples=1", "--set", "image_size=64"]
@@ -57,7 +58,7 @@ def report(here, tmp_path: Path, photograph: Image.Image, monkeypatch: pytest.Mo
         photograph.save(Path("in", name))
     Path("in", "broken.png").write_bytes(b"no")
     rows = [{"input": f"in/{path.name}", "output": path.name} for path in sorted(Path("in").iterdir())]
-    rows.append({"input": "in/a.jpg", "output": "d.png", "preset": "style-fog", "prompt": HOSTILE, "strength": 1})
+    rows.append({"input": "in/a.jpg", "output": "d.png", "preset": GREY, "prompt": HOSTILE, "strength": 1})
     Path("jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     done = here("batch", "jobs.jsonl", "-o", "out", "--preset", "colorize", "--report", "report.html", *QUICK)
     assert done.code == 3, done.err
@@ -77,7 +78,7 @@ def test_every_input_has_a_row_and_every_result_its_pair(report: Path) -> None:
     for row in data["rows"]:
         assert (row["before"] is None) == (row["status"] == "failed")
         assert ("reason" in row) == (row["status"] == "failed")
-    assert {"colorize", "style-fog"} <= set(data["presets"])
+    assert {"colorize", GREY} <= set(data["presets"])
 
 
 def test_the_page_needs_no_network_and_names_cannot_break_out(report: Path) -> None:

@@ -83,6 +83,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "size": st.sampled_from(["original", "model", "640x480"]),
     "mask_feather": st.floats(0, 200),
     "saturation": st.floats(0, 4),
+    "variety": fractions,
     "faithful": st.booleans(),
     "num_samples": st.integers(1, 16),
     "scale": st.floats(1, 8),
@@ -106,7 +107,7 @@ few = settings(deadline=None, max_examples=120, suppress_health_check=list(Healt
 
 
 def test_every_parameter_is_tried() -> None:
-    assert VALUES.keys() | CARD_KEYS | {"task", "upscaler"} == Parameters.model_fields.keys()
+    assert VALUES.keys() | CARD_KEYS | {"task", "upscaler", "look"} == Parameters.model_fields.keys()
 
 
 @pytest.mark.parametrize("key", VALUES)

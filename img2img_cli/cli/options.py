@@ -26,6 +26,14 @@ StyleOption = Annotated[
     Optional[str],
     typer.Option(help="Picture whose style to take; for presets with an IP-Adapter.", show_default=False),
 ]
+HintsOption = Annotated[
+    Optional[str],
+    typer.Option(
+        help="Picture with strokes of the colours that are known, transparent elsewhere, or a painted copy of INPUT.",
+        show_default=False,
+    ),
+]
+VariationsOption = Annotated[int, typer.Option(min=1, max=64, help="Results from as many seeds, numbered -1, -2, ...")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=_RUN)]
 OffloadOption = Annotated[
     str,

@@ -32,6 +32,7 @@ class BasePipeline(ABC):
         enlargements: the factors of the upscaling net or model, in ascending order; empty if there is none.
         refines: whether the model refines pictures that were enlarged before.
         direct: whether the model is a network whose output is the result, without noise and steps.
+        whole: whether it must see a picture as a whole, not in tiles.
         tells_cuts: whether prompts that are cut off come into `notes`, once each; otherwise ask `find_cuts`.
         load_notes: messages about the weights.
     """
@@ -42,6 +43,7 @@ class BasePipeline(ABC):
     enlargements: tuple[int, ...] = ()
     refines: bool = False
     direct: bool = False
+    whole: bool = False
 
     def __init__(self, placement: Placement, offload: Offload = "none") -> None:
         self.placement, self.offload = placement, offload

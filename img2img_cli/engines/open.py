@@ -14,7 +14,7 @@ ADDITIONS = ("lora", "embedding", "vae", "controlnet", "ip_adapter", "refiner", 
 
 
 def open_pipeline(parameters: Parameters, placement: Placement) -> BasePipeline:
-    """Load the preset's model onto the device: a network of our own, an upscaling net alone, or a diffusers model.
+    """Load the preset's model: a network of our own, an upscaling net alone or a diffusers model; or a look, without.
 
     Raises:
         ModelError: missing, refused, damaged, out of reach, or given what only a diffusion model takes.
@@ -28,6 +28,11 @@ def open_pipeline(parameters: Parameters, placement: Placement) -> BasePipeline:
 
         with explain_memory_errors(placement.device):
             return load_picture_net(Path(place), placement)
+    if parameters.look is not None:
+        refuse_additions(parameters)
+        from img2img_cli.engines.looks.pipeline import LookPipeline
+
+        return LookPipeline(placement)
     if kind in ("net", NO_MODEL):
         from img2img_cli.engines.feed_forward import load_net_alone
 
@@ -47,6 +52,6 @@ def refuse_additions(parameters: Parameters) -> None:
     for key in ADDITIONS:
         if getattr(parameters, key):
             raise ModelError(
-                f"{key}: {parameters.model} is a network of one pass, which takes none; leave it out, or choose a "
-                "preset with a diffusion model, such as sd15-edit"
+                f"{key}: {parameters.look or parameters.model} works in one pass and takes none; leave it out, or "
+                "choose a preset with a diffusion model, such as sd15-edit"
             )

@@ -12,11 +12,13 @@ from PIL import Image
 from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
-from img2img_cli.engines.nets.colour_net import ColourNet
+from img2img_cli.engines.nets.colour_net import ColourNet, draw_taste
 from img2img_cli.engines.nets.folder import load_net_folder
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.tasks.pieces import Piece, Progress
+
+STRONGEST_TASTE = 4.0  # deviation of what is added to the scores of colours at a variety of 1
 
 
 class PictureNetPipeline(BasePipeline):
@@ -24,7 +26,7 @@ class PictureNetPipeline(BasePipeline):
 
     direct = True
 
-    def __init__(self, net: PictureUNet | ColourNet, placement: Placement) -> None:
+    def __init__(self, net: PictureUNet, placement: Placement) -> None:
         super().__init__(placement)
         self._net, self.multiple = _place(net, placement), net.multiple
 
@@ -32,6 +34,28 @@ class PictureNetPipeline(BasePipeline):
     def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
         places = torch.tensor([piece.place for piece in pieces], device=self.placement.device)
         return to_images(self._net(_stack(pieces, self.placement.device), places))
+
+
+class ColourNetPipeline(BasePipeline):
+    """A network from a grey picture to the same in colour, led by hints and, with `variety`, by the seed."""
+
+    direct = True
+
+    def __init__(self, net: ColourNet, placement: Placement) -> None:
+        super().__init__(placement)
+        self._net, self.multiple = _place(net, placement), net.multiple
+
+    @torch.inference_mode()
+    def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
+        device = self.placement.device
+        hints = tastes = None
+        if any(piece.hints is not None for piece in pieces):
+            nothing = Image.new("RGBA", pieces[0].image.size)
+            hints = _to_tensor([piece.hints or nothing for piece in pieces], device)
+        if any(piece.parameters.variety for piece in pieces):
+            drawn = [STRONGEST_TASTE * piece.parameters.variety * draw_taste(piece.seed) for piece in pieces]
+            tastes = torch.stack(drawn).to(device)
+        return to_images(self._net(_stack(pieces, device), hints, tastes))
 
 
 class UpscaleNetPipeline(BasePipeline):
@@ -56,6 +80,8 @@ def load_picture_net(folder: Path, placement: Placement) -> BasePipeline:
     net = load_net_folder(folder)
     if isinstance(net, UpscaleNet):
         return UpscaleNetPipeline(net, placement)
+    if isinstance(net, ColourNet):
+        return ColourNetPipeline(net, placement)
     return PictureNetPipeline(net, placement)
 
 
@@ -67,5 +93,9 @@ def _place(net: torch.nn.Module, placement: Placement) -> torch.nn.Module:
 
 def _stack(pieces: Sequence[Piece], device: torch.device) -> torch.Tensor:
     """Return the pictures of pieces of one size as float32 `(B, 3, H, W)` in 0..1."""
-    pixels = torch.from_numpy(np.stack([np.asarray(piece.image) for piece in pieces]))
+    return _to_tensor([piece.image for piece in pieces], device)
+
+
+def _to_tensor(pictures: Sequence[Image.Image], device: torch.device) -> torch.Tensor:
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     return (pixels.to(device).float() / 255).permute(0, 3, 1, 2)

@@ -51,12 +51,14 @@ def resolve_preset(
         shown: the preset's name in messages and in the result; `name` if None.
         task: the only task to accept; None for any.
         fast: whether to apply `speed_up`.
-        needs_prompt: whether to refuse an edit without a prompt in either the preset or `overrides`.
+        needs_prompt: whether to refuse an edit without a prompt in either the preset or `overrides`, and a prompt that
+            is not read. Clients on the web must always send one.
         more_lora, more_embeddings: as in `resolve`.
 
     Raises:
         PresetError: as in `load_preset` and `resolve`.
-        UsageError: the preset is for another task, has no ControlNet of the requested kind or lacks a prompt.
+        UsageError: the preset is for another task, has no ControlNet of the requested kind, lacks a prompt or reads
+            none.
     """
     shown = shown or name
     preset = load_preset(name)
@@ -67,7 +69,10 @@ def resolve_preset(
     p = resolved.parameters
     if task is not None and p.task != task:
         raise UsageError(f"preset '{shown}' is for {p.task}; run `img2img {p.task}` or choose another preset")
-    if needs_prompt and p.task == "edit" and not p.prompt and "prompt" not in overrides:
+    if needs_prompt and overrides.get("prompt") and p.reads_no_words:
+        other = f"use a preset that does, such as sd15-{p.task}"
+        raise UsageError(f"preset '{shown}' reads no words; leave out the prompt, or {other}")
+    if needs_prompt and p.task == "edit" and not (p.prompt or p.reads_no_words or "prompt" in overrides):
         what = "say what the result should show with --prompt, or choose a preset that has one (style-...)"
         raise UsageError(f"preset '{shown}': no prompt; {what}")
     return dataclasses.replace(resolved, name=shown)

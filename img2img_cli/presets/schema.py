@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from img2img_cli.presets.references import (
     BUNDLED,
     NO_MODEL,
+    is_network,
     list_files,
     locate_model,
     make_absolute,
@@ -24,6 +25,21 @@ from img2img_cli.presets.weight_files import check_weights
 
 Task = Literal["edit", "colorize", "upscale", "restore"]
 ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth", "openpose"]
+Look = Literal[
+    "bw",
+    "comic",
+    "fog",
+    "golden",
+    "ink",
+    "mosaic",
+    "night",
+    "oil",
+    "pencil",
+    "pixel",
+    "sepia",
+    "watercolour",
+    "winter",
+]
 MAP_KINDS = ("lineart", "depth", "openpose")  # maps that img2img cannot compute; the user must supply them
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "int8"]
@@ -42,6 +58,7 @@ PIPELINE_KEYS = (
     "lora",
     "embedding",
     "upscaler",
+    "look",
     "controlnet",
     "controlnet_revision",
     "ip_adapter",
@@ -121,6 +138,9 @@ class Parameters(BaseModel):
     upscaler: str | None = Field(
         default=None,
         description="upscale: a net such as ESRGAN, before a diffusion model or in place of a network; as for lora.",
+    )
+    look: Look | None = Field(
+        default=None, description="edit: a style that image processing makes, with model 'none' and no prompt."
     )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
@@ -203,6 +223,9 @@ class Parameters(BaseModel):
     )
     saturation: float = Field(default=1.0, ge=0, le=4, description="colorize: factor on the model's chroma.")
     num_samples: int = Field(default=1, ge=1, le=16, description="colorize: samples whose colours are averaged.")
+    variety: Unit = Field(
+        default=0.0, description="colorize: how far the colours of a seed go from the likeliest; bundled network only."
+    )
     scale: float = Field(default=2.0, ge=1, le=8, description="upscale: factor on both sides.")
     faithful: bool = Field(
         default=True,
@@ -220,6 +243,11 @@ class Parameters(BaseModel):
     def full_prompt(self) -> str:
         """The prompt for the model: the template filled in, without spaces and commas at its ends."""
         return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
+
+    @property
+    def reads_no_words(self) -> bool:
+        """Whether what makes the result, a network of one pass or image processing, takes no prompt."""
+        return self.model == NO_MODEL or is_network(self.model)
 
     @property
     def steps_run(self) -> int:
@@ -291,8 +319,10 @@ class Parameters(BaseModel):
             raise ValueError("quantization leaves no weights that a LoRA could be fused into; leave out one of the two")
         if self.upscaler is not None and self.task != "upscale":
             raise ValueError("upscaler is for presets whose task is upscale")
-        if self.model == NO_MODEL and self.upscaler is None:
-            raise ValueError("model none needs an upscaler, such as a Real-ESRGAN .safetensors file")
+        if self.look is not None and (self.task != "edit" or self.model != NO_MODEL):
+            raise ValueError("look is for presets whose task is edit and whose model is none")
+        if self.model == NO_MODEL and self.upscaler is None and self.look is None:
+            raise ValueError("model none needs an upscaler, such as a Real-ESRGAN .safetensors file, or a look")
         if self.control_guidance_start >= self.control_guidance_end:
             raise ValueError("control_guidance_start must be below control_guidance_end")
         return self

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from img2img_cli.errors import InputError, UsageError
 from img2img_cli.pictures.files.formats import Format, Truncated
+from img2img_cli.presets.references import is_network
 from img2img_cli.presets.schema import MAP_KINDS, Parameters
 from img2img_cli.system.source_files import find_special
 from img2img_cli.system.streams import STDIO
@@ -80,7 +81,10 @@ def check_side_inputs(
     if not style and parameters.ip_adapter is not None:
         raise UsageError(f"{where} takes its style from a picture; give one with --style")
     kind = parameters.control
-    if control_image and (parameters.task != "edit" or kind is None):
+    if control_image and parameters.task == "colorize":
+        if not is_network(parameters.model):
+            raise UsageError(f"{where} takes no hints; use --preset colorize, or name the colours with --prompt")
+    elif control_image and (parameters.task != "edit" or kind is None):
         raise UsageError(f"{where} takes no control picture; use edit with --control KIND=PICTURE")
     if not control_image and kind in MAP_KINDS:
         raise UsageError(f"{where}: {kind} cannot be made of the picture; give the map as --control {kind}=MAP.png")

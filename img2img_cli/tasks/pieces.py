@@ -42,6 +42,7 @@ class Piece:
         seed: the seed of the noise.
         mask: `L` of the size of `image`, white where the model repaints; None for models that take no mask.
         style: RGB of any size, for an IP-Adapter. All pieces of a batch share one style object.
+        hints: RGBA of the size of `image`, for colorize: colours that are given where it is opaque.
         enlarge: the factor, one of `Pipeline.enlargements`, by which the upscaling net or model enlarges the piece;
             0 for a piece that keeps its size.
         reconstruct: only encode and decode the picture with the autoencoder, without noise.
@@ -54,6 +55,7 @@ class Piece:
     parameters: Parameters
     mask: Image.Image | None = None
     style: Image.Image | None = None
+    hints: Image.Image | None = None
     enlarge: int = 0
     reconstruct: bool = False
     place: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -103,6 +105,7 @@ class Pipeline(Protocol):
         enlargements: the factors of the upscaling net or model, in ascending order; empty if the pipeline has none.
         refines: whether the model refines pictures that were enlarged before.
         direct: whether the model is a network whose output is the result, without noise and steps.
+        whole: whether it must see a picture as a whole, not in tiles.
         batch_pixels: the most pixels in a batch, summed over `Piece.pixels`.
         gains_from_batches: whether a batch takes less time than its pictures one by one.
         offload: where idle parts of the pipeline are kept.
@@ -120,6 +123,8 @@ class Pipeline(Protocol):
     def enlargements(self) -> Sequence[int]: ...
     @property
     def refines(self) -> bool: ...
+    @property
+    def whole(self) -> bool: ...
     @property
     def direct(self) -> bool: ...
     @property

@@ -127,7 +127,11 @@ def plan_variations(template: Job, output: str | None, *, variations: int = 1) -
         InputError, OutputError, UsageError: before anything was written.
     """
     check_input(template.input)
-    sides = {"mask": template.mask, "style": template.style, "control": template.control_image}
+    sides = {
+        "mask": template.mask,
+        "style": template.style,
+        "hints" if template.parameters.task == "colorize" else "control": template.control_image,
+    }
     for option, path in sides.items():
         if path == STDIO:
             raise UsageError(f"--{option} cannot be read from stdin; give a file")

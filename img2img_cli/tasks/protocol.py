@@ -22,8 +22,8 @@ from img2img_cli.tasks.pieces import Piece
 PREFIX = struct.Struct("!I")
 OWNER = "X-Img2Img-Owner"  # header that tells whose turn a request takes
 CONTENT_TYPE = "application/vnd.img2img"
-MODES = {"L": 1, "RGB": 3}
-_PICTURES = ("image", "control", "mask", "style")
+MODES = {"L": 1, "RGB": 3, "RGBA": 4}
+_PICTURES = ("image", "control", "mask", "style", "hints")
 HEARTBEAT_S = 2.0  # the server says so often that it is at work
 SILENCE_S = 15.0  # a server that says nothing for so long has stopped
 Read = Callable[[int], bytes]
@@ -39,6 +39,7 @@ class PipelineInfo:
     enlargements: Sequence[int]
     refines: bool
     direct: bool
+    whole: bool
     batch_pixels: int
     gains_from_batches: bool
     offload: Offload

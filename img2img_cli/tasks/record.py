@@ -120,8 +120,9 @@ def _check_record(record: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, KeyError, TypeError, AttributeError: the record is invalid.
     """
-    wanted = {"task", "prompt", *({"control"} if record.get("control_image") else ())}
-    if not wanted <= record["parameters"].keys():
+    parameters = record["parameters"]
+    controlled = record.get("control_image") and parameters["task"] != "colorize"
+    if not {"task", "prompt", *({"control"} if controlled else ())} <= parameters.keys():
         raise ValueError("task, prompt or control")
     json.dumps(record, ensure_ascii=False).encode()  # fails on lone surrogates
     checked = record | {"parameters": Parameters.model_validate(record["parameters"]).to_record()}
@@ -188,7 +189,9 @@ def replay_words(record: dict[str, Any]) -> list[str]:
         if record.get(key):
             words += [f"--{key}", str(record[key])]
     options = {}
-    if record.get("control_image"):
+    if record.get("control_image") and wanted["task"] == "colorize":
+        words += ["--hints", str(record["control_image"])]
+    elif record.get("control_image"):
         options["control"] = ["--control", f"{wanted['control']}={record['control_image']}"]
     if wanted["task"] == "edit" and printable(wanted["prompt"]) == wanted["prompt"]:
         options["prompt"] = ["--prompt", wanted["prompt"]]

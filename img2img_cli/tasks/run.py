@@ -10,6 +10,7 @@ from PIL import Image
 
 from img2img_cli.pictures.colour import from_srgb
 from img2img_cli.pictures.files.sixteen_bit import Deep
+from img2img_cli.pictures.hints import fit_hints
 from img2img_cli.pictures.keep import (
     colour_luminance,
     enlarge_luminance,
@@ -120,7 +121,9 @@ def start_work(
         return transform_directly(image, parameters, seed, pipeline)
     if parameters.task == "edit":
         return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))
-    start = {"colorize": colorize_image, "upscale": upscale_image, "restore": restore_image}
+    if parameters.task == "colorize":
+        return colorize_image(image, parameters, seed, pipeline, side_inputs)
+    start = {"upscale": upscale_image, "restore": restore_image}
     return start[parameters.task](image, parameters, seed, pipeline)
 
 
@@ -208,22 +211,34 @@ def _edit(
     return unpad(made, fit.content, output_size(image.size, fit.content, parameters))
 
 
-def colorize_image(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
+def colorize_image(
+    image: Image.Image,
+    parameters: Parameters,
+    seed: int,
+    pipeline: Pipeline,
+    side_inputs: SideInputs | None = None,
+) -> Work:
     """The picture's own luminance with the mean colour of `num_samples` results."""
     if pipeline.direct:  # it has no noise, and so all samples are one
         parameters = parameters.model_copy(update={"num_samples": 1})
-    return Work(total=parameters.num_samples, steps=_colorize(image, parameters, seed, pipeline))
+    steps = _colorize(image, parameters, seed, pipeline, side_inputs or SideInputs())
+    return Work(total=parameters.num_samples, steps=steps)
 
 
-def _colorize(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
+def _colorize(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline, side_inputs: SideInputs
+) -> Steps:
     fit = plan_fit(image.size, parameters.image_size, pipeline.multiple)
     working = fit_image(image.convert("L").convert("RGB"), fit)
     control = make_control(working, parameters, pipeline)
+    hints = None if side_inputs.hints is None else fit_hints(side_inputs.hints, fit)
     made = yield [
-        Piece(image=working, control=control, seed=derive_seed(seed, index), parameters=parameters)
+        Piece(image=working, control=control, seed=derive_seed(seed, index), parameters=parameters, hints=hints)
         for index in range(parameters.num_samples)
     ]
     size = output_size(image.size, fit.content, parameters)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
-    return keep_luminance(image, [result.crop((0, 0, *fit.content)) for result in made], parameters.saturation)
+    # Without noise, the strength is the share of the colours, as it is that of the change in other tasks.
+    share = parameters.saturation * (parameters.strength if pipeline.direct else 1)
+    return keep_luminance(image, [result.crop((0, 0, *fit.content)) for result in made], share)

@@ -1,4 +1,4 @@
-"""Load the side inputs of a job: mask, style and control picture."""
+"""Load the side inputs of a job: mask, style, control picture or colour hints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from img2img_cli.errors import InputError
+from img2img_cli.pictures.hints import read_hints
 from img2img_cli.pictures.masks import read_mask
 from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.tasks.job import Job
@@ -24,12 +25,14 @@ class SideInputs:
         mask: `L` of the size of the input, white where to repaint.
         style: RGB of any size, for an IP-Adapter.
         control: RGB of the size of the input, which the ControlNet uses in place of the input.
+        hints: RGBA of the size of the input, opaque where a colour is given to `colorize`.
         notes: messages for the user about how the side inputs were read.
     """
 
     mask: Image.Image | None = None
     style: Image.Image | None = None
     control: Image.Image | None = None
+    hints: Image.Image | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -40,23 +43,24 @@ def load_side_inputs(job: Job, size: tuple[int, int]) -> SideInputs:
         size: width and height of the input in pixels.
 
     Raises:
-        InputError: a picture cannot be read, a mask differs in size from the input or marks nothing, or the aspect
-            ratio of a control picture differs from that of the input by more than 2 %.
+        InputError: a picture cannot be read, a mask differs in size from the input or marks nothing, hints give no
+            colour, or the aspect ratio of a control picture or hints differs from that of the input by more than 2 %.
     """
     mask, notes = load_mask(job.mask, size) if job.mask else (None, ())
-    return SideInputs(
-        mask=mask,
-        style=load_style(job.style) if job.style else None,
-        control=_load_control(job.control_image, size) if job.control_image else None,
-        notes=notes,
-    )
+    control = hints = None
+    if job.control_image and job.parameters.task == "colorize":
+        hints = _resize(read_hints(load_image(job.control_image)), size, job.control_image, "hints are")
+    elif job.control_image:
+        control = _resize(load_image(job.control_image).rgb, size, job.control_image, "control picture is")
+    style = load_style(job.style) if job.style else None
+    return SideInputs(mask=mask, style=style, control=control, hints=hints, notes=notes)
 
 
-def _load_control(name: str, size: tuple[int, int]) -> Image.Image:
-    image = load_image(name).rgb
+def _resize(image: Image.Image, size: tuple[int, int], name: str, what: str) -> Image.Image:
+    """Return a side input in the size of the input, if it has its shape."""
     if abs(image.width * size[1] / (image.height * size[0]) - 1) > CONTROL_TOLERANCE:
         raise InputError(
-            f"{name}: the control picture is {image.width} x {image.height}, the picture {size[0]} x {size[1]}; "
+            f"{name}: the {what} {image.width} x {image.height}, the picture {size[0]} x {size[1]}; "
             "crop it to the same shape"
         )
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)

@@ -142,9 +142,12 @@ def _canvas_size(size: tuple[int, int], multiple: int) -> tuple[int, int]:
 
 
 def _plan(size: tuple[int, int], parameters: Parameters, pipeline: Pipeline) -> list[Tile]:
+    width, height = _canvas_size(size, pipeline.multiple)
+    if pipeline.whole:
+        return [Tile(left=0, top=0, width=width, height=height)]
     tile_size = -(-parameters.tile_size // pipeline.multiple) * pipeline.multiple
     multiple = pipeline.multiple if pipeline.direct else 1
-    return plan_tiles(*_canvas_size(size, pipeline.multiple), tile_size, parameters.tile_overlap, multiple)
+    return plan_tiles(width, height, tile_size, parameters.tile_overlap, multiple)
 
 
 def _transform_tiles(

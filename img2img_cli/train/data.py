@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,14 +64,19 @@ class BalancedDraw:
     """A random draw of photographs in which the share of a source grows with the square root of its size.
 
     A uniform draw shows mostly produce and clothes, and the model then paints everything in their colours.
+
+    Args:
+        favour: how much more often a source is drawn than by its size, by the beginning of its name.
     """
 
-    def __init__(self, photographs: Sequence[Photograph]) -> None:
+    def __init__(self, photographs: Sequence[Photograph], favour: Mapping[str, float] | None = None) -> None:
         by_source: dict[str, list[Photograph]] = defaultdict(list)
         for photograph in photographs:
             by_source[photograph.source].append(photograph)
         self._groups = list(by_source.values())
         weights = np.sqrt([len(group) for group in self._groups])
+        for start, factor in (favour or {}).items():
+            weights *= [factor if source.startswith(start) else 1.0 for source in by_source]
         self._weights = weights / weights.sum()
 
     def __call__(self, rng: np.random.Generator) -> Photograph:

@@ -12,6 +12,7 @@ from img2img_cli.cli.options import (
     OutputArgument,
     PictureOptions,
     StyleOption,
+    VariationsOption,
     with_options,
 )
 
@@ -35,9 +36,7 @@ def edit(
         ),
     ] = None,
     style: StyleOption = None,
-    variations: Annotated[
-        int, typer.Option(min=1, max=64, help="Results from as many seeds, numbered -1, -2, ...")
-    ] = 1,
+    variations: VariationsOption = 1,
     shared: PictureOptions,
 ) -> None:
     """Change a picture as a text says: style, colours, light; or only where a mask is white."""

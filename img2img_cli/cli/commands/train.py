@@ -171,6 +171,10 @@ def net(
         str | None,
         typer.Option("--from", metavar="REFERENCE", help="Go on from this network: bundled-NAME or a folder."),
     ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="SqueezeNet 1.0's weights, whose features colorize learns too.", show_default=False),
+    ] = None,
     device: Device = "auto",
     seed: RecipeSeed = 0,
 ) -> None:
@@ -187,6 +191,7 @@ def net(
         most_steps=steps,
         device=choose_device(device),
         start=folder,
+        features=features,
         resume=resume,
         seed=seed,
         say=lambda text: typer.echo(text, err=True),

@@ -59,12 +59,19 @@ class UNetLevels(nn.Module):
 
     def pass_levels(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the levels make of `(B, widths[0], h, w)`, of the same shape."""
+        return self.go_up(*self.go_down(x))
+
+    def go_down(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Return the features of the coarsest level, and those of the others, which `go_up` takes, finest first."""
         kept = []
         for down, shrink in zip(self.down, self.shrink, strict=True):
             x = down(x)
             kept.append(x)
             x = shrink(x)
-        x = self.middle(x)
+        return self.middle(x), kept
+
+    def go_up(self, x: torch.Tensor, kept: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the finest level's features from what `go_down` returned."""
         for up, grow, skip in reversed(list(zip(self.up, self.grow, kept, strict=True))):
             x = up(functional.pixel_shuffle(grow(x), 2) + skip)
         return x

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,12 +45,22 @@ def shrink(pixels: np.ndarray, factor: float = SHRINK) -> np.ndarray:
 class CleanCrops:
     """Square crops of clean photographs, drawn balanced by source, turned and mirrored at random."""
 
-    def __init__(self, photographs: Sequence[Photograph]) -> None:
-        self._draw = BalancedDraw(photographs)
+    def __init__(self, photographs: Sequence[Photograph], favour: Mapping[str, float] | None = None) -> None:
+        self._draw = BalancedDraw(photographs, favour)
 
     @classmethod
-    def read(cls, folder: Path) -> CleanCrops:
+    def read(
+        cls,
+        folder: Path,
+        *,
+        prepare: Callable[[Photograph], np.ndarray] | None = None,
+        favour: Mapping[str, float] | None = None,
+    ) -> CleanCrops:
         """Read the training shards of a folder, without what is set aside, scaled down.
+
+        Args:
+            prepare: returns the pixels that are used, of a photograph that was scaled down.
+            favour: as `BalancedDraw` takes it.
 
         Raises:
             UsageError: the folder holds no shard.
@@ -57,12 +68,11 @@ class CleanCrops:
         shards, _ = list_shards(folder)
         photographs = []
         for shard in shards:
-            photographs += [
-                Photograph(pixels=shrink(each.pixels), caption=each.caption, source=each.source)
-                for each in read_shard(shard)
-                if not is_set_aside(each)
-            ]
-        return cls(photographs)
+            for each in read_shard(shard):
+                if not is_set_aside(each):
+                    smaller = replace(each, pixels=shrink(each.pixels))
+                    photographs.append(replace(smaller, pixels=prepare(smaller)) if prepare else smaller)
+        return cls(photographs, favour)
 
     def __call__(self, size: int, rng: np.random.Generator) -> np.ndarray:
         """Return a crop: uint8 `(size, size, 3)`.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.folder import Net, load_net_folder, save_net
@@ -16,6 +17,7 @@ from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import UsageError
 from img2img_cli.train.loop import Batch, Stage, run_stage
 from img2img_cli.train.nets import colorize, restore, upscale
+from img2img_cli.train.nets.features import SqueezeNetFeatures
 from img2img_cli.train.nets.photographs import CleanCrops
 
 LEARNING_RATE = 6e-4
@@ -29,18 +31,26 @@ class Recipe:
         make_net: returns a new network with random weights.
         draw_pairs: returns an endless iterator of batches with `input` and `target`, float32 `(B, 3, H, W)` in 0..1,
             and, for a network with several heads, `scale`; or of what `make_loss` takes.
-        make_loss: returns the loss of a network and a batch; None for the mean difference from `target`.
+        make_loss: returns the loss, a module called with a network, a batch and a device, for photographs, a network
+            and trained features or None; None for the mean difference from `target`.
+        read: reads the photographs of a folder of shards.
     """
 
     make_net: Callable[[], Net]
     draw_pairs: Callable[[CleanCrops], Iterator[Batch]]
-    make_loss: Callable[[CleanCrops], Callable[[Any, Batch, torch.device], torch.Tensor]] | None = None
+    make_loss: Callable[[CleanCrops, Any, SqueezeNetFeatures | None], nn.Module] | None = None
+    read: Callable[[Path], CleanCrops] = CleanCrops.read
 
 
 RECIPES = {
     "restore": Recipe(make_net=PictureUNet, draw_pairs=restore.draw_pairs),
     "upscale": Recipe(make_net=UpscaleNet, draw_pairs=upscale.draw_pairs),
-    "colorize": Recipe(make_net=ColourNet, draw_pairs=colorize.draw_pairs, make_loss=colorize.make_loss),
+    "colorize": Recipe(
+        make_net=ColourNet,
+        draw_pairs=colorize.draw_pairs,
+        make_loss=colorize.make_loss,
+        read=colorize.read_photographs,
+    ),
 }
 
 
@@ -53,6 +63,7 @@ def train_net(
     most_steps: int | None = None,
     device: torch.device,
     start: Path | None = None,
+    features: Path | None = None,
     resume: bool = False,
     seed: int = 0,
     say: Callable[[str], None],
@@ -64,12 +75,16 @@ def train_net(
         data: a folder of shards, as `train.data.list_shards` reads it.
         out: also takes the checkpoint `NAME.pt` and the log `NAME.jsonl`.
         start: the folder of the network to go on from; a new one if None.
+        features: a file of SqueezeNet 1.0's weights, whose features the network learns beside its task.
 
     Raises:
-        UsageError: `data` holds no shard, or `start` another kind of network.
-        ModelError: as `load_net_folder`.
+        UsageError: `data` holds no shard, `start` another kind of network, or this network learns no features.
+        ModelError: as `load_net_folder` and `SqueezeNetFeatures.read`.
     """
     recipe = RECIPES[name]
+    if features is not None and recipe.make_loss is None:
+        raise UsageError(f"--features: {name} is learnt without; leave the option out")
+    taught = SqueezeNetFeatures.read(features) if features is not None else None
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     net = recipe.make_net()
@@ -79,21 +94,23 @@ def train_net(
             raise UsageError(f"{start}: a {type(net).__name__}, where {name} needs a {type(known).__name__}")
     net.train().requires_grad_(True).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     say(f"{name}: reading photographs")
-    crops = CleanCrops.read(data)
+    crops = recipe.read(data)
     say(f"{name}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} million parameters, {minutes:g} minutes")
 
-    own_loss = recipe.make_loss(crops) if recipe.make_loss is not None else None
+    own_loss = recipe.make_loss(crops, net, taught).to(device) if recipe.make_loss is not None else None
+    modules: dict[str, nn.Module] = {"net": net} if own_loss is None else {"net": net, "loss": own_loss}
 
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
         if own_loss is not None:
-            return own_loss(net, batch, device)
+            found: torch.Tensor = own_loss(net, batch, device)
+            return found
         arguments = [batch["scale"]] if "scale" in batch else []
         made = net(batch["input"].to(device, memory_format=torch.channels_last), *arguments)
         loss: torch.Tensor = (made.float() - batch["target"].to(device)).abs().mean()
         return loss
 
     run_stage(
-        Stage(name=name, modules={"net": net}, compute_loss=compute_loss, learning_rate=LEARNING_RATE),
+        Stage(name=name, modules=modules, compute_loss=compute_loss, learning_rate=LEARNING_RATE),
         lambda: recipe.draw_pairs(crops),
         minutes=minutes,
         most_steps=most_steps,

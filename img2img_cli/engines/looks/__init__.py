@@ -1,0 +1,1 @@
+"""Looks: styles that image processing makes at the picture's own resolution, without a model. Start with `pipeline`."""
