@@ -62,7 +62,7 @@ def main() -> None:
         few = ["--set", "num_inference_steps=2", "--set", "strength=1.0", "--set", f"image_size={arguments.side}"]
         few += ["--model", str(model), "--offload", arguments.offload, "--seed", "1", "--force"]
         control = ["--controlnet", str(controlnet)]
-        edit = ["edit", str(work / "in.png"), str(work / "out.png"), "-p", "x"]
+        edit = ["edit", str(work / "in.png"), str(work / "out.png"), "-p", "fog"]
         commands = {
             "edit": edit,
             "edit --mask": [*edit, "--mask", str(work / "mask.png")],

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conftest import GREY
 from PIL import Image
 
 from img2img_cli.errors import ExitCode
@@ -471,7 +472,7 @@ def make_batch_scene(driver: Driver, work: Path, *, pictures: int = 4, report: b
     (start / "out" / "notes.txt").write_text("not to be touched")
     make_photograph(50).save(start / "out" / "taken.png")
     make_photograph(51).save(start / "in" / "taken.png")
-    own = ("-o", "out", "--preset", "colorize", "--json", *QUICK)
+    own = ("-o", "out", "--preset", GREY, "--json", *QUICK)
     older = [f"in/{name}" for name in sorted(read_tree(start / "in"))[:2]]
     answer = driver.remember(("batch", *older, *own, "--set", "saturation=0.5"), start)
     assert answer.code == 0, answer.err

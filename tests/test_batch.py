@@ -309,7 +309,7 @@ def test_a_manifest_mixes_presets_and_models(here, folder: Path, tiny_sd: Path) 
         {"input": "in/a.jpg", "output": "grey.png", "preset": "style-fog", "seed": 1, **QUICK_VALUES, "strength": 1},
         {"input": "in/a.jpg", "output": "sd.png", "preset": "edit", "prompt": "a cat", "model": str(tiny_sd),
          "control": None, "image_size": 64},
-        {"input": "in/a.jpg", "output": "gone.png", "preset": "edit", "prompt": "x", "model": str(folder / "m")},
+        {"input": "in/a.jpg", "output": "gone.png", "preset": "edit", "prompt": "fog", "model": str(folder / "m")},
     ]  # fmt: skip
     (folder / "m").mkdir()
     (folder / "m" / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline", "unet": ["x", "y"]}')
@@ -560,7 +560,7 @@ def test_loras_come_to_those_of_each_row(here, folder: Path, tmp_path: Path) -> 
     (folder / "jobs.csv").write_text(
         "input,output,preset,lora\nin/a.jpg,a.png,sd15-lcm,\nin/a.jpg,b.png,sd15-edit,x/one y/two:0.5\n"
     )
-    done = here("batch", folder / "jobs.csv", "-o", tmp_path / "o", "-p", "x", "--lora", "z/more", "--dry-run")
+    done = here("batch", folder / "jobs.csv", "-o", tmp_path / "o", "-p", "fog", "--lora", "z/more", "--dry-run")
     assert done.code == 0, done.err
     assert "latent-consistency/lcm-lora-sdv1-5" in done.out.decode()
     assert "y/two:0.5" in done.out.decode()

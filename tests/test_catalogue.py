@@ -161,7 +161,7 @@ def test_every_model_has_a_twin() -> None:
 )
 def test_control_chooses_the_familys_controlnet(here, tmp_path: Path, preset: str, kind: str, other: str) -> None:
     Image.new("RGB", SIZE).save(tmp_path / "in.png")
-    done = here("edit", tmp_path / "in.png", "-p", "x", "--preset", preset, "--control", kind, "--dry-run")
+    done = here("edit", tmp_path / "in.png", "-p", "fog", "--preset", preset, "--control", kind, "--dry-run")
     assert done.code == 0, done.err
     wanted = parameters_of(other)
     assert f"controlnet: {wanted.controlnet}\n" in done.out.decode()
@@ -176,7 +176,7 @@ def test_control_that_is_not_there_is_refused(here, tmp_path: Path) -> None:
         (["--preset", "flux-dev", "--control", "canny"], "has none"),
         (["--control", "cany"], "'canny'"),
     ):
-        done = here("edit", tmp_path / "in.png", "-p", "x", "--dry-run", *options)
+        done = here("edit", tmp_path / "in.png", "-p", "fog", "--dry-run", *options)
         assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
         assert words in done.err
 

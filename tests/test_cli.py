@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import psnr
+from conftest import GREY, psnr
 from PIL import Image
 from warm import Warm
 
@@ -243,7 +243,7 @@ def test_a_thin_picture_and_a_wrong_mask_are_refused(here, tmp_path: Path, pictu
     thin = here("upscale", tmp_path / "thin.png")
     assert (thin.code, "1 x 400" in thin.err) == (3, True)
     Image.new("L", (50, 50), 255).save(tmp_path / "mask.png")
-    wrong = here("edit", picture, "-p", "x", "--mask", tmp_path / "mask.png", *FAST)
+    wrong = here("edit", picture, "-p", "fog", "--mask", tmp_path / "mask.png", *FAST)
     assert (wrong.code, "50 x 50" in wrong.err) == (3, True)
 
 
@@ -257,7 +257,7 @@ def test_a_message_cannot_steer_the_terminal(fresh, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_cleanly(tmp_path: Path, picture: Path, number: int, code: int) -> None:
-    slow = ["--set", "num_inference_steps=1000", "--set", "image_size=64", "--set", "num_samples=1"]
+    slow = ["--preset", GREY, "--set", "num_inference_steps=1000", "--set", "image_size=64", "--set", "num_samples=1"]
     terminal, its_end = pty.openpty()
     with Warm(["colorize", picture, *slow, "--no-server"], stderr=its_end) as process:
         try:

@@ -43,7 +43,7 @@ def test_the_refiner_goes_over_the_result(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_refiner_that_is_none_is_refused(here, tmp_path: Path, picture: Path) -> None:
     make_twin("stable-diffusion-v1-5/stable-diffusion-v1-5", tmp_path / "sd")
-    options = ["--model", tmp_path / "sd", "--set", f"refiner={tmp_path / 'sd'}", "-p", "x", "--seed", 1]
+    options = ["--model", tmp_path / "sd", "--set", f"refiner={tmp_path / 'sd'}", "-p", "fog", "--seed", 1]
     done = here("edit", picture, tmp_path / "o.png", *options)
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
     assert "Stable Diffusion XL" in done.err
@@ -74,7 +74,7 @@ def test_eight_bits_take_less_and_make_nearly_the_same(tmp_path: Path, reference
 
 
 def test_quantization_and_loras_exclude_each_other(here, picture: Path) -> None:
-    done = here("edit", picture, "-p", "x", "--preset", "sd15-lcm", "--set", "quantization=int8", "--dry-run")
+    done = here("edit", picture, "-p", "fog", "--preset", "sd15-lcm", "--set", "quantization=int8", "--dry-run")
     assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
     assert "LoRA" in done.err
 

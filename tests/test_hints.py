@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from img2img_cli.engines.nets import colour_net
 from img2img_cli.engines.nets.folder import save_net
 from img2img_cli.errors import InputError
-from img2img_cli.pictures.hints import fit_hints, read_hints
+from img2img_cli.pictures.hints import fit_hints, follow_hints, read_hints, spread_hints
 from img2img_cli.pictures.lab import rgb_to_lab
 from img2img_cli.pictures.read import load_image, plan_fit
 
@@ -43,6 +43,7 @@ def net(tmp_path: Path) -> Path:
 @pytest.fixture
 def grey(tmp_path: Path) -> Path:
     ramp = np.tile(np.linspace(90, 160, 96, dtype=np.uint8), (72, 1))
+    ramp[:, 76:] = 40  # an edge, behind which another thing lies
     Image.fromarray(ramp).save(tmp_path / "grey.png")
     return tmp_path / "grey.png"
 
@@ -64,7 +65,8 @@ def test_hints_lead_the_colours_where_they_are(here, tmp_path: Path, grey: Path,
     left, top, right, bottom = STROKE
     assert led[top + 8 : bottom - 8, left + 8 : right - 8, 0].mean() > 30
     assert np.abs(free).max() < 8
-    assert np.abs(led[:, 80:]).mean() < 8, "far from the stroke nothing was hinted at"
+    assert np.abs(led[:, 84:]).mean() < 8, "behind the edge nothing was hinted at"
+    assert led[36, 66, 0] > 15, "the stroke's colour goes on up to the edge"
     told = here("info", tmp_path / "led.png")
     assert b"--hints hints.png" in told.out
 
@@ -131,6 +133,22 @@ def test_small_strokes_keep_their_colour_on_the_models_canvas(tmp_path: Path) ->
     with pytest.raises(InputError, match="transparent"):
         Image.new("RGBA", (9, 9)).save(tmp_path / "none.png")
         read_hints(load_image(str(tmp_path / "none.png")))
+
+
+def test_hints_spread_to_edges_and_the_nearer_one_wins() -> None:
+    levels = np.full((60, 90), 120, np.uint8)
+    levels[:, 50:] = 200
+    picture = Image.fromarray(levels).convert("RGB")
+    hints = Image.new("RGBA", (90, 60))
+    hints.paste((200, 30, 30, 255), (8, 20, 12, 40))
+    hints.paste((30, 30, 200, 255), (38, 20, 42, 40))
+    spread = np.asarray(spread_hints(hints, picture))
+    assert (spread[30, 10, :3] == (200, 30, 30)).all() and spread[30, 10, 3] == 255
+    assert spread[30, 18, 0] > 150 and spread[30, 33, 2] > 150
+    assert spread[30, 18, 3] > 150 > 20 > spread[30, 56, 3]
+    made = np.asarray(follow_hints(picture, Image.fromarray(spread)), int)
+    assert made[30, 12, 0] > made[30, 12, 2] + 60
+    assert np.abs(made[:, 60:] - 200).max() < 12
 
 
 def test_tastes_are_smooth_seeded_and_of_one_size() -> None:

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pictures import (
     EXIF,
@@ -277,6 +277,7 @@ def test_what_is_no_picture_is_refused(tmp_path, content):
     assert_one_helpful_line(error, "notes.png")
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300), st.sampled_from(HEADS))
 def test_random_bytes_are_refused(tail, head):
     refuse(head + tail)

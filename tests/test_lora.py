@@ -395,12 +395,12 @@ def test_what_has_no_place_in_the_model_is_counted(here, sd, tmp_path: Path, pic
     weights = lora(FLAT, 64, (64,)) | lora(FLAT.replace("mid_block", "mid_blockz"), 64, (64,))
     weights |= lora("lora_te_text_model_encoder_layers_7_mlp_fc1", 32, (32,)) | {"bundle_emb.word": random(1, 32)}
     path = write(tmp_path, weights)
-    common = ["edit", picture, tmp_path / "o.png", "-p", "x", "--model", sd.folder, *OPTIONS]
+    common = ["edit", picture, tmp_path / "o.png", "-p", "fog", "--model", sd.folder, *OPTIONS]
     done = here(*common, "--lora", path)
     assert done.code == 0, done.err
     assert f"{path}: 1 of 4 layers apply" in done.err.splitlines()[0]
     assert "such as lora_" in done.err
-    done = here("batch", picture, "-o", tmp_path / "many", "-p", "x", "--preset", "sd15-edit", "--json", "--lora", path,
+    done = here("batch", picture, "-o", tmp_path / "many", "-pfog", "--preset", "sd15-edit", "--json", "--lora", path,
                 "--model", sd.folder, *OPTIONS[6:])  # fmt: skip
     notes = [json.loads(line) for line in done.out.splitlines() if b"1 of 4 layers" in line]
     assert [note["event"] for note in notes] == ["note"]
@@ -420,7 +420,7 @@ def test_a_server_tells_each_of_its_clients(sd, tmp_path: Path) -> None:
 def test_what_fits_nowhere_is_one_line(here, sd, tmp_path: Path, picture: Path) -> None:
     path = write(tmp_path, lora(FLAT.replace("mid_block", "mid_blockz"), 64, (64,)))
     for command in (["edit", picture], ["batch", picture, "-o", tmp_path / "out", "--preset", "sd15-edit"]):
-        done = here(*command, "-p", "x", "--model", sd.folder, *OPTIONS[6:], "--lora", path)
+        done = here(*command, "-p", "fog", "--model", sd.folder, *OPTIONS[6:], "--lora", path)
         assert (done.code, len(done.err.splitlines())) == (5, 1 if command[0] == "edit" else 2), done.err
         assert "another family" in done.err.splitlines()[-1]
 
@@ -476,6 +476,6 @@ def test_formats_are_told_apart() -> None:
 def test_a_torn_file_is_one_line(here, sd, tmp_path: Path, picture: Path) -> None:
     path = write(tmp_path, lora(FLAT, 64, (64,)))
     path.write_bytes(path.read_bytes()[:-40])
-    done = here("edit", picture, "-p", "x", "--model", sd.folder, "--lora", path)
+    done = here("edit", picture, "-p", "fog", "--model", sd.folder, "--lora", path)
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
     assert "damaged" in done.err

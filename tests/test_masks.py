@@ -146,7 +146,7 @@ def test_16_bits_blend_the_feather_once() -> None:
     """The soft mask blends the input's 16 bits and the model's 8 by its share, up to rounding."""
     picture, made = grey16(), Image.new("RGB", SIZE, (250, 250, 250))
     assert picture.luminance is not None
-    parameters = Parameters(prompt="x", mask_feather=8)
+    parameters = Parameters(prompt="fog", mask_feather=8)
     job = Job(input="in.png", output="out.tif", preset="edit", parameters=parameters, seed=1, mask="mask.png")
     mask = of_values(0, 255)
     result = tifffile.imread(io.BytesIO(encode_result(finish_picture(made, picture, job, mask), picture, job)[0]))
@@ -184,7 +184,7 @@ def test_a_mask_from_a_pipe_is_read_once(here, tmp_path: Path, bits: int) -> Non
 
 
 def test_style_and_control_pictures_come_from_pipes_too(tmp_path: Path) -> None:
-    job = Job(input="in.png", output="out.png", preset="edit", parameters=Parameters(prompt="x"), seed=1)
+    job = Job(input="in.png", output="out.png", preset="edit", parameters=Parameters(prompt="fog"), seed=1)
     content = encode(make_picture("coffee", SIZE), "PNG")
     with pipe(tmp_path / "style", content) as style, pipe(tmp_path / "control", content) as control:
         side_inputs = load_side_inputs(job.model_copy(update={"style": style, "control_image": control}), SIZE)

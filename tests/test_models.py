@@ -62,7 +62,7 @@ def test_a_preset_is_pulled_and_then_runs_offline(run, hub: LoopbackHub, picture
     assert done.err.splitlines() == [f"{reference}: here" for reference in LCM]
     asked = len(hub.requests)
     small = ["--set", "image_size=64", "--steps", "2", "--seed", "1"]
-    done = run("edit", picture, tmp_path / "o.png", "--preset", "sd15-lcm", "-p", "x", *small, offline=True)
+    done = run("edit", picture, tmp_path / "o.png", "--preset", "sd15-lcm", "-p", "fog", *small, offline=True)
     assert done.code == 0, done.err
     assert len(hub.requests) == asked
     rows = [json.loads(line) for line in run("models", "list", "--json").out.splitlines()]
@@ -127,7 +127,7 @@ def test_each_failure_has_its_sentence(run, tmp_path: Path, reference: str, word
 @pytest.mark.slow
 def test_what_came_wrong_does_not_stay(run, tmp_path: Path, picture: Path) -> None:
     (tmp_path / "p.yaml").write_text("extends: sd15-edit\nvae: someone/lying\nimage_size: 64\nnum_inference_steps: 4\n")
-    done = run("edit", picture, tmp_path / "o.png", "-p", "x", "--preset", tmp_path / "p.yaml")
+    done = run("edit", picture, tmp_path / "o.png", "-p", "fog", "--preset", tmp_path / "p.yaml")
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
     assert "someone/lying: diffusion_pytorch_model.safetensors came with other bytes" in done.err
     assert not (tmp_path / "o.png").exists()

@@ -49,7 +49,7 @@ def test_a_cpu_has_nowhere_to_move_parts_to(here, tmp_path: Path, tiny_sd: Path,
     assert pipeline.offload == "none"
     make_piece(64).image.save(tmp_path / "in.png")
     options = ["--model", tiny_sd, "--steps", "2", "--strength", "0.5", "--set", "image_size=64", "--device", "cpu"]
-    done = here("edit", tmp_path / "in.png", tmp_path / "out.png", "-p", "x", "--offload", "model", *options)
+    done = here("edit", tmp_path / "in.png", tmp_path / "out.png", "-p", "fog", "--offload", "model", *options)
     assert done.code == 0, done.err
     assert "--offload" not in done.err
 
@@ -105,7 +105,7 @@ def test_results_stay_on_a_gpu(tiny_sd: Path, offload) -> None:
 def test_an_unknown_way_is_refused_before_torch(fresh, tmp_path: Path) -> None:
     make_piece(64).image.save(tmp_path / "in.png")
     for command in (
-        ["edit", tmp_path / "in.png", "-p", "x"],
+        ["edit", tmp_path / "in.png", "-p", "fog"],
         ["batch", tmp_path, "-o", tmp_path / "out", "--preset", "edit"],
     ):
         done = fresh(*command, "--offload", "modle")

@@ -444,7 +444,7 @@ def test_places_tell_a_network_where_a_tile_lies(tmp_path: Path, photograph: Ima
     image = Image.new("RGB", (400, 260), "grey")
     made = []
     for tile in (1024, 96):
-        parameters = Parameters(model=str(tmp_path), prompt="x", strength=1.0, tile_size=tile, tile_overlap=32)
+        parameters = Parameters(model=str(tmp_path), prompt="fog", strength=1.0, tile_size=tile, tile_overlap=32)
         made.append(
             transform_image(image, parameters, 0, open_pipeline(parameters, choose_placement("cpu", "float32")))
         )

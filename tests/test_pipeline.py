@@ -126,7 +126,7 @@ def test_the_bundled_autoencoder_is_trained() -> None:
 def test_a_model_that_is_not_there_is_one_line(here, picture: Path, tmp_path: Path, reference: str, words: str) -> None:
     if reference == "EMPTY":
         reference = str(tmp_path)
-    done = here("edit", picture, "-p", "x", "--model", reference)
+    done = here("edit", picture, "-p", "fog", "--model", reference)
     assert done.code == 5
     assert words in done.err
     assert len(done.err.splitlines()) == 1
@@ -144,7 +144,7 @@ def test_a_damaged_folder_is_one_line(here, picture: Path, tmp_path: Path, tiny_
         weights.unlink()
     else:
         (folder / "model_index.json").write_text(json.dumps({"_class_name": "os.system"}))
-    done = here("edit", picture, "-p", "x", "--model", folder, "--set", "image_size=64")
+    done = here("edit", picture, "-p", "fog", "--model", folder, "--set", "image_size=64")
     assert done.code == 5, done.err
     assert len(done.err.splitlines()) == 1
     assert not picture.with_name("photo-edit.png").exists()
@@ -167,7 +167,7 @@ def test_a_hub_id_is_downloaded_once_and_then_offline(fresh, picture: Path, tmp_
 
     def edit(model: str, offline: str, url: str | None = None) -> Outcome:
         output = tmp_path / f"{model.replace('/', '-')}.png"
-        arguments = ["edit", picture, output, "-p", "x", "--model", model, *OPTIONS, "--force"]
+        arguments = ["edit", picture, output, "-p", "fog", "--model", model, *OPTIONS, "--force"]
         return fresh(*arguments, HF_ENDPOINT=url or hub.url, HF_HUB_OFFLINE=offline, **cache)
 
     with LoopbackHub({}) as gone:
@@ -254,7 +254,7 @@ def test_lora_on_the_command_line_is_in_the_metadata(here, tmp_path: Path, tiny_
     ],
 )
 def test_a_wrong_lora_is_refused_before_torch(fresh, picture: Path, text: str, words: str) -> None:
-    done = fresh("edit", picture, "-p", "x", "--lora", text)
+    done = fresh("edit", picture, "-p", "fog", "--lora", text)
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
     assert words in done.err
 
@@ -265,7 +265,7 @@ def test_a_lora_for_another_family_is_refused(here, picture: Path, tiny_sd: Path
     torch.manual_seed(0)
     make_lora_xl(tmp_path / "xl", None)
     file = tmp_path / "xl" / "pytorch_lora_weights.safetensors"
-    done = here("edit", picture, "-p", "x", "--model", tiny_sd, *OPTIONS, "--lora", file)
+    done = here("edit", picture, "-p", "fog", "--model", tiny_sd, *OPTIONS, "--lora", file)
     assert (done.code, len(done.err.splitlines())) == (5, 1), done.err
 
 
@@ -275,6 +275,8 @@ def test_another_vae_takes_the_place_of_the_models_own(here, picture: Path, tiny
     torch.nn.init.zeros_(vae.decoder.conv_out.weight)
     torch.nn.init.constant_(vae.decoder.conv_out.bias, 1.0)
     vae.save_pretrained(tmp_path / "vae")
-    done = here("edit", picture, tmp_path / "o.png", "-p", "x", "--model", tiny_sd, *OPTIONS, "--vae", tmp_path / "vae")
+    done = here(
+        "edit", picture, tmp_path / "o.png", "-p", "fog", "--model", tiny_sd, *OPTIONS, "--vae", tmp_path / "vae"
+    )
     assert done.code == 0, done.err
     assert np.asarray(Image.open(tmp_path / "o.png").convert("RGB")).min() == 255

@@ -177,7 +177,7 @@ def test_a_forged_record_names_no_other_folder_and_no_option(
         {"input": {"a": 1}},
         {"mask": 7},
         {"parameters": {"task": "os.system"}},
-        {"parameters": {"prompt": "x", "unknown": 1}},
+        {"parameters": {"prompt": "fog", "unknown": 1}},
         {"parameters": []},
     ],
 )
@@ -261,7 +261,7 @@ def use(here: Callable[..., Outcome], option: str, weights: Path, picture: Path,
         base = [] if option == "--model" else ["--model", tiny_sd]
         small = ["--set", "image_size=64", "--steps", "2", "--strength", "0.5"]
         control = ["--set", "control=canny"] if option == "--controlnet" else []
-        done = here("edit", picture, output, "-p", "x", *base, *control, option, weights, *small)
+        done = here("edit", picture, output, "-p", "fog", *base, *control, option, weights, *small)
     assert output.exists() == (done.code == 0)
     output.unlink(missing_ok=True)
     return done
@@ -418,7 +418,7 @@ def test_a_repository_of_pickles_is_refused(fresh, tiny_sd: Path, tmp_path: Path
     change_json(code / "model_index.json", _class_name=["evil", "Pipeline"], unet=["evil", "Model"])
     with LoopbackHub({"someone/pickles": pickles, "someone/code": code}) as hub:
         environment = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
-        commands = [["models", "pull", "someone/pickles"], ["edit", picture, "-p", "x", "--model", "someone/code"]]
+        commands = [["models", "pull", "someone/pickles"], ["edit", picture, "-p", "fog", "--model", "someone/code"]]
         with ThreadPoolExecutor() as pool:
             for done in pool.map(lambda command: fresh(*command, **environment), commands):
                 refused(done, 5)
@@ -457,7 +457,7 @@ def test_values_are_numbers_or_text(here, tmp_path: Path, picture: Path, text: s
     value = parse_scalar(text)
     assert isinstance(value, str | int)
     if "\0" not in text:
-        done = here("edit", picture, "-p", "x", "--dry-run", "--set", f"strength={text}")
+        done = here("edit", picture, "-p", "fog", "--dry-run", "--set", f"strength={text}")
         refused(done, 2, "strength")
         assert not STEERING & set(done.err)
         (tmp_path / "jobs.jsonl").write_text(json.dumps({"input": picture.name, "strength": text}))
@@ -609,7 +609,7 @@ def test_tokens_are_in_nothing_that_is_told_or_written(
         here("colorize", picture, tmp_path / "a.png", *QUICK, "--json"),
         here("info", tmp_path / "a.png", "--json"),
         here("batch", picture, "-o", tmp_path / "out", *colorize, "--json", "--report", tmp_path / "r"),
-        here("edit", picture, "-p", "x", "--model", "someone/nowhere"),
+        here("edit", picture, "-p", "fog", "--model", "someone/nowhere"),
         here("models", "verify", "someone/nowhere"),
         here("serve", "--token", "tooshort", "--host", "127.0.0.1"),
         here("serve", "--preset", "nowhere", "--host", "127.0.0.1"),

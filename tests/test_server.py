@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import GREY
 from PIL import Image
 from serving import serve_own
 from warm import Warm
@@ -37,7 +38,7 @@ from img2img_cli.tasks.pieces import Piece
 
 TOKEN = "a token for tests"
 QUICK = ["--set", "num_inference_steps=2", "--set", "num_samples=1", "--set", "image_size=64"]
-LONG = ["--set", "num_inference_steps=400", "--set", "image_size=128"]
+LONG = ["--preset", GREY, "--set", "num_inference_steps=400", "--set", "image_size=128"]
 
 
 @dataclasses.dataclass
@@ -255,14 +256,14 @@ def test_a_model_in_a_folder_is_found_from_any_folder(
 ) -> None:
     monkeypatch.chdir(tiny_sd.parent)
     small = ["--set", "image_size=64", "--steps", "2", "--strength", "0.5"]
-    done = fresh("edit", picture, "-p", "x", "--model", f"./{tiny_sd.name}", *small)
+    done = fresh("edit", picture, "-p", "fog", "--model", f"./{tiny_sd.name}", *small)
     assert done.code == 0, done.err
     assert str(tiny_sd) in {warm["model"] for warm in ask_server("GET", "/img2img/status")["warm"]}
 
 
 @pytest.mark.slow
 def test_errors_of_the_model_come_back_with_their_code(server: Running, fresh, picture: Path) -> None:
-    done = fresh("colorize", picture, "--scheduler", "EulerDiscreteSchedular")
+    done = fresh("colorize", picture, "--preset", GREY, "--scheduler", "EulerDiscreteSchedular")
     assert done.code == ExitCode.USAGE
     assert "EulerDiscreteScheduler" in done.err
     assert len(done.err.splitlines()) == 1
@@ -293,7 +294,18 @@ def test_when_the_server_stops_or_dies_the_command_goes_on(
 ) -> None:
     process = start(lonely)
     assert b"serving" in process.stderr.readline()
-    options = ["--seed", 3, "--set", "num_samples=1", "--set", "num_inference_steps=16", "--set", "image_size=64"]
+    options = [
+        "--preset",
+        GREY,
+        "--seed",
+        3,
+        "--set",
+        "num_samples=1",
+        "--set",
+        "num_inference_steps=16",
+        "--set",
+        "image_size=64",
+    ]
     results = [picture.parent / f"{name}.png" for name in ("stopped", "silent", "killed", "alone")]
     stopped, silent, killed, alone = results
     # In the middle of its work, and before.
@@ -516,7 +528,7 @@ def test_openai_client(server: Running, photograph: Image.Image) -> None:
         assert (small.size, small.format) == ((64, 48), "WEBP")
     for wrong in ({"model": "nope"}, {"size": "12"}, {"n": 99}, {"image": ("a.png", b"no picture")}):
         with pytest.raises(openai.APIStatusError) as caught:
-            client.images.edit(**{"model": "edit", "prompt": "x", "image": image, **wrong})
+            client.images.edit(**{"model": "edit", "prompt": "fog", "image": image, **wrong})
         assert caught.value.status_code == (404 if "model" in wrong else 400)
         assert caught.value.param == next(iter(wrong))
         assert "/tmp" not in str(caught.value)
@@ -590,7 +602,9 @@ def bundled() -> object:
     from img2img_cli.presets.catalogue import resolve
     from img2img_cli.presets.files import load_preset
 
-    return build_pipeline(resolve(load_preset("edit"), {"prompt": "x"}).parameters, choose_placement("cpu", "float32"))
+    return build_pipeline(
+        resolve(load_preset("edit"), {"prompt": "fog"}).parameters, choose_placement("cpu", "float32")
+    )
 
 
 def ask_for(dispatcher: object, owner: str, seed: int, spec: object, **keys: object) -> object:
@@ -614,7 +628,7 @@ def queue(bundled: object) -> Iterator[tuple[object, Lane, threading.Semaphore, 
     leave = threading.Semaphore(0)
     lane = Lane(bundled, leave)
     dispatcher = Dispatcher(Pool(60, build=lambda spec: lane), most=12)
-    parameters = resolve(load_preset("edit"), {"prompt": "x", "num_inference_steps": 1}).parameters
+    parameters = resolve(load_preset("edit"), {"prompt": "fog", "num_inference_steps": 1}).parameters
     yield dispatcher, lane, leave, Spec(parameters=parameters)
     leave.release(100)
     dispatcher.close()
@@ -884,7 +898,7 @@ def test_pipelines_are_dropped_when_unused_or_in_the_way(bundled, monkeypatch: p
 
     built = []
     pool = pools.Pool(60, build=lambda spec: built.append(spec) or copy_of(bundled))
-    specs = [Spec(parameters=resolve(load_preset(name), {"prompt": "x"}).parameters) for name in ("edit", "colorize")]
+    specs = [Spec(parameters=resolve(load_preset(name), {"prompt": "fog"}).parameters) for name in ("edit", GREY)]
     specs.append(Spec(parameters=specs[0].parameters, device="cpu"))
     free = iter([100.0, 0.0, 0.0, 100.0])
     monkeypatch.setattr(pools, "measure_memory_gib", lambda _: (next(free, 100.0), 100.0))
@@ -917,7 +931,7 @@ def test_weights_that_were_replaced_are_loaded_anew(tiny_sd: Path, tmp_path: Pat
     from img2img_cli.tasks.protocol import Spec
 
     folder = shutil.copytree(tiny_sd, tmp_path / "model")
-    spec = Spec(parameters=resolve(load_preset("sd15-edit"), {"model": str(folder), "prompt": "x"}).parameters)
+    spec = Spec(parameters=resolve(load_preset("sd15-edit"), {"model": str(folder), "prompt": "fog"}).parameters)
     before = key_of(spec)
     assert key_of(spec) == before
     weights = next(folder.rglob("*.safetensors"))

@@ -28,7 +28,7 @@ from img2img_cli.tasks.pieces import Piece
 SD, XL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 FLUX = "black-forest-labs/FLUX.1-schnell"
 VAE, ENCODER, UNET = "first_stage_model.", "cond_stage_model.", "model.diffusion_model."
-OPTIONS = ["-p", "x", "--seed", "4", "--set", "image_size=64"]
+OPTIONS = ["-p", "fog", "--seed", "4", "--set", "image_size=64"]
 
 
 @pytest.fixture(scope="module")

@@ -125,7 +125,7 @@ def test_guidance_ends_in_stable_diffusion_xl_too(tmp_path: Path, photograph: Im
         "model": str(folder),
         "vae": None,
         "variant": None,
-        "prompt": "x",
+        "prompt": "fog",
         "image_size": 64,
         "num_inference_steps": 4,
         "strength": 1.0,
@@ -152,7 +152,7 @@ def test_fast_says_what_it_changes() -> None:
 
 @pytest.mark.slow
 def test_fast_on_the_command_line(here, picture: Path, tiny_sd: Path) -> None:
-    model = ["--model", tiny_sd, "-p", "x", "--set", "image_size=64", "--set", "tiny_vae=null", "--seed", 1]
+    model = ["--model", tiny_sd, "-p", "fog", "--set", "image_size=64", "--set", "tiny_vae=null", "--seed", 1]
     done = here("edit", picture, picture.parent / "fast.png", *model, "--fast", "--json")
     assert done.code == 0, done.err
     assert b'"guidance_end": 0.6' in done.out
@@ -161,7 +161,7 @@ def test_fast_on_the_command_line(here, picture: Path, tiny_sd: Path) -> None:
 
 def test_compile_and_kept_features_exclude_each_other() -> None:
     with pytest.raises(PresetError, match="exclude"):
-        resolve(load_preset("edit"), {"prompt": "x", "compile": "auto", "cache_interval": 2})
+        resolve(load_preset("edit"), {"prompt": "fog", "compile": "auto", "cache_interval": 2})
 
 
 @pytest.mark.slow

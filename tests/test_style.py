@@ -44,7 +44,7 @@ def keys(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(params=[1.0, 5.0], ids=["unguided", "guided"])
 def pipeline(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[LatentsPipeline, Parameters]]:
-    parameters = Parameters.model_validate({**keys(folder), **FEW, "prompt": "x", "guidance_scale": request.param})
+    parameters = Parameters.model_validate({**keys(folder), **FEW, "prompt": "fog", "guidance_scale": request.param})
     yield build_pipeline(parameters, choose_placement("cpu", "float32")), parameters
 
 
@@ -96,7 +96,7 @@ def test_style_acts_in_the_layers_that_hold_it(pipeline) -> None:
 
 
 def test_no_weight_is_no_style(folder: Path) -> None:
-    parameters = Parameters.model_validate({**keys(folder), **FEW, "prompt": "x", "ip_adapter_scale": 0.0})
+    parameters = Parameters.model_validate({**keys(folder), **FEW, "prompt": "fog", "ip_adapter_scale": 0.0})
     pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
     red, blue = make((pipeline, parameters), RED, BLUE)
     assert torch.equal(torch.tensor(np.asarray(red)), torch.tensor(np.asarray(blue)))
@@ -108,7 +108,7 @@ def test_the_command_takes_it_and_tells_it_again(here, folder: Path, tmp_path: P
     BLUE.save(tmp_path / "style.png")
     options = [word for key, value in {**keys(folder), **FEW}.items() for word in ("--set", f"{key}={value}")]
     out = tmp_path / "out.png"
-    done = here("edit", tmp_path / "in.png", out, "-p", "x", "--style", tmp_path / "style.png", *options)
+    done = here("edit", tmp_path / "in.png", out, "-p", "fog", "--style", tmp_path / "style.png", *options)
     assert done.code == 0, done.err
     assert Image.open(out).size == RED.size
     assert "--style style.png" in replay_command(read_record(str(out)))
@@ -123,7 +123,7 @@ def test_what_cannot_be_is_refused_before_torch(fresh, tmp_path: Path) -> None:
         (["--preset", "sd15-style", "--style", tmp_path / "no.png"], 3, "no.png"),
         (["--preset", "sd15-style", "--style", "-"], 2, "stdin"),
     ):
-        done = fresh("edit", tmp_path / "in.png", "-p", "x", *options)
+        done = fresh("edit", tmp_path / "in.png", "-p", "fog", *options)
         assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
         assert words in done.err
 

@@ -152,7 +152,7 @@ HALVES = {
 def test_guidance_ends_early_or_it_is_said_that_it_cannot(tmp_path: Path, image: Image.Image, reference: str) -> None:
     make_twin(reference, tmp_path)
     upscale = {"task": "upscale", "tile_size": 64, "tile_overlap": 0} if "upscaler" in reference else {}
-    parameters = Parameters(model=str(tmp_path), prompt="x", **GUIDED, guidance_end=0.5, **upscale)
+    parameters = Parameters(model=str(tmp_path), prompt="fog", **GUIDED, guidance_end=0.5, **upscale)
     pipeline = build_pipeline(parameters, choose_placement("cpu", "float32"))
     mask = Image.new("L", image.size, 255)
     denoiser = getattr(pipeline.pipe, "unet", None) or pipeline.pipe.transformer
@@ -187,7 +187,7 @@ def test_a_wrapped_module_stays_what_it_is() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_part_counts_its_calls_whatever_moves_it(tiny_sd: Path, image: Image.Image) -> None:
-    keys = {"model": str(tiny_sd), "prompt": "x", **GUIDED, "guidance_end": 0.5}
+    keys = {"model": str(tiny_sd), "prompt": "fog", **GUIDED, "guidance_end": 0.5}
     pipeline, plan = build(**keys), Plan()
     wanted = transform_image(image, Parameters(**keys), 3, pipeline)
     compile_parts(pipeline.pipe, CPU, plan)

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from img2img_cli.engines.nets import colour_net
 from img2img_cli.engines.nets.folder import load_net_folder
 from img2img_cli.engines.nets.picture_unet import PictureUNet
 from img2img_cli.pictures.lab import rgb_to_lab
-from img2img_cli.train.data import Photograph, read_shard
-from img2img_cli.train.nets import colorize, damage, recipe, restore, upscale
+from img2img_cli.train.data import BalancedDraw, Photograph, read_shard
+from img2img_cli.train.nets import colorize, damage, features, recipe, restore, upscale
 from img2img_cli.train.nets.evaluate import draw_trials, format_trials
 from img2img_cli.train.nets.photographs import CleanCrops, is_set_aside, shrink
 
@@ -168,7 +169,7 @@ def test_a_network_learns_colours_and_colorize_uses_it(here, shards: Path, tmp_p
     net = make_small()
     one = CleanCrops([read_shard(shards / "photos-00.tar")[0]])
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    batches, compute = colorize.draw_pairs(one, size=64, batch_size=2), colorize.make_loss(one)
+    batches, compute = colorize.draw_pairs(one, size=64, batch_size=2), colorize.make_loss(one, net)
     for _ in range(25):
         loss = compute(net, next(batches), torch.device("cpu"))
         optimizer.zero_grad()
@@ -194,3 +195,86 @@ def test_a_network_learns_colours_and_colorize_uses_it(here, shards: Path, tmp_p
 
 def make_small() -> colour_net.ColourNet:
     return colour_net.ColourNet(widths=(16, 24, 32), blocks=(1, 1, 1))
+
+
+@pytest.fixture
+def trained_features(tmp_path: Path) -> Path:
+    """Return a file with random weights in SqueezeNet's shapes, in 16 bits, classifier and all."""
+    torch.manual_seed(0)
+    weights = {name: value.half() for name, value in features.SqueezeNetFeatures().state_dict().items()}
+    save_file(weights | {"conv10.weight": torch.zeros(1000, 512, 1, 1)}, tmp_path / "squeezenet.safetensors")
+    return tmp_path / "squeezenet.safetensors"
+
+
+def test_features_have_the_layout_of_squeezenet(trained_features: Path) -> None:
+    net = features.SqueezeNetFeatures.read(trained_features)
+    assert net(torch.rand(2, 3, 227, 227)).shape == (2, 512, 13, 13)
+    assert not any(parameter.requires_grad for parameter in net.parameters())
+    assert sum(parameter.numel() for parameter in net.parameters()) == 735_424  # 1,248,424 without conv10's 513,000
+
+
+def test_a_colour_net_learns_features_too(
+    here, shards: Path, trained_features: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(colorize, "COUNTED", 4)
+    monkeypatch.setattr(recipe, "RECIPES", {**recipe.RECIPES, "colorize": replace(
+        recipe.RECIPES["colorize"], make_net=make_small
+    )})  # fmt: skip
+    command = ["train", "net", "colorize", "--data", shards, "--out", tmp_path / "net", "--features", trained_features]
+    for steps in (2, 4):
+        done = here(*command, "--steps", steps, "--resume")
+        assert done.code == 0, done.err
+    kept = torch.load(tmp_path / "net" / "colorize.pt", weights_only=True)
+    assert kept["step"] == 4
+    assert set(kept["modules"]["loss"]) == {"head.weight", "head.bias"}
+    assert not any("head" in name for name in load_file(tmp_path / "net" / "model.safetensors"))
+    (tmp_path / "other.safetensors").write_bytes(b"no")
+    for words, code, said in (
+        ([*command[:-1], tmp_path / "other.safetensors"], 5, "not the weights of SqueezeNet"),
+        (["train", "net", "restore", *command[3:]], 2, "restore is learnt without"),
+    ):
+        done = here(*words, "--steps", 1)
+        assert (done.code, done.err.count("\n")) == (code, 1), done.err
+        assert said in done.err
+
+
+def test_the_weight_of_rare_colours_is_taken_out_again() -> None:
+    net = make_small()
+    before = net.leave.bias.detach().clone()
+    weights = torch.linspace(0.5, 4, len(colour_net.list_bins()))
+    colorize.finish(net, colorize.ColourLoss(weights, None, net.width))
+    assert torch.allclose(before - net.leave.bias, colorize.UNDONE * weights.log(), atol=1e-6)
+
+
+def test_hints_are_some_of_the_colours_and_most_pictures_have_none() -> None:
+    rng = np.random.default_rng(0)
+    colours = torch.full((2, 20, 20), 30.0)
+    drawn = [colorize.draw_hints(colours, rng) for _ in range(200)]
+    hinted = [hints for hints in drawn if hints[2].any()]
+    assert 0.25 < len(hinted) / len(drawn) < 0.45
+    for hints in hinted:
+        assert torch.equal(hints[0], 0.3 * hints[2]) and set(hints[2].unique().tolist()) <= {0.0, 1.0}
+    told = colour_net.fold_hints(torch.full((1, 2, 8, 8), 30.0), torch.ones(1, 1, 8, 8))
+    assert torch.allclose(told, torch.tensor([0.3, 0.3, 1.0])[None, :, None, None].expand(1, 3, 2, 2))
+
+
+def test_the_light_of_lamps_is_made_white_and_that_of_the_sky_stays() -> None:
+    scene = np.random.default_rng(0).integers(0, 200, (32, 32, 1)).repeat(3, 2)
+    warm = (scene * np.array([1.1, 1.0, 0.85])).clip(0, 255).astype(np.uint8)
+    cast = []
+    for source in ("GroceryStoreDataset", "hires_x"):
+        made = colorize.balance_white(Photograph(pixels=warm, caption="", source=source))
+        red, _, blue = made.reshape(-1, 3).mean(0)
+        cast.append(float(red - blue))
+    assert abs(cast[0]) < 0.25 * cast[1]
+    assert cast[1] == pytest.approx(float(np.subtract(*warm.reshape(-1, 3).mean(0)[[0, 2]])))
+
+
+def test_favoured_sources_are_drawn_more_often() -> None:
+    photographs = [
+        Photograph(pixels=np.full((8, 8, 3), index, np.uint8), caption="", source=source)
+        for index, source in enumerate(["hires_a"] * 9 + ["b"] * 9)
+    ]
+    draw, rng = BalancedDraw(photographs, {"hires_": 3.0}), np.random.default_rng(0)
+    drawn = [draw(rng).source for _ in range(400)]
+    assert 0.68 < drawn.count("hires_a") / len(drawn) < 0.82

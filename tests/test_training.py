@@ -105,7 +105,7 @@ def test_the_shipped_weights_are_those_of_the_card(name: str) -> None:
     assert found == listed
     card = (folder / "README.md").read_text()
     tables = card.partition(BEGIN)[2].partition(END)[0]
-    assert "dB" in card and tables.count("|") > 20
+    assert ("dB" in card or "chroma error" in tables) and tables.count("|") > 20
     assert (folder / "evaluation.jpg").is_file()
 
 

@@ -132,7 +132,7 @@ def test_what_is_no_net_is_one_line(here, picture: Path, tmp_path: Path, name: s
 
 def test_an_upscaler_belongs_to_upscale(here, picture: Path, tmp_path: Path) -> None:
     for arguments, words in (
-        (["edit", "-p", "x", "--set", "upscaler=a/b"], "task is upscale"),
+        (["edit", "-p", "fog", "--set", "upscaler=a/b"], "task is upscale"),
         (["upscale", "--set", "model=none"], "needs an upscaler"),
     ):
         done = here(*arguments, picture, tmp_path / "o.png")

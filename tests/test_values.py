@@ -241,7 +241,7 @@ def test_json_and_yaml_are_values(key: str, text: str, value: Any) -> None:
     ids=lambda text: text[:20],
 )
 def test_a_mapping_that_is_none_is_refused_in_a_line(here, picture: Path, text: str) -> None:
-    done = here("edit", picture, "-p", "x", "--set", f"scheduler_config={text}", "--dry-run")
+    done = here("edit", picture, "-p", "fog", "--set", f"scheduler_config={text}", "--dry-run")
     assert done.code == 2, done.err
     assert "scheduler_config" in done.err
     assert len(done.err.splitlines()) == 1
@@ -286,7 +286,7 @@ def test_a_bad_cell_is_named_by_its_line(tmp_path: Path) -> None:
 
 
 def test_a_lora_beside_its_option_is_checked_like_one_in_a_preset(here, picture: Path) -> None:
-    done = here("edit", picture, "-p", "x", "--preset", "sd15-edit", "--set", "quantization=int8", "--lora", "o/n")
+    done = here("edit", picture, "-p", "fog", "--preset", "sd15-edit", "--set", "quantization=int8", "--lora", "o/n")
     assert done.code == 2
     assert "quantization" in done.err
 

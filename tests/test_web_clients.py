@@ -238,7 +238,7 @@ def test_wishes_that_no_preset_can_meet_are_told(served: Served) -> None:
         ({"n": "many"}, 400, "n", "invalid_type"),
         ({"stream": "maybe"}, 400, "stream", "invalid_type"),
         ({"prompt": ""}, 400, "prompt", "missing_required_parameter"),
-        ({"prompt": "x" * 32_001}, 400, "prompt", "string_above_max_length"),
+        ({"prompt": "fog" * 32_001}, 400, "prompt", "string_above_max_length"),
         ({"size": "12"}, 400, "size", "invalid_value"),
         ({"model": "nope"}, 404, "model", "model_not_found"),
         ({"model": "gpt-5"}, 404, "model", "model_not_found"),
@@ -314,20 +314,20 @@ def test_openai_client_gets_its_own_errors(openai_client: Any, served: Served) -
 
     image, edit = ("a.png", FILE), openai_client.images.edit
     for ask, kind, param, code in (
-        (lambda: edit(image=image, prompt="x", model="nope"), openai.NotFoundError, "model", "model_not_found"),
+        (lambda: edit(image=image, prompt="fog", model="nope"), openai.NotFoundError, "model", "model_not_found"),
         (lambda: openai_client.models.retrieve("nope"), openai.NotFoundError, "model", "model_not_found"),
-        (lambda: edit(image=[image] * 2, prompt="x"), openai.BadRequestError, "image", "invalid_value"),
-        (lambda: edit(image=[image], prompt="x", n=11), openai.BadRequestError, "n", "integer_above_max_value"),
+        (lambda: edit(image=[image] * 2, prompt="fog"), openai.BadRequestError, "image", "invalid_value"),
+        (lambda: edit(image=[image], prompt="fog", n=11), openai.BadRequestError, "n", "integer_above_max_value"),
         (
-            lambda: edit(image=image, prompt="x", markup=image),
+            lambda: edit(image=image, prompt="fog", markup=image),
             openai.BadRequestError,
             "markup",
             "unknown_parameter",
         ),
-        (lambda: edit(image=("a.png", b"x"), prompt="x"), openai.BadRequestError, "image", "invalid_image_file"),
-        (lambda: edit(image=("a.png", b""), prompt="x"), openai.BadRequestError, "image", "invalid_image_file"),
-        (lambda: edit(image=image, mask=image, prompt="x"), openai.BadRequestError, "mask", "invalid_value"),
-        (lambda: openai_client.images.generate(prompt="x"), openai.NotFoundError, None, None),
+        (lambda: edit(image=("a.png", b"x"), prompt="fog"), openai.BadRequestError, "image", "invalid_image_file"),
+        (lambda: edit(image=("a.png", b""), prompt="fog"), openai.BadRequestError, "image", "invalid_image_file"),
+        (lambda: edit(image=image, mask=image, prompt="fog"), openai.BadRequestError, "mask", "invalid_value"),
+        (lambda: openai_client.images.generate(prompt="fog"), openai.NotFoundError, None, None),
         (
             lambda: openai_client.with_options(api_key="x").models.list(),
             openai.AuthenticationError,

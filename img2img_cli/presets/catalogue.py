@@ -15,6 +15,7 @@ from img2img_cli.errors import PresetError, UsageError
 from img2img_cli.presets.files import EXTENDS, Preset, load_preset, replace_values, suggest
 from img2img_cli.presets.references import BUNDLED
 from img2img_cli.presets.schema import Parameters, Task, fewest_steps
+from img2img_cli.presets.words import knows_any, tell_unknown_words
 
 DEFAULT, COMMAND_LINE = "default", "command line"
 MAX_SHOWN = 200  # characters of a value in a message
@@ -57,8 +58,8 @@ def resolve_preset(
 
     Raises:
         PresetError: as in `load_preset` and `resolve`.
-        UsageError: the preset is for another task, has no ControlNet of the requested kind, lacks a prompt or reads
-            none.
+        UsageError: the preset is for another task, has no ControlNet of the requested kind, lacks a prompt, reads none
+            or knows no word of it.
     """
     shown = shown or name
     preset = load_preset(name)
@@ -72,6 +73,10 @@ def resolve_preset(
     if needs_prompt and overrides.get("prompt") and p.reads_no_words:
         other = f"use a preset that does, such as sd15-{p.task}"
         raise UsageError(f"preset '{shown}' reads no words; leave out the prompt, or {other}")
+    prompt = str(overrides.get("prompt") or "")
+    if not knows_any(prompt, p):
+        told = tell_unknown_words(prompt, p)
+        raise UsageError(f"preset '{shown}': {told}; other words need another model, as in the preset sd15-edit")
     if needs_prompt and p.task == "edit" and not (p.prompt or p.reads_no_words or "prompt" in overrides):
         what = "say what the result should show with --prompt, or choose a preset that has one (style-...)"
         raise UsageError(f"preset '{shown}': no prompt; {what}")

@@ -14,7 +14,7 @@ from img2img_cli import PACKAGE
 from img2img_cli.errors import ModelError
 
 BUNDLED = "bundled"
-BUNDLED_NETS = ("bundled-restore", "bundled-upscale")
+BUNDLED_NETS = ("bundled-colorize", "bundled-restore", "bundled-upscale")
 NET_CONFIG = "net.json"  # what a folder of one of our own networks holds beside its weights
 NO_MODEL = "none"  # for an upscaling net without a diffusion model
 Kind = Literal["folder", "net", "file", "hub", "none"]

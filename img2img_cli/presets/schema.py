@@ -28,6 +28,7 @@ ControlKind = Literal["grey", "softedge", "canny", "picture", "lineart", "depth"
 Look = Literal[
     "bw",
     "comic",
+    "erase",
     "fog",
     "golden",
     "ink",
@@ -140,7 +141,8 @@ class Parameters(BaseModel):
         description="upscale: a net such as ESRGAN, before a diffusion model or in place of a network; as for lora.",
     )
     look: Look | None = Field(
-        default=None, description="edit: a style that image processing makes, with model 'none' and no prompt."
+        default=None,
+        description="edit: what image processing makes, with model 'none' and no prompt: a style, or erase.",
     )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
@@ -242,7 +244,11 @@ class Parameters(BaseModel):
     @property
     def full_prompt(self) -> str:
         """The prompt for the model: the template filled in, without spaces and commas at its ends."""
-        return self.prompt_template.replace("{prompt}", self.prompt).strip(" ,")
+        return self.fill_template(self.prompt)
+
+    def fill_template(self, prompt: str) -> str:
+        """Return what the model reads for a prompt: in the template, without spaces and commas at the ends."""
+        return self.prompt_template.replace("{prompt}", prompt).strip(" ,")
 
     @property
     def reads_no_words(self) -> bool:

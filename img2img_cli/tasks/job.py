@@ -76,6 +76,8 @@ def check_side_inputs(
     if mask and (parameters.size != "original" or parameters.task == "upscale"):
         what = "a mask keeps the picture's own pixels, so the result cannot have another size"
         raise UsageError(f"{where}: {what}; leave out the mask, or --size and upscaling")
+    if parameters.look == "erase" and not mask:
+        raise UsageError(f"{where} takes away what a mask marks; give one with --mask")
     if style and parameters.ip_adapter is None:
         raise UsageError(f"{where} takes no --style; use --preset sd15-style or sdxl-style")
     if not style and parameters.ip_adapter is not None:

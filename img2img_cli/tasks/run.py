@@ -10,7 +10,7 @@ from PIL import Image
 
 from img2img_cli.pictures.colour import from_srgb
 from img2img_cli.pictures.files.sixteen_bit import Deep
-from img2img_cli.pictures.hints import fit_hints
+from img2img_cli.pictures.hints import fit_hints, follow_hints, spread_hints
 from img2img_cli.pictures.keep import (
     colour_luminance,
     enlarge_luminance,
@@ -118,7 +118,8 @@ def start_work(
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
     if pipeline.direct and parameters.task in ("edit", "restore"):
-        return transform_directly(image, parameters, seed, pipeline)
+        mask = side_inputs.mask if side_inputs is not None and pipeline.takes_mask else None
+        return transform_directly(image, parameters, seed, pipeline, mask)
     if parameters.task == "edit":
         return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))
     if parameters.task == "colorize":
@@ -236,6 +237,9 @@ def _colorize(
         Piece(image=working, control=control, seed=derive_seed(seed, index), parameters=parameters, hints=hints)
         for index in range(parameters.num_samples)
     ]
+    if hints is not None:
+        spread = spread_hints(hints, working)
+        made = [follow_hints(result, spread) for result in made]
     size = output_size(image.size, fit.content, parameters)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)

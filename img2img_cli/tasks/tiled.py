@@ -115,18 +115,25 @@ def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pi
     return _scale_to_wanted(result, parameters)
 
 
-def transform_directly(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Work:
+def transform_directly(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline, mask: Image.Image | None = None
+) -> Work:
     """Pass an RGB picture through a direct network at its own resolution, and blend the result in by `strength`.
+
+    Args:
+        mask: `L` of the picture's size, for a pipeline that takes one.
 
     Returns:
         the work; nothing runs yet.
     """
     total = len(_plan(image.size, parameters, pipeline))
-    return Work(total=total, steps=_transform_directly(image, parameters, seed, pipeline))
+    return Work(total=total, steps=_transform_directly(image, parameters, seed, pipeline, mask))
 
 
-def _transform_directly(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline) -> Steps:
-    result = yield from _transform_tiles(image, parameters, seed, pipeline)
+def _transform_directly(
+    image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline, mask: Image.Image | None
+) -> Steps:
+    result = yield from _transform_tiles(image, parameters, seed, pipeline, mask=mask)
     if parameters.strength < 1:
         result = Image.blend(image, result, parameters.strength)
     return _scale_to_wanted(result, parameters)
@@ -158,18 +165,21 @@ def _transform_tiles(
     *,
     enlarge: int = 0,
     reconstruct: bool = False,
+    mask: Image.Image | None = None,
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
     """Pass a picture of any size through the model tile by tile, with separate noise for each tile.
 
     Args:
         enlarge: the factor to enlarge by; 0 keeps the size.
         reconstruct: only encode and decode the picture with the autoencoder.
+        mask: `L` of the size of `image`, for a pipeline that takes one.
 
     Returns:
         the picture merged from the tiles, of the size of `image` times the factor.
     """
     factor = enlarge or 1
     padded = pad_image(image, _canvas_size(image.size, pipeline.multiple))
+    covered = None if mask is None else pad_image(mask, padded.size)
     tiles = _plan(image.size, parameters, pipeline)
     canvas = Canvas(padded.width * factor, padded.height * factor, parameters.tile_overlap * factor)
     at_once = max(1, TILES_AT_ONCE_PIXELS // (tiles[0].width * tiles[0].height))
@@ -183,6 +193,7 @@ def _transform_tiles(
                     control=None if reconstruct or enlarge else make_control(crop, parameters, pipeline),
                     seed=derive_seed(seed, index),
                     parameters=parameters,
+                    mask=None if covered is None else covered.crop(tile.box),
                     enlarge=enlarge,
                     reconstruct=reconstruct,
                     place=(

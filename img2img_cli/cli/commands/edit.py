@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated, Optional
 
 import typer
@@ -15,6 +16,9 @@ from img2img_cli.cli.options import (
     VariationsOption,
     with_options,
 )
+from img2img_cli.errors import UsageError
+
+ERASE = "erase"  # the preset for a mask without a prompt
 
 
 @with_options(PictureOptions)
@@ -36,12 +40,19 @@ def edit(
         ),
     ] = None,
     style: StyleOption = None,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="Take away what the mask marks, as without a prompt. Needs no model.")
+    ] = False,
     variations: VariationsOption = 1,
     shared: PictureOptions,
 ) -> None:
     """Change a picture as a text says: style, colours, light; or only where a mask is white."""
     from img2img_cli.cli.single_run import run_picture_command
 
+    if erase and shared.preset not in (None, ERASE):
+        raise UsageError("--erase is a preset of its own; leave out one of --erase and --preset")
+    if erase or (mask is not None and not (shared.prompt or shared.preset or shared.model)):
+        shared = dataclasses.replace(shared, preset=ERASE)
     kind, _, control_image = control.partition("=") if control is not None else (None, "", "")
     own = {"mask_feather": mask_feather, "control": "picture" if kind == "tile" else kind}
     run_picture_command(

@@ -21,6 +21,7 @@ from img2img_cli.engines.diffusion.prompts import Prompts
 from img2img_cli.engines.feed_forward import UpscalingNet, enlarge_pieces
 from img2img_cli.engines.traits import find_multiple, find_traits, list_arguments
 from img2img_cli.presets.schema import Offload, Parameters
+from img2img_cli.presets.words import keep_known_words, tell_unknown_words
 from img2img_cli.tasks.pieces import Piece, Progress
 
 VAE_TILING_PIXELS = 1280 * 1280  # a VAE's activations take more than the model's from about here on
@@ -39,7 +40,10 @@ class DiffusionPipeline(BasePipeline):
         factor: pixels a latent, usually 8.
         prompts: encodes what the pipeline's own encoder would cut off or take literally.
         plan: how many calls of the model will follow, for `--compile auto`.
+        keeps_to_known_words: whether words that a model was not taught are left out, if there is a list of them.
     """
+
+    keeps_to_known_words: bool = True
 
     def __init__(
         self, pipe: Any, placement: Placement, offload: Offload = "none", net: UpscalingNet | None = None
@@ -86,7 +90,7 @@ class DiffusionPipeline(BasePipeline):
         if self.tells_cuts:
             self.prompts.note_cuts([*prompts, *(negatives or ())])
             self.prompts.note_unused(read)
-            self.prompts.note(find_limits(self.pipe, p))
+            self.prompts.note(self._find_limits(p))
         texts: dict[str, Any] = {"prompt": prompts, "negative_prompt": negatives}
         if any(map(self._count_windows, each)):
             texts = dict(self.prompts.embed(prompts, negatives))
@@ -108,18 +112,23 @@ class DiffusionPipeline(BasePipeline):
     def _read_texts(self, p: Parameters) -> tuple[str, str | None]:
         """Return the prompt and, if guidance is on, the negative one; in lower case, as CLIP reads, with embeddings."""
         guided = (p.true_cfg_scale if "true_cfg_scale" in self._accepted else p.guidance_scale) > 1
-        texts = p.full_prompt, p.negative_prompt if guided else None
+        prompt = keep_known_words(p.prompt, p) if self.keeps_to_known_words else p.prompt
+        texts = p.fill_template(prompt), p.negative_prompt if guided else None
         return (texts[0].lower(), texts[1] and texts[1].lower()) if p.embedding else texts
 
     def _count_windows(self, p: Parameters) -> int:
         return self.prompts.count_windows(*self._read_texts(p))
+
+    def _find_limits(self, p: Parameters) -> list[str]:
+        unknown = tell_unknown_words(p.prompt, p)
+        return [*find_limits(self.pipe, p), *([f"prompt: {unknown}"] if unknown else [])]
 
     def find_cuts(self, each: Sequence[Parameters]) -> list[str]:
         """Return messages about prompts that are not read in full, about the weights, and what the model cannot do."""
         pairs = [self._read_texts(p) for p in each]
         texts = dict.fromkeys(text for pair in pairs for text in pair if text is not None)
         unused = self.prompts.find_unused(pairs).values()
-        limits = [text for p in each[:1] for text in find_limits(self.pipe, p)]
+        limits = [text for p in each[:1] for text in self._find_limits(p)]
         return [*self.load_notes, *self.prompts.find_cuts(list(texts)), *unused, *limits]
 
     @property

@@ -10,6 +10,7 @@ from PIL import Image
 
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.looks import drawn, graded
+from img2img_cli.engines.looks.erase import erase
 from img2img_cli.pictures.read import pad_image
 from img2img_cli.presets.schema import Look
 from img2img_cli.tasks.pieces import Piece, Progress
@@ -40,9 +41,17 @@ class LookPipeline(BasePipeline):
 
     direct = True
     whole = True
+    takes_mask = True
 
     def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
-        return [apply_look(piece.image, piece.parameters.look or "bw", piece.seed) for piece in pieces]
+        return [self._apply(piece) for piece in pieces]
+
+    def _apply(self, piece: Piece) -> Image.Image:
+        look = piece.parameters.look
+        assert look is not None, "engines.open chooses this pipeline by it"
+        if look == "erase":
+            return piece.image if piece.mask is None else erase(piece.image, piece.mask, piece.seed)
+        return apply_look(piece.image, look, piece.seed)
 
 
 def apply_look(picture: Image.Image, look: Look, seed: int) -> Image.Image:

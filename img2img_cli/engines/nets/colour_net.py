@@ -143,7 +143,7 @@ class ColourNet(UNetLevels):
         *,
         widths: Sequence[int] = (48, 88, 128, 176),
         blocks: Sequence[int] = (2, 2, 2, 3),
-        temperature: float = 0.38,
+        temperature: float = 0.9,
     ) -> None:
         super().__init__()
         self.config = {"widths": list(widths), "blocks": list(blocks), "temperature": temperature}

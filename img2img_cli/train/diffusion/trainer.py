@@ -89,6 +89,7 @@ class DiffusionTrainer:
         self._parameters = parameters.model_copy(update=taught.keys)
         engine = LatentsPipeline if find_traits(taught.pipe).takes_latents else WholePicturePipeline
         self.pipeline: DiffusionPipeline = engine(taught.pipe, placement)
+        self.pipeline.keeps_to_known_words = False  # it is taught those of the pairs
         if placement.device.type == "cuda":
             taught.module.enable_gradient_checkpointing()  # type: ignore[operator]
         self._averaged = [parameter.detach().clone() for parameter in taught.parameters]

@@ -21,6 +21,7 @@ SIDE, BATCH_SIZE = 160, 8
 WHOLE = 0.8  # share of views of the whole photograph; the others are parts of it
 NEAREST, SPREAD = 5, 5.0  # bins that share a pixel's colour, and by which deviation, as Zhang et al. 2016
 EVENLY = 0.5  # share of an even distribution in the one that rare colours are weighed by
+UNDONE = 1.0  # share of that weight which is taken out again after the training, as an exponent
 COUNTED = 400  # photographs that tell how rare each colour is
 FEATURES, FEATURES_SHARE = 512, 2.0  # features to learn, and what share of the loss they are
 HINTED, MEAN_HINTS, LARGEST_HINT = 0.35, 4, 5  # share of pictures with hints, how many, and their sides in blocks
@@ -83,7 +84,8 @@ class ColourLoss(nn.Module):
 
     def __init__(self, weights: torch.Tensor, features: SqueezeNetFeatures | None, width: int) -> None:
         super().__init__()
-        self._weights = weights
+        self.register_buffer("weights", weights, persistent=False)
+        self.weights: torch.Tensor
         self._features = (features,)  # in a tuple, so that it is not part of what is trained and saved
         self.head = nn.Conv2d(width, FEATURES, 1) if features is not None else None
 
@@ -93,7 +95,7 @@ class ColourLoss(nn.Module):
         scores, known = net.predict(vary_lightness(to_lightness(pixels)), batch["hints"].to(device))
         bins, shares = encode(batch["colours"].to(device))
         likelihoods = scores.float().log_softmax(1).gather(1, bins)
-        weight = self._weights.to(device)[bins[:, 0]]
+        weight = self.weights[bins[:, 0]]
         loss = -((shares * likelihoods).sum(1) * weight).mean()
         features = self._features[0]
         if features is None or self.head is None:
@@ -104,6 +106,17 @@ class ColourLoss(nn.Module):
             )
         wrong = functional.mse_loss(self.head(known).float(), right) / right.var()
         return loss + FEATURES_SHARE * wrong
+
+
+@torch.no_grad()
+def finish(net: ColourNet, loss: ColourLoss) -> None:
+    """Take the weight of rare colours out of a trained net's scores again, by its last bias.
+
+    The net learns from that weight to tell rare colours from others. Left in, it makes whatever is unsure colourful,
+    further from the truth than grey is.
+    """
+    assert net.leave.bias is not None
+    net.leave.bias -= UNDONE * loss.weights.to(net.leave.bias).log()
 
 
 def make_loss(crops: CleanCrops, net: ColourNet, features: SqueezeNetFeatures | None = None) -> ColourLoss:

@@ -33,12 +33,14 @@ class Recipe:
             and, for a network with several heads, `scale`; or of what `make_loss` takes.
         make_loss: returns the loss, a module called with a network, a batch and a device, for photographs, a network
             and trained features or None; None for the mean difference from `target`.
+        finish: what is done to the trained network and its loss before it is written.
         read: reads the photographs of a folder of shards.
     """
 
     make_net: Callable[[], Net]
     draw_pairs: Callable[[CleanCrops], Iterator[Batch]]
     make_loss: Callable[[CleanCrops, Any, SqueezeNetFeatures | None], nn.Module] | None = None
+    finish: Callable[[Any, Any], None] | None = None
     read: Callable[[Path], CleanCrops] = CleanCrops.read
 
 
@@ -49,6 +51,7 @@ RECIPES = {
         make_net=ColourNet,
         draw_pairs=colorize.draw_pairs,
         make_loss=colorize.make_loss,
+        finish=colorize.finish,
         read=colorize.read_photographs,
     ),
 }
@@ -119,5 +122,7 @@ def train_net(
         resume=resume,
         seed=seed,
     )
+    if recipe.finish is not None:
+        recipe.finish(net, own_loss)
     save_net(net, out)
     say(f"{name}: written to {out}")
