@@ -168,12 +168,12 @@ def test_compile_and_kept_features_exclude_each_other() -> None:
 def test_each_prompt_is_encoded_once(pipeline: LatentsPipeline, photograph: Image.Image) -> None:
     fresh = build_pipeline(resolve(load_preset("edit"), GUIDED).parameters, choose_placement("cpu", "float32"))
     layer = fresh.pipe.text_encoder.get_input_embeddings()
-    prompts = ["a hill", "a lake", "a hill"]
+    prompts = ["fog", "night", "fog"]
     with Count(layer) as count:
         made = [make(fresh, photograph, prompt=prompt) for prompt in prompts]
     assert len(count.batches) == 3  # two prompts, and one empty one for the unguided half
     assert made[0].tobytes() == made[2].tobytes() != made[1].tobytes()
-    assert make(pipeline, photograph, prompt="a hill").tobytes() == made[0].tobytes()
+    assert make(pipeline, photograph, prompt="fog").tobytes() == made[0].tobytes()
 
 
 def test_the_memory_of_texts_is_bounded_and_exact() -> None:
