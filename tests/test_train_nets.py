@@ -244,6 +244,8 @@ def test_the_weight_of_rare_colours_is_taken_out_again() -> None:
     weights = torch.linspace(0.5, 4, len(colour_net.list_bins()))
     colorize.finish(net, colorize.ColourLoss(weights, None, net.width))
     assert torch.allclose(before - net.leave.bias, colorize.UNDONE * weights.log(), atol=1e-6)
+    colorize.take_up(net, colorize.ColourLoss(weights, None, net.width))
+    assert torch.allclose(before, net.leave.bias, atol=1e-6)
 
 
 def test_hints_are_some_of_the_colours_and_most_pictures_have_none() -> None:

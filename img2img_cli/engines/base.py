@@ -76,7 +76,8 @@ class BasePipeline(ABC):
             made = self._run(pieces, progress)
             # What a batch has taken is a better guess for the next one than any rule.
             taken = torch.cuda.max_memory_allocated(device) - before
-            self._bytes_per_pixel = taken / sum(piece.pixels for piece in pieces)
+            if taken > 0:  # image processing takes nothing there
+                self._bytes_per_pixel = taken / sum(piece.pixels for piece in pieces)
             return made
 
     @property

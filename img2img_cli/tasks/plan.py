@@ -108,7 +108,10 @@ def plan_picture(item: Item, choices: Choices, output: str | None, *, task: Task
         # The bundled presets are tuned for small models; another checkpoint starts from Stable Diffusion's.
         model = choices.overrides.get("model", BUNDLED)
         preset = task if model == BUNDLED or is_network(model) else f"sd15-{task}"
-    parameters = resolve_parameters(preset, choices.overrides, choices, task=task)
+    overrides = choices.overrides
+    if choices.preset is None and overrides.get("model") == BUNDLED:  # the task's own preset has its bundled model
+        overrides = {key: value for key, value in overrides.items() if key != "model"}
+    parameters = resolve_parameters(preset, overrides, choices, task=task)
     seed = choose_seed() if choices.seed is None else choices.seed
     job = make_job(item, choices, output=STDIO, preset=preset, parameters=parameters, seed=seed)
     jobs = plan_variations(job, output, variations=variations)

@@ -196,8 +196,11 @@ def replay_words(record: dict[str, Any]) -> list[str]:
     if wanted["task"] == "edit" and printable(wanted["prompt"]) == wanted["prompt"]:
         options["prompt"] = ["--prompt", wanted["prompt"]]
     base = resolve(preset, {}).parameters.to_record()
+    reads_words = not Parameters.model_validate(record["parameters"]).reads_no_words
+    if not reads_words:  # a prompt changes nothing then, and on the command line it is refused
+        wanted["prompt"] = base["prompt"]
     added = {key: _list_added(base[key], wanted[key]) for key in ("lora", "embedding")}
-    always = {"control"} & options.keys() | ({"prompt"} if wanted["task"] == "edit" else set())
+    always = {"control"} & options.keys() | ({"prompt"} if wanted["task"] == "edit" and reads_words else set())
     said = {key: value for key, value in wanted.items() if key in always or (value != base[key] and not added.get(key))}
     overrides = _complete(preset, said, wanted, added)
     for key in wanted:

@@ -51,7 +51,8 @@ def edit(
 
     if erase and shared.preset not in (None, ERASE):
         raise UsageError("--erase is a preset of its own; leave out one of --erase and --preset")
-    if erase or (mask is not None and not (shared.prompt or shared.preset or shared.model)):
+    said = (shared.preset, shared.model, shared.lora, shared.embedding, shared.controlnet, shared.set_)
+    if erase or (mask is not None and shared.prompt is None and not any(said)):
         shared = dataclasses.replace(shared, preset=ERASE)
     kind, _, control_image = control.partition("=") if control is not None else (None, "", "")
     own = {"mask_feather": mask_feather, "control": "picture" if kind == "tile" else kind}

@@ -23,6 +23,7 @@ COARSEST = 10  # shorter side of the hole's box at the coarsest level, in pixels
 ROUNDS, LAST_ROUNDS = 8, 2  # of finding patches and filling, at the coarsest level and at the finest
 TRUST = 1.3  # by how much pixels one further from the border count less
 DEEPEST = 24  # beyond so many pixels it stays the same
+FAINTEST = 16  # level of a mask from which on it marks: the black of scans and videos is not 0
 FEWEST_PATCHES = 24
 Mask = NDArray[np.bool_]
 Places = NDArray[np.int64]
@@ -99,13 +100,13 @@ def erase(picture: Image.Image, mask: Image.Image, seed: int) -> Image.Image:
 
     Args:
         picture: 8-bit RGB.
-        mask: `L` of its size; all that is not black is filled.
+        mask: `L` of its size; all that is not nearly black is filled.
         seed: of the random search.
 
     Raises:
         InputError: too little lies outside the mask to fill it from.
     """
-    hole = np.asarray(mask) > 0
+    hole = np.asarray(mask) >= FAINTEST
     if not hole.any():
         return picture
     box = _choose_box(hole)

@@ -119,6 +119,13 @@ def finish(net: ColourNet, loss: ColourLoss) -> None:
     net.leave.bias -= UNDONE * loss.weights.to(net.leave.bias).log()
 
 
+@torch.no_grad()
+def take_up(net: ColourNet, loss: ColourLoss) -> None:
+    """Undo `finish`, for a finished net that is trained further."""
+    assert net.leave.bias is not None
+    net.leave.bias += UNDONE * loss.weights.to(net.leave.bias).log()
+
+
 def make_loss(crops: CleanCrops, net: ColourNet, features: SqueezeNetFeatures | None = None) -> ColourLoss:
     """Return the loss for a net and the photographs that it is trained on."""
     rng = np.random.default_rng(0)

@@ -34,6 +34,7 @@ class Recipe:
         make_loss: returns the loss, a module called with a network, a batch and a device, for photographs, a network
             and trained features or None; None for the mean difference from `target`.
         finish: what is done to the trained network and its loss before it is written.
+        take_up: undoes `finish` on a finished network that the training goes on from.
         read: reads the photographs of a folder of shards.
     """
 
@@ -41,6 +42,7 @@ class Recipe:
     draw_pairs: Callable[[CleanCrops], Iterator[Batch]]
     make_loss: Callable[[CleanCrops, Any, SqueezeNetFeatures | None], nn.Module] | None = None
     finish: Callable[[Any, Any], None] | None = None
+    take_up: Callable[[Any, Any], None] | None = None
     read: Callable[[Path], CleanCrops] = CleanCrops.read
 
 
@@ -52,6 +54,7 @@ RECIPES = {
         draw_pairs=colorize.draw_pairs,
         make_loss=colorize.make_loss,
         finish=colorize.finish,
+        take_up=colorize.take_up,
         read=colorize.read_photographs,
     ),
 }
@@ -101,6 +104,8 @@ def train_net(
     say(f"{name}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} million parameters, {minutes:g} minutes")
 
     own_loss = recipe.make_loss(crops, net, taught).to(device) if recipe.make_loss is not None else None
+    if start is not None and recipe.take_up is not None:
+        recipe.take_up(net, own_loss)
     modules: dict[str, nn.Module] = {"net": net} if own_loss is None else {"net": net, "loss": own_loss}
 
     def compute_loss(batch: Batch, step: int) -> torch.Tensor:
