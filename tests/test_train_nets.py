@@ -228,6 +228,8 @@ def test_a_colour_net_learns_features_too(
     assert kept["step"] == 4
     assert set(kept["modules"]["loss"]) == {"head.weight", "head.bias"}
     assert not any("head" in name for name in load_file(tmp_path / "net" / "model.safetensors"))
+    done = here(*command[:-2], "--steps", 6, "--resume")
+    assert done.code == 2 and "made with other options" in done.err, done.err
     (tmp_path / "other.safetensors").write_bytes(b"no")
     for words, code, said in (
         ([*command[:-1], tmp_path / "other.safetensors"], 5, "not the weights of SqueezeNet"),

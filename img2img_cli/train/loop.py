@@ -17,6 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from img2img_cli.engines.device import choose_placement
+from img2img_cli.errors import UsageError
 
 Batch = Mapping[str, Any]
 WARMUP_STEPS = 200
@@ -169,8 +170,13 @@ def _load(
     path: Path, stage: Stage, optimizer: torch.optim.Optimizer, ema: EMAModel, device: torch.device
 ) -> tuple[int, float, int]:
     state = torch.load(path, map_location=device, weights_only=True)
-    for name, module in stage.modules.items():
-        module.load_state_dict(state["modules"][name])
+    try:
+        for name, module in stage.modules.items():
+            module.load_state_dict(state["modules"][name])
+    except (KeyError, RuntimeError):
+        raise UsageError(
+            f"{path}: was made with other options or by another version; begin anew in another --out"
+        ) from None
     optimizer.load_state_dict(state["optimizer"])
     ema.load_state_dict(state["ema"])
     ema.to(device=device)
