@@ -26,7 +26,7 @@ class PictureNetPipeline(BasePipeline):
 
     direct = True
 
-    def __init__(self, net: PictureUNet, placement: Placement) -> None:
+    def __init__(self, net: PictureUNet | ColourNet, placement: Placement) -> None:
         super().__init__(placement)
         self._net, self.multiple = _place(net, placement), net.multiple
 
@@ -36,14 +36,8 @@ class PictureNetPipeline(BasePipeline):
         return to_images(self._net(_stack(pieces, self.placement.device), places))
 
 
-class ColourNetPipeline(BasePipeline):
+class ColourNetPipeline(PictureNetPipeline):
     """A network from a grey picture to the same in colour, led by hints and, with `variety`, by the seed."""
-
-    direct = True
-
-    def __init__(self, net: ColourNet, placement: Placement) -> None:
-        super().__init__(placement)
-        self._net, self.multiple = _place(net, placement), net.multiple
 
     @torch.inference_mode()
     def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:

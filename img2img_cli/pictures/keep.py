@@ -57,22 +57,22 @@ def keep_luminance(picture: Image.Image, samples: list[Image.Image], saturation:
 
 def _guided_coefficients(guide: Array, values: Array) -> tuple[Array, Array]:
     """Fit local models `values = slope * guide + offset`; return smoothed slope and offset, float32 `(H, W, 2)`."""
-    mean_guide = _box_mean(guide)[..., None]
-    mean_values = np.stack([_box_mean(values[..., i]) for i in range(2)], -1)
-    cross = np.stack([_box_mean(guide * values[..., i]) for i in range(2)], -1)
-    variance = _box_mean(guide * guide)[..., None] - mean_guide**2
+    mean_guide = box_mean(guide, GUIDE_RADIUS)[..., None]
+    mean_values = np.stack([box_mean(values[..., i], GUIDE_RADIUS) for i in range(2)], -1)
+    cross = np.stack([box_mean(guide * values[..., i], GUIDE_RADIUS) for i in range(2)], -1)
+    variance = box_mean(guide * guide, GUIDE_RADIUS)[..., None] - mean_guide**2
     slope = (cross - mean_guide * mean_values) / (variance + GUIDE_EPSILON)
     offset = mean_values - slope * mean_guide
-    return tuple(np.stack([_box_mean(part[..., i]) for i in range(2)], -1) for part in (slope, offset))  # type: ignore[return-value]
+    return tuple(np.stack([box_mean(part[..., i], GUIDE_RADIUS) for i in range(2)], -1) for part in (slope, offset))  # type: ignore[return-value]
 
 
-def _box_mean(values: Array) -> Array:
-    """Return the mean over squares of side `2 * GUIDE_RADIUS + 1`, repeating the border; float32 `(H, W)`."""
-    size = 2 * GUIDE_RADIUS + 1
+def box_mean(values: Array, radius: int) -> Array:
+    """Return the mean over squares of side `2 * radius + 1`, repeating the border; float32 `(H, W)`."""
+    size = 2 * radius + 1
     for axis in (0, 1):
         pad = [(0, 0), (0, 0)]
-        pad[axis] = (GUIDE_RADIUS + 1, GUIDE_RADIUS)
-        sums = np.cumsum(np.pad(values.astype(np.float64), pad, mode="edge"), axis=axis)
+        pad[axis] = (radius + 1, radius)
+        sums = np.cumsum(np.pad(values, pad, mode="edge"), axis=axis, dtype=np.float64)
         high, low = (sums[size:], sums[:-size]) if axis == 0 else (sums[:, size:], sums[:, :-size])
         values = ((high - low) / size).astype(np.float32)
     return values

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from img2img_cli.pictures.keep import box_mean
+
 Array = NDArray[np.floating[Any]]
 
 
@@ -31,7 +33,7 @@ def blur(values: Array, sigma: float) -> Array:
     if values.ndim == 3:
         return np.stack([blur(values[..., channel], sigma) for channel in range(values.shape[2])], -1)
     for radius in _box_radii(sigma):
-        values = _box(values, radius)
+        values = box_mean(values, radius) if radius else values
     return values
 
 
@@ -43,20 +45,6 @@ def _box_radii(sigma: float) -> list[int]:
         radii.append(radius)
         wanted = max(0.0, wanted - ((2 * radius + 1) ** 2 - 1))
     return radii
-
-
-def _box(values: Array, radius: int) -> Array:
-    """Return means over squares of side `2 * radius + 1`, the border repeated; float32 `(H, W)`."""
-    if radius == 0:
-        return values
-    size = 2 * radius + 1
-    for axis in (0, 1):
-        pad = [(0, 0), (0, 0)]
-        pad[axis] = (radius + 1, radius)
-        sums = np.cumsum(np.pad(values, pad, mode="edge"), axis=axis, dtype=np.float64)
-        high, low = (sums[size:], sums[:-size]) if axis == 0 else (sums[:, size:], sums[:, :-size])
-        values = ((high - low) / size).astype(np.float32)
-    return values
 
 
 def measure_flow(grey: Array, sigma: float) -> tuple[Array, Array, Array]:
@@ -111,9 +99,9 @@ def flatten(picture: Array, radius: int, sharpness: float = 8.0) -> Array:
     """
     height, width = picture.shape[:2]
     grey, shift = picture.mean(2), max(1, radius // 2)
-    variance = np.maximum(_box(grey * grey, shift) - _box(grey, shift) ** 2, 0)
+    variance = np.maximum(box_mean(grey * grey, shift) - box_mean(grey, shift) ** 2, 0)
     spread = np.pad(variance**0.5, shift, mode="edge")
-    means = np.stack([np.pad(_box(picture[..., channel], shift), shift, mode="edge") for channel in range(3)], -1)
+    means = np.stack([np.pad(box_mean(picture[..., channel], shift), shift, mode="edge") for channel in range(3)], -1)
     total, weights = np.zeros_like(picture), np.zeros((height, width, 1), np.float32)
     for y in (0, 2 * shift):
         for x in (0, 2 * shift):

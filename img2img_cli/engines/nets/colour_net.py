@@ -37,19 +37,25 @@ def list_bins() -> torch.Tensor:
     return torch.from_numpy(found.astype(np.float32))
 
 
+def _to_linear(picture: torch.Tensor) -> torch.Tensor:
+    """Return the linear light of sRGB in 0..1."""
+    return torch.where(picture <= 0.04045, picture / 12.92, ((picture.clamp_min(0) + 0.055) / 1.055) ** 2.4)
+
+
+def _compress(relative: torch.Tensor) -> torch.Tensor:
+    """Apply CIE's f: a cube root that is linear near zero."""
+    return torch.where(relative > _EPSILON, relative.clamp_min(_EPSILON) ** (1 / 3), (_KAPPA * relative + 16) / 116)
+
+
 def to_lightness(picture: torch.Tensor) -> torch.Tensor:
     """Return L* of sRGB `(B, 3, H, W)` in 0..1: float32 `(B, 1, H, W)` in 0..100."""
-    linear = torch.where(picture <= 0.04045, picture / 12.92, ((picture.clamp_min(0) + 0.055) / 1.055) ** 2.4)
-    y = (linear * _TO_XYZ[1].to(picture)[:, None, None]).sum(1, keepdim=True) / float(_WHITE[1])
-    f = torch.where(y > _EPSILON, y.clamp_min(_EPSILON) ** (1 / 3), (_KAPPA * y + 16) / 116)
-    return 116 * f - 16
+    y = (_to_linear(picture) * _TO_XYZ[1].to(picture)[:, None, None]).sum(1, keepdim=True) / float(_WHITE[1])
+    return 116 * _compress(y) - 16
 
 
 def to_colours(picture: torch.Tensor) -> torch.Tensor:
     """Return a* and b* of sRGB `(B, 3, H, W)` in 0..1: float32 `(B, 2, H, W)`."""
-    linear = torch.where(picture <= 0.04045, picture / 12.92, ((picture.clamp_min(0) + 0.055) / 1.055) ** 2.4)
-    relative = torch.einsum("ij,bjhw->bihw", (_TO_XYZ / _WHITE[:, None]).to(picture), linear)
-    f = torch.where(relative > _EPSILON, relative.clamp_min(_EPSILON) ** (1 / 3), (_KAPPA * relative + 16) / 116)
+    f = _compress(torch.einsum("ij,bjhw->bihw", (_TO_XYZ / _WHITE[:, None]).to(picture), _to_linear(picture)))
     return torch.stack([500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
 
 
