@@ -77,11 +77,15 @@ def test_tiles_of_a_net_leave_no_seam(here, tmp_path: Path, photograph: Image.Im
 
 @pytest.mark.slow
 def test_a_net_comes_before_the_model(here, picture: Path, sharp_net: Path) -> None:
+    preset = picture.with_name("diffusion.yaml")
+    preset.write_text(
+        "task: upscale\ndescription: The bundled diffusion model\nlicense: Apache-2.0\n"
+        "model: bundled\ncontrol: picture\nstrength: 0.3\nnum_inference_steps: 5\nguidance_scale: 1.0\n"
+    )
     results = []
     for options in ([], ["--upscaler", sharp_net]):
         out = picture.with_name(f"{len(results)}.png")
-        fast = ["--model", "bundled", "--set", "control=picture", "--set", "num_inference_steps=5", "--strength", "0.3"]
-        done = here("upscale", picture, out, "--seed", 1, *fast, *options)
+        done = here("upscale", picture, out, "--seed", 1, "--preset", preset, *options)
         assert done.code == 0, done.err
         results.append(np.asarray(Image.open(out)))
     assert results[0].shape == results[1].shape
