@@ -1,4 +1,4 @@
-"""Make the README's two pictures with the installed `img2img` command: before and after, and a gallery of styles."""
+"""Make the README's three pictures with the installed `img2img` command: before and after, looks, and a painter's style."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ PAIRS = [
     {"input": "coffee.jpg", "preset": "style-winter", "seed": 3},
 ]
 STYLES = [{"input": "coffee.jpg", "preset": name, "seed": 3} for name in list_presets() if name.startswith("style-")]
+PAINTER = "gauguin.jpg"
+PAINTED = [
+    {"input": name, "preset": "style", "style": str(HERE / PAINTER), "seed": 3} for name in ("astronaut.jpg", "coffee.jpg")
+]
 
 
 def run_batch(rows: Sequence[dict[str, object]], folder: Path) -> list[Path]:
@@ -60,14 +64,18 @@ def lay_out(pictures: Sequence[tuple[str, Image.Image]], columns: int) -> Image.
 def main() -> None:
     """Run both batches and save both sheets."""
     with tempfile.TemporaryDirectory() as name:
-        made = run_batch([*PAIRS, *STYLES], Path(name))
+        made = run_batch([*PAIRS, *PAINTED, *STYLES], Path(name))
         pairs = []
         for row, result in zip(PAIRS, made, strict=False):
             source = str(row["input"])
             pairs += [(source, load(HERE / source)), (f"{row['preset']}", load(result))]
+        painted = [(name, load(HERE / name)) for name in (PAINTER, "astronaut.jpg")]
+        painted += [("--style gauguin.jpg", load(path)) for path in made[len(PAIRS) :][: len(PAINTED)]]
+        looks = made[len(PAIRS) + len(PAINTED) :]
         styles = [("coffee.jpg", load(HERE / "coffee.jpg"))]
-        styles += [(str(row["preset"]), load(path)) for row, path in zip(STYLES, made[len(PAIRS) :], strict=True)]
+        styles += [(str(row["preset"]), load(path)) for row, path in zip(STYLES, looks, strict=True)]
     lay_out(pairs, 4).save(HERE / "before-after.jpg", quality=88)
+    lay_out(painted, 4).save(HERE / "style.jpg", quality=88)
     lay_out(styles, 4).save(HERE / "gallery.jpg", quality=85)
 
 

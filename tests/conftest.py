@@ -103,6 +103,20 @@ def picture(tmp_path: Path, photograph: Image.Image) -> Path:
     return path
 
 
+@pytest.fixture
+def trained_features(tmp_path: Path) -> Path:
+    """Return a file with random weights in SqueezeNet's shapes, in 16 bits, classifier and all."""
+    import torch
+    from safetensors.torch import save_file
+
+    from img2img_cli.train.nets.features import SqueezeNetFeatures
+
+    torch.manual_seed(0)
+    weights = {name: value.half() for name, value in SqueezeNetFeatures().state_dict().items()}
+    save_file(weights | {"conv10.weight": torch.zeros(1000, 512, 1, 1)}, tmp_path / "squeezenet.safetensors")
+    return tmp_path / "squeezenet.safetensors"
+
+
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a diffusers folder with Stable Diffusion 1.5's classes at tiny size and seeded random weights."""

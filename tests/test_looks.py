@@ -21,7 +21,7 @@ COLOURLESS = ("bw", "ink", "pencil")
 
 
 def test_each_look_has_a_preset_and_a_function() -> None:
-    assert set(LOOKS) | {"erase"} == set(get_args(Look))
+    assert set(LOOKS) | {"erase", "style"} == set(get_args(Look))
     for look in LOOKS:
         parameters = resolve(load_preset(f"style-{look}"), {}).parameters
         assert (parameters.look, parameters.model, parameters.task) == (look, "none", "edit")

@@ -32,7 +32,7 @@ def test_shipped_presets_are_valid_and_described(name: str) -> None:
     assert parameters.description
     assert parameters.license
     assert parameters.task == "edit" or name.endswith(parameters.task)
-    assert (parameters.look is not None) == (name.startswith("style-") or name == "erase")
+    assert (parameters.look is not None) == (name.startswith("style-") or name in ("erase", "style"))
 
 
 @pytest.mark.parametrize(

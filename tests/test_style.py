@@ -118,7 +118,7 @@ def test_the_command_takes_it_and_tells_it_again(here, folder: Path, tmp_path: P
 def test_what_cannot_be_is_refused_before_torch(fresh, tmp_path: Path) -> None:
     RED.save(tmp_path / "in.png")
     for options, code, words in (
-        (["--style", tmp_path / "in.png"], 2, "preset 'edit' takes no --style; use --preset sd15-style"),
+        (["--style", tmp_path / "in.png"], 2, "preset 'edit' takes no --style; use --preset style"),
         (["--preset", "sd15-style"], 2, "give one with --style"),
         (["--preset", "sd15-style", "--style", tmp_path / "no.png"], 3, "no.png"),
         (["--preset", "sd15-style", "--style", "-"], 2, "stdin"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from img2img_cli.engines.nets import colour_net
 from img2img_cli.engines.nets.folder import load_net_folder
@@ -195,15 +195,6 @@ def test_a_network_learns_colours_and_colorize_uses_it(here, shards: Path, tmp_p
 
 def make_small() -> colour_net.ColourNet:
     return colour_net.ColourNet(widths=(16, 24, 32), blocks=(1, 1, 1))
-
-
-@pytest.fixture
-def trained_features(tmp_path: Path) -> Path:
-    """Return a file with random weights in SqueezeNet's shapes, in 16 bits, classifier and all."""
-    torch.manual_seed(0)
-    weights = {name: value.half() for name, value in features.SqueezeNetFeatures().state_dict().items()}
-    save_file(weights | {"conv10.weight": torch.zeros(1000, 512, 1, 1)}, tmp_path / "squeezenet.safetensors")
-    return tmp_path / "squeezenet.safetensors"
 
 
 def test_features_have_the_layout_of_squeezenet(trained_features: Path) -> None:

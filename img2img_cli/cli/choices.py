@@ -57,6 +57,12 @@ def collect_choices(shared: SharedOptions, own: Mapping[str, Any] | None = None)
     }
 
 
+def leaves_preset_open(shared: SharedOptions) -> bool:
+    """Return whether there is neither a prompt nor a word about preset or model, so that a command may choose them."""
+    said = (shared.preset, shared.model, shared.lora, shared.embedding, shared.controlnet, shared.set_)
+    return shared.prompt is None and not any(said)
+
+
 def parse_assignment(text: str) -> tuple[str, Any]:
     """Split a `--set` into key and value, the value read as the parameter's type needs.
 

@@ -22,9 +22,13 @@ OutputArgument = Annotated[
 MaskOption = Annotated[
     Optional[str], typer.Option(help="Picture of the same size; only its white part is changed.", show_default=False)
 ]
+STYLE = "style"  # the preset for a style picture without a prompt
 StyleOption = Annotated[
     Optional[str],
-    typer.Option(help="Picture whose style to take; for presets with an IP-Adapter.", show_default=False),
+    typer.Option(
+        help="Picture whose strokes and colours to take, without a model; with an IP-Adapter where a preset has one.",
+        show_default=False,
+    ),
 ]
 HintsOption = Annotated[
     Optional[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +13,16 @@ from PIL import Image
 from img2img_cli.engines.base import BasePipeline, to_images
 from img2img_cli.engines.cpu_kernels import mend_convolutions
 from img2img_cli.engines.device import Placement
+from img2img_cli.engines.looks.style import limit, paint_small
 from img2img_cli.engines.nets.colour_net import ColourNet, draw_taste
 from img2img_cli.engines.nets.folder import load_net_folder
 from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.engines.nets.style_net import StyleNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.tasks.pieces import Piece, Progress
 
+AnyNet = TypeVar("AnyNet", bound=torch.nn.Module)
+PAINTED_PIXELS, STYLE_PIXELS = 800_000, 120_000  # of what a style network paints, and of the style picture it looks at
 STRONGEST_TASTE = 4.0  # deviation of what is added to the scores of colours at a variety of 1
 
 
@@ -52,6 +57,30 @@ class ColourNetPipeline(PictureNetPipeline):
         return to_images(self._net(_stack(pieces, device), hints, tastes))
 
 
+class StyleNetPipeline(BasePipeline):
+    """A network that paints a whole picture in the style of another."""
+
+    direct = True
+    whole = True
+
+    def __init__(self, net: StyleNet, placement: Placement) -> None:
+        super().__init__(placement)
+        self._net = _place(net, placement)
+
+    @torch.inference_mode()
+    def _run(self, pieces: Sequence[Piece], progress: Progress | None) -> list[Image.Image]:
+        return [self._paint(piece.image, piece.style or piece.image) for piece in pieces]
+
+    def _paint(self, picture: Image.Image, style: Image.Image) -> Image.Image:
+        device = self.placement.device
+        told = self._net.read_style(_to_tensor([limit(style, STYLE_PIXELS)], device))
+
+        def paint(small: Image.Image) -> Image.Image:
+            return to_images(self._net.paint(_to_tensor([small], device), told))[0]
+
+        return paint_small(picture, PAINTED_PIXELS, paint)
+
+
 class UpscaleNetPipeline(BasePipeline):
     """A network with a head for each of several factors; it takes the one that is nearest above what is asked for."""
 
@@ -76,11 +105,13 @@ def load_picture_net(folder: Path, placement: Placement) -> BasePipeline:
         return UpscaleNetPipeline(net, placement)
     if isinstance(net, ColourNet):
         return ColourNetPipeline(net, placement)
+    if isinstance(net, StyleNet):
+        return StyleNetPipeline(net, placement)
     return PictureNetPipeline(net, placement)
 
 
-def _place(net: torch.nn.Module, placement: Placement) -> torch.nn.Module:
-    net = net.to(placement.device, placement.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def _place(net: AnyNet, placement: Placement) -> AnyNet:
+    net.to(placement.device, placement.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     mend_convolutions(net, placement.device)
     return net
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from img2img_cli.errors import ModelError
 BUNDLED = "bundled"
 BUNDLED_NETS = ("bundled-colorize", "bundled-restore", "bundled-upscale")
 NET_CONFIG = "net.json"  # what a folder of one of our own networks holds beside its weights
+MAX_CONFIG_BYTES = 1 << 16  # of that file
+STYLE_NETWORK = "StyleNet"  # its architecture if the network takes the style of a picture
 NO_MODEL = "none"  # for an upscaling net without a diffusion model
 Kind = Literal["folder", "net", "file", "hub", "none"]
 INDEX = "model_index.json"  # what a diffusers folder holds
@@ -38,6 +41,16 @@ def is_bundled(reference: str) -> bool:
 def is_network(reference: str) -> bool:
     """Return whether a reference names a network of one pass, bundled or in a folder, rather than a diffusion model."""
     return reference in BUNDLED_NETS or (_to_path(reference) / NET_CONFIG).is_file()
+
+
+def is_style_network(reference: str) -> bool:
+    """Return whether a reference names the folder of a network that takes the style of a picture."""
+    try:
+        with (_to_path(reference) / NET_CONFIG).open("rb") as file:
+            told = json.loads(file.read(MAX_CONFIG_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("architecture") == STYLE_NETWORK
 
 
 def _to_path(reference: str) -> Path:

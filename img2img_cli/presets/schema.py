@@ -14,6 +14,7 @@ from img2img_cli.presets.references import (
     BUNDLED,
     NO_MODEL,
     is_network,
+    is_style_network,
     list_files,
     locate_model,
     make_absolute,
@@ -38,6 +39,7 @@ Look = Literal[
     "pencil",
     "pixel",
     "sepia",
+    "style",
     "watercolour",
     "winter",
 ]
@@ -142,7 +144,7 @@ class Parameters(BaseModel):
     )
     look: Look | None = Field(
         default=None,
-        description="edit: what image processing makes, with model 'none' and no prompt: a style, or erase.",
+        description="edit: what image processing makes, with model none: a style, style for a picture's, or erase.",
     )
     controlnet: str | None = Field(
         default=None, description="ControlNet: a hub id or local folder. The bundled model brings its own."
@@ -254,6 +256,11 @@ class Parameters(BaseModel):
     def reads_no_words(self) -> bool:
         """Whether what makes the result, a network of one pass or image processing, takes no prompt."""
         return self.model == NO_MODEL or is_network(self.model)
+
+    @property
+    def takes_style(self) -> bool:
+        """Whether the style comes from a picture: through a look, a network or an IP-Adapter."""
+        return self.look == "style" or self.ip_adapter is not None or is_style_network(self.model)
 
     @property
     def steps_run(self) -> int:

@@ -78,9 +78,9 @@ def check_side_inputs(
         raise UsageError(f"{where}: {what}; leave out the mask, or --size and upscaling")
     if parameters.look == "erase" and not mask:
         raise UsageError(f"{where} takes away what a mask marks; give one with --mask")
-    if style and parameters.ip_adapter is None:
-        raise UsageError(f"{where} takes no --style; use --preset sd15-style or sdxl-style")
-    if not style and parameters.ip_adapter is not None:
+    if style and not parameters.takes_style:
+        raise UsageError(f"{where} takes no --style; use --preset style, or with a prompt sd15-style or sdxl-style")
+    if not style and parameters.takes_style:
         raise UsageError(f"{where} takes its style from a picture; give one with --style")
     kind = parameters.control
     if control_image and parameters.task == "colorize":

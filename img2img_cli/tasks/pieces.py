@@ -41,7 +41,7 @@ class Piece:
         control: RGB of the size of `image`, for a ControlNet; None without one.
         seed: the seed of the noise.
         mask: `L` of the size of `image`, white where the model repaints; None for models that take no mask.
-        style: RGB of any size, for an IP-Adapter. All pieces of a batch share one style object.
+        style: RGB of any size, whose style to take. All pieces of a batch share one style object.
         hints: RGBA of the size of `image`, for colorize: colours that are given where it is opaque.
         enlarge: the factor, one of `Pipeline.enlargements`, by which the upscaling net or model enlarges the piece;
             0 for a piece that keeps its size.

@@ -118,8 +118,9 @@ def start_work(
 ) -> Work:
     """What the preset's task does with a picture (8-bit sRGB)."""
     if pipeline.direct and parameters.task in ("edit", "restore"):
-        mask = side_inputs.mask if side_inputs is not None and pipeline.takes_mask else None
-        return transform_directly(image, parameters, seed, pipeline, mask)
+        beside = side_inputs or SideInputs()
+        mask = beside.mask if pipeline.takes_mask else None
+        return transform_directly(image, parameters, seed, pipeline, mask=mask, style=beside.style)
     if parameters.task == "edit":
         return Work(total=1, steps=_edit(image, parameters, seed, pipeline, side_inputs or SideInputs()))
     if parameters.task == "colorize":

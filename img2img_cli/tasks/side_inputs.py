@@ -23,7 +23,7 @@ class SideInputs:
 
     Attributes:
         mask: `L` of the size of the input, white where to repaint.
-        style: RGB of any size, for an IP-Adapter.
+        style: RGB of any size, whose style to take.
         control: RGB of the size of the input, which the ControlNet uses in place of the input.
         hints: RGBA of the size of the input, opaque where a colour is given to `colorize`.
         notes: messages for the user about how the side inputs were read.

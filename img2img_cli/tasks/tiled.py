@@ -116,24 +116,36 @@ def _restore(image: Image.Image, parameters: Parameters, seed: int, pipeline: Pi
 
 
 def transform_directly(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline, mask: Image.Image | None = None
+    image: Image.Image,
+    parameters: Parameters,
+    seed: int,
+    pipeline: Pipeline,
+    *,
+    mask: Image.Image | None = None,
+    style: Image.Image | None = None,
 ) -> Work:
     """Pass an RGB picture through a direct network at its own resolution, and blend the result in by `strength`.
 
     Args:
         mask: `L` of the picture's size, for a pipeline that takes one.
+        style: RGB of any size, for a look that takes one.
 
     Returns:
         the work; nothing runs yet.
     """
     total = len(_plan(image.size, parameters, pipeline))
-    return Work(total=total, steps=_transform_directly(image, parameters, seed, pipeline, mask))
+    return Work(total=total, steps=_transform_directly(image, parameters, seed, pipeline, mask, style))
 
 
 def _transform_directly(
-    image: Image.Image, parameters: Parameters, seed: int, pipeline: Pipeline, mask: Image.Image | None
+    image: Image.Image,
+    parameters: Parameters,
+    seed: int,
+    pipeline: Pipeline,
+    mask: Image.Image | None,
+    style: Image.Image | None,
 ) -> Steps:
-    result = yield from _transform_tiles(image, parameters, seed, pipeline, mask=mask)
+    result = yield from _transform_tiles(image, parameters, seed, pipeline, mask=mask, style=style)
     if parameters.strength < 1:
         result = Image.blend(image, result, parameters.strength)
     return _scale_to_wanted(result, parameters)
@@ -166,6 +178,7 @@ def _transform_tiles(
     enlarge: int = 0,
     reconstruct: bool = False,
     mask: Image.Image | None = None,
+    style: Image.Image | None = None,
 ) -> Generator[list[Piece], list[Image.Image], Image.Image]:
     """Pass a picture of any size through the model tile by tile, with separate noise for each tile.
 
@@ -173,6 +186,7 @@ def _transform_tiles(
         enlarge: the factor to enlarge by; 0 keeps the size.
         reconstruct: only encode and decode the picture with the autoencoder.
         mask: `L` of the size of `image`, for a pipeline that takes one.
+        style: RGB of any size, for a look that takes one.
 
     Returns:
         the picture merged from the tiles, of the size of `image` times the factor.
@@ -194,6 +208,7 @@ def _transform_tiles(
                     seed=derive_seed(seed, index),
                     parameters=parameters,
                     mask=None if covered is None else covered.crop(tile.box),
+                    style=style,
                     enlarge=enlarge,
                     reconstruct=reconstruct,
                     place=(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from img2img_cli.cli.options import SharedOptions, StyleOption, with_options
+from img2img_cli.cli.options import STYLE, SharedOptions, StyleOption, with_options
 
 _FIND, _OUTPUT, _RUN = "Inputs", "Output", "Run"
 
@@ -82,10 +83,12 @@ def batch(
 ) -> int:
     """Many pictures, unattended: folders, lists or a manifest, with resume and a report."""
     from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
-    from img2img_cli.cli.choices import check_offload, collect_choices
+    from img2img_cli.cli.choices import check_offload, collect_choices, leaves_preset_open
     from img2img_cli.cli.open_engine import Engine
     from img2img_cli.tasks.plan import BatchChoices
 
+    if style is not None and leaves_preset_open(shared):
+        shared = dataclasses.replace(shared, preset=STYLE)
     choices = BatchChoices(**collect_choices(shared), folder=output, name=name, style=style, seed=seed, force=force)
     limits = read_limits(
         batch_size=batch_size,

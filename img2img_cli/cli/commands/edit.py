@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from img2img_cli.cli.options import (
+    STYLE,
     InputArgument,
     MaskOption,
     OutputArgument,
@@ -47,13 +48,15 @@ def edit(
     shared: PictureOptions,
 ) -> None:
     """Change a picture as a text says: style, colours, light; or only where a mask is white."""
+    from img2img_cli.cli.choices import leaves_preset_open
     from img2img_cli.cli.single_run import run_picture_command
 
     if erase and shared.preset not in (None, ERASE):
         raise UsageError("--erase is a preset of its own; leave out one of --erase and --preset")
-    said = (shared.preset, shared.model, shared.lora, shared.embedding, shared.controlnet, shared.set_)
-    if erase or (mask is not None and shared.prompt is None and not any(said)):
+    if erase:
         shared = dataclasses.replace(shared, preset=ERASE)
+    elif leaves_preset_open(shared) and (mask is not None or style is not None):
+        shared = dataclasses.replace(shared, preset=ERASE if style is None else STYLE)
     kind, _, control_image = control.partition("=") if control is not None else (None, "", "")
     own = {"mask_feather": mask_feather, "control": "picture" if kind == "tile" else kind}
     run_picture_command(

@@ -156,7 +156,7 @@ def pairs(
 
 @train.command()
 def net(
-    name: Annotated[Literal["restore", "upscale", "colorize"], typer.Argument(help="Which network.")],
+    name: Annotated[Literal["restore", "upscale", "colorize", "style"], typer.Argument(help="Which network.")],
     *,
     data: Shards,
     out: Annotated[
@@ -173,12 +173,12 @@ def net(
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="SqueezeNet 1.0's weights, whose features colorize learns too.", show_default=False),
+        typer.Option(help="SqueezeNet 1.0's weights, for colorize and style.", show_default=False),
     ] = None,
     device: Device = "auto",
     seed: RecipeSeed = 0,
 ) -> None:
-    """Train a network that turns a picture into the result in one pass, for restore, upscale or colorize."""
+    """Train a network that turns a picture into the result in one pass, for restore, upscale, colorize or style."""
     folder = _find_start(start, "net") if start is not None else None
     from img2img_cli.engines.device import choose_device
     from img2img_cli.train.nets.recipe import train_net

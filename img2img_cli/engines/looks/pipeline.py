@@ -11,6 +11,7 @@ from PIL import Image
 from img2img_cli.engines.base import BasePipeline
 from img2img_cli.engines.looks import drawn, graded
 from img2img_cli.engines.looks.erase import erase
+from img2img_cli.engines.looks.style import paint_like
 from img2img_cli.pictures.read import pad_image
 from img2img_cli.presets.schema import Look
 from img2img_cli.tasks.pieces import Piece, Progress
@@ -51,6 +52,8 @@ class LookPipeline(BasePipeline):
         assert look is not None, "engines.open chooses this pipeline by it"
         if look == "erase":
             return piece.image if piece.mask is None else erase(piece.image, piece.mask, piece.seed)
+        if look == "style":
+            return piece.image if piece.style is None else paint_like(piece.image, piece.style, piece.seed)
         return apply_look(piece.image, look, piece.seed)
 
 

@@ -11,17 +11,17 @@ from safetensors.torch import load_file, save
 
 from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.engines.nets.style_net import StyleNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import ModelError
 from img2img_cli.pictures.write import write_output_bytes
-from img2img_cli.presets.references import NET_CONFIG
+from img2img_cli.presets.references import MAX_CONFIG_BYTES, NET_CONFIG
 from img2img_cli.presets.weight_files import check_weights
 
-ARCHITECTURES = {net.__name__: net for net in (PictureUNet, UpscaleNet, ColourNet)}
+ARCHITECTURES = {net.__name__: net for net in (PictureUNet, UpscaleNet, ColourNet, StyleNet)}
 WEIGHTS = "model.safetensors"
-MAX_CONFIG_BYTES = 1 << 16
 ADVICE = "copy the whole folder that training has written"
-Net = PictureUNet | UpscaleNet | ColourNet
+Net = PictureUNet | UpscaleNet | ColourNet | StyleNet
 
 
 def save_net(net: Net, folder: Path, dtype: torch.dtype = torch.float16) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from img2img_cli.errors import ModelError
 _MEANS = (104.0, 117.0, 123.0)  # of blue, green and red, which Caffe's networks are given in this order
 # squeeze and expand channels of fire2 ... fire9, and before which the maximum of 3x3 places is taken
 _FIRES = {2: (16, 64), 3: (16, 64), 4: (32, 128), 5: (32, 128), 6: (48, 192), 7: (48, 192), 8: (64, 256), 9: (64, 256)}
-_POOLED = (2, 5, 9)
+_POOLED, LAST = ("fire2", "fire5", "fire9"), "fire9"
 
 
 class _Fire(nn.Module):
@@ -63,10 +64,22 @@ class SqueezeNetFeatures(nn.Module):
         Args:
             picture: sRGB in 0..1, `(B, 3, H, W)`.
         """
+        return self.list_levels(picture, [LAST])[LAST]
+
+    def list_levels(self, picture: torch.Tensor, names: Collection[str]) -> dict[str, torch.Tensor]:
+        """Return the features of several levels, `conv1` and `fire2` to `fire9`, without running those after the last.
+
+        Args:
+            picture: as `forward` takes it.
+        """
+        levels = {}
         means = torch.tensor(_MEANS, device=picture.device)[:, None, None]
         x = functional.relu(self.conv1(picture.flip(1) * 255 - means))
-        for number in _FIRES:
-            if number in _POOLED:
-                x = functional.max_pool2d(x, 3, stride=2, ceil_mode=True)
-            x = self.get_submodule(f"fire{number}")(x)
-        return x
+        for name in ("conv1", *(f"fire{number}" for number in _FIRES)):
+            if name != "conv1":
+                x = self.get_submodule(name)(functional.max_pool2d(x, 3, 2, ceil_mode=True) if name in _POOLED else x)
+            if name in names:
+                levels[name] = x
+            if len(levels) == len(set(names)):
+                break
+        return levels

@@ -13,10 +13,11 @@ from torch import nn
 from img2img_cli.engines.nets.colour_net import ColourNet
 from img2img_cli.engines.nets.folder import Net, load_net_folder, save_net
 from img2img_cli.engines.nets.picture_unet import PictureUNet
+from img2img_cli.engines.nets.style_net import StyleNet
 from img2img_cli.engines.nets.upscale_net import UpscaleNet
 from img2img_cli.errors import UsageError
 from img2img_cli.train.loop import Batch, Stage, run_stage
-from img2img_cli.train.nets import colorize, restore, upscale
+from img2img_cli.train.nets import colorize, restore, style, upscale
 from img2img_cli.train.nets.features import SqueezeNetFeatures
 from img2img_cli.train.nets.photographs import CleanCrops
 
@@ -56,6 +57,9 @@ RECIPES = {
         finish=colorize.finish,
         take_up=colorize.take_up,
         read=colorize.read_photographs,
+    ),
+    "style": Recipe(
+        make_net=StyleNet, draw_pairs=style.draw_pairs, make_loss=style.make_loss, read=style.StylePictures.read
     ),
 }
 
