@@ -1,4 +1,4 @@
-"""Make the README's three pictures with the installed `img2img` command: before and after, looks, and a painter's style."""
+"""Make the README's pictures with the installed `img2img` command: before and after, looks, a painter's style."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ PAIRS = [
 STYLES = [{"input": "coffee.jpg", "preset": name, "seed": 3} for name in list_presets() if name.startswith("style-")]
 PAINTER = "gauguin.jpg"
 PAINTED = [
-    {"input": name, "preset": "style", "style": str(HERE / PAINTER), "seed": 3} for name in ("astronaut.jpg", "coffee.jpg")
+    {"input": name, "preset": "style", "style": str(HERE / PAINTER), "seed": 3}
+    for name in ("astronaut.jpg", "coffee.jpg")
 ]
 
 
