@@ -9,7 +9,7 @@ import pytest
 from conftest import psnr
 from PIL import Image, ImageDraw
 
-from img2img_cli.engines.looks.erase import Level, _interpolate, erase
+from img2img_cli.engines.looks.erase import LEAST_MARGIN, Level, _interpolate, choose_boxes, erase
 from img2img_cli.errors import InputError
 
 
@@ -86,6 +86,41 @@ def test_smaller_levels_know_what_touches_the_hole() -> None:
     small = Level(pixels, hole).reduce(4, 4)
     assert small.hole.sum() == 1 and small.hole[1, 1]
     assert np.allclose(small.pixels, 0.5)
+
+
+def test_marks_far_apart_are_looked_at_one_by_one() -> None:
+    hole = np.zeros((900, 2000), bool)
+    for top, left in ((10, 20), (870, 1960), (400, 1000), (420, 1030), (400, 1900)):
+        hole[top : top + 5, left : left + 7] = True
+    boxes = choose_boxes(hole)
+    assert len(boxes) == 4
+    covered = np.zeros(hole.shape, int)
+    for left, top, right, bottom in boxes:
+        covered[top:bottom, left:right] += 1
+        assert (right - left) * (bottom - top) < 0.05 * hole.size
+    assert covered.max() == 1, "boxes overlap"
+    assert covered[hole].min() == 1
+    assert choose_boxes(np.zeros((5, 9), bool)) == []
+    assert choose_boxes(np.ones((50, 90), bool)) == [(0, 0, 90, 50)]
+    scattered = np.random.default_rng(0).random((3000, 3000)) < 1e-4
+    boxes = choose_boxes(scattered)
+    sizes = [(right - left) * (bottom - top) for left, top, right, bottom in boxes]
+    assert sum(sizes) <= scattered.size and min(sizes) >= LEAST_MARGIN**2
+
+
+def test_a_soft_mask_takes_away_all_that_it_touches(here, tmp_path: Path) -> None:
+    wall = draw_wall()
+    spoiled = wall.copy()
+    spoiled.paste((0, 255, 0), (60, 40, 96, 81))
+    spoiled.save(tmp_path / "in.png")
+    soft = mark(wall.size, (58, 38, 97, 82)).point(lambda level: level // 4)  # a quarter: a pale brush
+    soft.putpixel((0, 0), 255)
+    soft.putpixel((2, 0), 8)  # nearly black
+    soft.save(tmp_path / "mask.png")
+    done = here("edit", tmp_path / "in.png", tmp_path / "o.png", "--mask", tmp_path / "mask.png", "--seed", 1)
+    assert done.code == 0, done.err
+    made = np.asarray(Image.open(tmp_path / "o.png"), int)
+    assert (made[..., 1] - made[..., 0] < 40).all(), "the green thing shines through"
 
 
 @pytest.mark.parametrize("words", [[], ["--erase"], ["--preset", "erase"]])

@@ -102,7 +102,7 @@ def test_strength_is_the_share_of_the_colours(here, tmp_path: Path, grey: Path, 
     [
         (["--prompt", "red"], "reads no words"),
         (["--preset", GREY, "--hints", "{hints}"], "takes no hints"),
-        (["--hints", "{grey}"], "neither colours nor transparent parts"),
+        (["--hints", "{grey}"], "neither transparent parts nor colours"),
         (["--hints", "{empty}"], "all transparent"),
         (["--hints", "{wide}"], "hints are 300 x 72, the picture 96 x 72"),
         (["--hints", "missing.png"], "missing.png: no such file"),
@@ -124,15 +124,30 @@ def test_what_is_no_hint_is_told_in_one_line(here, tmp_path: Path, grey: Path, n
 
 def test_small_strokes_keep_their_colour_on_the_models_canvas(tmp_path: Path) -> None:
     hints = Image.new("RGBA", (400, 300))
-    hints.paste((250, 10, 10, 255), (100, 100, 104, 104))
+    hints.putpixel((101, 102), (250, 10, 10, 255))  # one of fifty that become one
     hints.save(tmp_path / "hints.png")
-    fitted = np.asarray(fit_hints(read_hints(load_image(str(tmp_path / "hints.png"))), plan_fit((400, 300), 64, 32)))
-    strongest = fitted[fitted[..., 3] > 20]
-    assert len(strongest) > 0
-    assert (strongest[:, 0] > 240).all() and (strongest[:, 1:3] < 20).all()
+    picture = Image.new("RGB", hints.size, "grey")
+    read = read_hints(load_image(str(tmp_path / "hints.png")), picture)
+    fitted = np.asarray(fit_hints(read, plan_fit((400, 300), 64, 32)))
+    given = fitted[fitted[..., 3] > 0]
+    assert len(given) > 0
+    assert (given == (250, 10, 10, 255)).all()
     with pytest.raises(InputError, match="transparent"):
         Image.new("RGBA", (9, 9)).save(tmp_path / "none.png")
-        read_hints(load_image(str(tmp_path / "none.png")))
+        read_hints(load_image(str(tmp_path / "none.png")), picture)
+
+
+def test_a_painted_copy_of_a_toned_print_hints_only_where_it_was_painted(tmp_path: Path) -> None:
+    toned = Image.merge("RGB", [Image.linear_gradient("L").point(lambda v, f=f: int(v * f)) for f in (1, 0.82, 0.6)])
+    painted = toned.copy()
+    painted.paste((40, 80, 200), (50, 60, 90, 100))
+    painted.save(tmp_path / "painted.jpg", quality=85)
+    given = np.asarray(read_hints(load_image(str(tmp_path / "painted.jpg")), toned).getchannel("A")) > 0
+    assert given[64:96, 56:84].all()
+    given[50:110, 40:100] = False
+    assert given.mean() < 0.01
+    plain = read_hints(load_image(str(tmp_path / "painted.jpg")), toned.resize((128, 128)))
+    assert np.asarray(plain.getchannel("A"))[64:96, 56:84].all()
 
 
 def test_hints_spread_to_edges_and_the_nearer_one_wins() -> None:

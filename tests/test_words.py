@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from img2img_cli.engines.device import choose_placement
+from img2img_cli.engines.diffusion.build import build_pipeline
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.presets.words import keep_known_words, knows_any, read_words, split_prompt, tell_unknown_words
 from img2img_cli.train.bundled.captions import HUES
@@ -95,6 +97,19 @@ def test_a_prompt_of_unknown_words_is_refused_before_anything_is_made(here, pict
     assert not (tmp_path / "o.png").exists()
 
 
+def test_fillers_alone_and_a_presets_own_prompt_are_refused_too(here, picture: Path, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("extends: edit\nprompt: an anime heroine\n")
+    for words, said in (
+        (["--prompt", "make it like this photo"], "any word of the prompt"),
+        (["--preset", preset], "anime"),
+    ):
+        done = here("edit", picture, tmp_path / "o.png", *words)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert said in done.err and "watercolour" in done.err
+    assert not (tmp_path / "o.png").exists()
+
+
 def test_some_unknown_words_are_a_line_and_the_picture_is_made(here, picture: Path, tmp_path: Path) -> None:
     done = here("edit", picture, tmp_path / "o.png", "--prompt", "fog over the harbour", *FAST)
     assert done.code == 0, done.err
@@ -102,6 +117,12 @@ def test_some_unknown_words_are_a_line_and_the_picture_is_made(here, picture: Pa
     assert (tmp_path / "o.png").exists()
     done = here("edit", picture, tmp_path / "p.png", "--prompt", "make it sepia", *FAST)
     assert "does not know" not in done.err
+
+
+def test_a_batch_tells_the_unknown_words_of_every_prompt() -> None:
+    each = [Parameters(prompt=prompt, control="picture") for prompt in ("fog over it", "night, anime", "night, anime")]
+    notes = build_pipeline(each[0], choose_placement("cpu", "float32")).find_cuts(each)
+    assert [word for word in ("'over'", "'anime'") if sum(word in note for note in notes) == 1] == ["'over'", "'anime'"]
 
 
 def test_a_row_with_unknown_words_fails_alone(here, picture: Path, tmp_path: Path) -> None:

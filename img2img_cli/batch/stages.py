@@ -72,7 +72,7 @@ class Stages:
         self._sha256 = hashlib.sha256(data).hexdigest()
         try:
             self._picture = load_image(job.input, data, truncated=job.truncated)
-            self._side_inputs = load_side_inputs(job, self._picture.size)
+            self._side_inputs = load_side_inputs(job, self._picture)
         except Img2ImgError as error:
             return Read(sha256=self._sha256, stamp=stamp, error=error)
         notes = tuple(self._side_inputs.notes)

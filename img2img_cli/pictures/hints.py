@@ -9,9 +9,8 @@ from img2img_cli.errors import InputError
 from img2img_cli.pictures.lab import lab_to_rgb, rgb_to_lab, rgb_to_lightness
 from img2img_cli.pictures.read import Fit, Picture
 
-LEAST_CHROMA = 8.0  # of a stroke on a copy of the grey picture, whose own pixels have less even after JPEG
-
-GIVEN = 24  # opacity from which on a pixel of the working size is a hint
+LEAST_CHROMA = 8.0  # of a stroke on a copy of the picture, and how far it is from the picture there, after JPEG too
+GIVEN = 24  # opacity from which on a pixel is a hint
 REACH, EDGE_COST, TEXTURE = (
     26.0,
     3.0,
@@ -19,33 +18,47 @@ REACH, EDGE_COST, TEXTURE = (
 )  # in pixels of the working size, and pixels a unit of L* beyond those of texture
 
 
-def read_hints(picture: Picture) -> Image.Image:
-    """Return hints as RGBA, opaque where a colour is given.
+def read_hints(picture: Picture, copied: Image.Image) -> Image.Image:
+    """Return hints as RGBA, opaque where a colour is given and transparent elsewhere.
 
     In a picture with transparent parts, what is opaque is given, grey too. In any other, such as a copy of the grey
-    picture that was painted on, what has a colour is given.
+    picture that was painted on, what has a colour is given, unless the picture has the same one: old prints are toned.
+
+    Args:
+        copied: the picture to colorize, RGB of about the same shape.
 
     Raises:
         InputError: no pixel is given.
     """
     if picture.alpha is not None and np.asarray(picture.alpha).min() < 255:
-        given = picture.alpha
+        given = np.asarray(picture.alpha) >= GIVEN
         advice = "it is all transparent"
     else:
-        chroma = np.hypot(*np.moveaxis(rgb_to_lab(np.asarray(picture.rgb))[..., 1:], -1, 0))
-        given = Image.fromarray(((chroma >= LEAST_CHROMA) * 255).astype(np.uint8))
-        advice = "it has neither colours nor transparent parts"
-    if not np.asarray(given).any():
+        own, other = (
+            rgb_to_lab(np.asarray(each))[..., 1:]
+            for each in (picture.rgb, copied.resize(picture.size, Image.Resampling.BICUBIC))
+        )
+        given = np.minimum(np.hypot(*np.moveaxis(own, -1, 0)), np.hypot(*np.moveaxis(own - other, -1, 0)))
+        given = given >= LEAST_CHROMA
+        advice = "it has neither transparent parts nor colours that the picture lacks"
+    if not given.any():
         raise InputError(f"{picture.name}: {advice}, so it hints at nothing; paint strokes of the colours on it")
     hints = picture.rgb.copy()
-    hints.putalpha(given)
+    hints.putalpha(Image.fromarray(given))
     return hints
 
 
 def fit_hints(hints: Image.Image, fit: Fit) -> Image.Image:
-    """Scale RGBA hints onto the model's canvas; the colour of what is transparent does not leak into the rest."""
+    """Scale RGBA hints onto the model's canvas: opaque wherever anything was given, in the mean colour of what was."""
+    pixels = np.asarray(hints)
+    given = (pixels[..., 3] > 0).astype(np.float32)
+    shares, *colours = (
+        np.asarray(Image.fromarray(plane).resize(fit.content, Image.Resampling.BOX))
+        for plane in (given, *(given * pixels[..., channel] for channel in range(3)))
+    )
+    told = np.stack([*(colour / np.maximum(shares, 1e-9) for colour in colours), 255.0 * (shares > 0)], -1)
     canvas = Image.new("RGBA", fit.canvas)
-    canvas.paste(hints.resize(fit.content, Image.Resampling.BOX))
+    canvas.paste(Image.fromarray(told.round().clip(0, 255).astype(np.uint8)))
     return canvas
 
 

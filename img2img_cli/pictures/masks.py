@@ -13,7 +13,13 @@ from img2img_cli.pictures.read import Picture
 Levels = NDArray[np.uint8] | NDArray[np.uint16]
 WHITE = 255
 BETWEEN = (32, 223)  # intermediate levels; a note says so if they are read as black or white
+FAINTEST = 16  # level from which on a mask marks what to erase: the black of scans and videos is not 0
 DARK = 64  # a mask with only darker pixels repaints hardly anything
+
+
+def harden_mask(mask: Image.Image) -> Image.Image:
+    """Return an 8-bit mask that is white wherever it is not nearly black, because nobody wants half a thing erased."""
+    return mask.point([WHITE * (level >= FAINTEST) for level in range(256)])
 
 
 def read_mask(picture: Picture) -> tuple[Image.Image, str | None]:

@@ -73,9 +73,8 @@ def resolve_preset(
     if needs_prompt and overrides.get("prompt") and p.reads_no_words:
         other = f"use a preset that does, such as sd15-{p.task}"
         raise UsageError(f"preset '{shown}' reads no words; leave out the prompt, or {other}")
-    prompt = str(overrides.get("prompt") or "")
-    if not knows_any(prompt, p):
-        told = tell_unknown_words(prompt, p)
+    if not knows_any(p.prompt, p):
+        told = tell_unknown_words(p.prompt, p)
         raise UsageError(f"preset '{shown}': {told}; other words need another model, as in the preset sd15-edit")
     if needs_prompt and p.task == "edit" and not (p.prompt or p.reads_no_words or "prompt" in overrides):
         what = "say what the result should show with --prompt, or choose a preset that has one (style-...)"

@@ -51,21 +51,23 @@ def split_prompt(prompt: str, known: Mapping[str, tuple[str, ...]]) -> tuple[lis
 def tell_unknown_words(prompt: str, parameters: Parameters) -> str | None:
     """Return a sentence about the words of a prompt that a model was not taught, and those that it was, or None."""
     known = _list_known(parameters)
-    if known is None or not (unknown := split_prompt(prompt, known)[1]):
+    if known is None or not prompt.strip():
         return None
-    quoted = ", ".join(f"'{printable(word)[:40]}'" for word in dict.fromkeys(unknown[:6]))
+    found, unknown = split_prompt(prompt, known)
+    if found and not unknown:
+        return None
+    quoted = ", ".join(f"'{printable(word)[:40]}'" for word in dict.fromkeys(unknown[:6])) or "any word of the prompt"
     more = ", ..." if len(unknown) > 6 else ""
     taught = "; ".join(f"{kind} {', '.join(words)}" for kind, words in known.items())
     return f"the model does not know {quoted}{more}; it knows {taught}"
 
 
 def knows_any(prompt: str, parameters: Parameters) -> bool:
-    """Return whether a model was taught any word of a prompt, or may know it because it has no list of its words."""
+    """Return whether a prompt is empty, has a word that a model was taught, or the model has no list of its words."""
     known = _list_known(parameters)
     if known is None:
         return True
-    taught, unknown = split_prompt(prompt, known)
-    return bool(taught) or not unknown
+    return not prompt.strip() or bool(split_prompt(prompt, known)[0])
 
 
 def keep_known_words(prompt: str, parameters: Parameters) -> str:

@@ -65,7 +65,7 @@ def load_pictures(job: Job) -> Loaded:
         InputError: naming the file.
     """
     picture = load_image(job.input, truncated=job.truncated)
-    return Loaded(picture=picture, side_inputs=load_side_inputs(job, picture.size))
+    return Loaded(picture=picture, side_inputs=load_side_inputs(job, picture))
 
 
 def run_jobs(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from img2img_cli.errors import InputError
 from img2img_cli.pictures.hints import read_hints
-from img2img_cli.pictures.masks import read_mask
+from img2img_cli.pictures.masks import harden_mask, read_mask
 from img2img_cli.pictures.read import Picture, load_image
 from img2img_cli.tasks.job import Job
 
@@ -25,7 +25,7 @@ class SideInputs:
         mask: `L` of the size of the input, white where to repaint.
         style: RGB of any size, whose style to take.
         control: RGB of the size of the input, which the ControlNet uses in place of the input.
-        hints: RGBA of the size of the input, opaque where a colour is given to `colorize`.
+        hints: RGBA in the shape of the input, opaque where a colour is given to `colorize`.
         notes: messages for the user about how the side inputs were read.
     """
 
@@ -36,20 +36,25 @@ class SideInputs:
     notes: tuple[str, ...] = ()
 
 
-def load_side_inputs(job: Job, size: tuple[int, int]) -> SideInputs:
+def load_side_inputs(job: Job, picture: Picture) -> SideInputs:
     """Load the side inputs of a job.
 
     Args:
-        size: width and height of the input in pixels.
+        picture: the job's input.
 
     Raises:
         InputError: a picture cannot be read, a mask differs in size from the input or marks nothing, hints give no
             colour, or the aspect ratio of a control picture or hints differs from that of the input by more than 2 %.
     """
+    size = picture.size
     mask, notes = load_mask(job.mask, size) if job.mask else (None, ())
+    if mask is not None and job.parameters.look == "erase":
+        mask = harden_mask(mask)
     control = hints = None
     if job.control_image and job.parameters.task == "colorize":
-        hints = _resize(read_hints(load_image(job.control_image)), size, job.control_image, "hints are")
+        given = load_image(job.control_image)
+        _check_shape(given.size, size, job.control_image, "hints are")
+        hints = read_hints(given, picture.rgb)
     elif job.control_image:
         control = _resize(load_image(job.control_image).rgb, size, job.control_image, "control picture is")
     style = load_style(job.style) if job.style else None
@@ -58,12 +63,15 @@ def load_side_inputs(job: Job, size: tuple[int, int]) -> SideInputs:
 
 def _resize(image: Image.Image, size: tuple[int, int], name: str, what: str) -> Image.Image:
     """Return a side input in the size of the input, if it has its shape."""
-    if abs(image.width * size[1] / (image.height * size[0]) - 1) > CONTROL_TOLERANCE:
-        raise InputError(
-            f"{name}: the {what} {image.width} x {image.height}, the picture {size[0]} x {size[1]}; "
-            "crop it to the same shape"
-        )
+    _check_shape(image.size, size, name, what)
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+
+
+def _check_shape(own: tuple[int, int], size: tuple[int, int], name: str, what: str) -> None:
+    if abs(own[0] * size[1] / (own[1] * size[0]) - 1) > CONTROL_TOLERANCE:
+        raise InputError(
+            f"{name}: the {what} {own[0]} x {own[1]}, the picture {size[0]} x {size[1]}; crop it to the same shape"
+        )
 
 
 def load_style(name: str) -> Image.Image:

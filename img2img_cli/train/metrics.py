@@ -53,12 +53,6 @@ def measure_chroma(image: Image.Image, truth: Image.Image) -> tuple[float, float
     return float(error), float(grey), float(chroma)
 
 
-def measure_lightness_drift(image: Image.Image, truth: Image.Image) -> float:
-    """Return the mean absolute difference in L* of two RGB pictures of equal size, in 0..100."""
-    found, wanted = (rgb_to_lab(np.asarray(picture))[..., 0] for picture in (image, truth))
-    return float(np.abs(found - wanted).mean())
-
-
 def correlate_structure(image: Image.Image, reference: Image.Image) -> float:
     """Return the Pearson correlation of the gradient strengths of two pictures of equal size, in -1..1.
 

@@ -128,7 +128,7 @@ class DiffusionPipeline(BasePipeline):
         pairs = [self._read_texts(p) for p in each]
         texts = dict.fromkeys(text for pair in pairs for text in pair if text is not None)
         unused = self.prompts.find_unused(pairs).values()
-        limits = [text for p in each[:1] for text in self._find_limits(p)]
+        limits = dict.fromkeys(text for p in each for text in self._find_limits(p))
         return [*self.load_notes, *self.prompts.find_cuts(list(texts)), *unused, *limits]
 
     @property

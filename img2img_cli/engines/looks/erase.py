@@ -16,6 +16,7 @@ from PIL import Image, ImageFilter
 
 from img2img_cli.engines.looks.fields import Array, to_array, to_picture
 from img2img_cli.errors import InputError
+from img2img_cli.pictures.masks import harden_mask
 
 RADIUS = 3  # patches have 7 x 7 pixels
 MOST_PIXELS, MOST_HOLE = 300_000, 25_000  # patches are looked for at this size; their copies have full resolution
@@ -23,10 +24,12 @@ COARSEST = 10  # shorter side of the hole's box at the coarsest level, in pixels
 ROUNDS, LAST_ROUNDS = 8, 2  # of finding patches and filling, at the coarsest level and at the finest
 TRUST = 1.3  # by how much pixels one further from the border count less
 DEEPEST = 24  # beyond so many pixels it stays the same
-FAINTEST = 16  # level of a mask from which on it marks: the black of scans and videos is not 0
+LEAST_MARGIN = 64  # pixels around a hole that are looked at
+BLOCKS = 48  # of the longer side, in which marks belong together
 FEWEST_PATCHES = 24
 Mask = NDArray[np.bool_]
 Places = NDArray[np.int64]
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -106,24 +109,60 @@ def erase(picture: Image.Image, mask: Image.Image, seed: int) -> Image.Image:
     Raises:
         InputError: too little lies outside the mask to fill it from.
     """
-    hole = np.asarray(mask) >= FAINTEST
-    if not hole.any():
-        return picture
-    box = _choose_box(hole)
-    around, inside = picture.crop(box), hole[box[1] : box[3], box[0] : box[2]]
-    filled = _fill(to_array(around), inside, np.random.default_rng(seed))
-    result = picture.copy()
-    result.paste(to_picture(filled), box[:2], Image.fromarray(inside))
+    hole = np.asarray(harden_mask(mask)) > 0
+    result, rng = picture.copy(), np.random.default_rng(seed)
+    for box in choose_boxes(hole):
+        inside = hole[box[1] : box[3], box[0] : box[2]]
+        filled = _fill(to_array(picture.crop(box)), inside, rng)
+        result.paste(to_picture(filled), box[:2], Image.fromarray(inside))
     return result
 
 
-def _choose_box(hole: Mask) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of what is looked at: the hole and as much again to each side."""
-    rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
-    margin = max(64, int(1.0 * max(np.ptp(rows), np.ptp(columns))))
-    top, bottom = max(0, rows[0] - margin), min(hole.shape[0], rows[-1] + 1 + margin)
-    left, right = max(0, columns[0] - margin), min(hole.shape[1], columns[-1] + 1 + margin)
-    return int(left), int(top), int(right), int(bottom)
+def choose_boxes(hole: Mask) -> list[Box]:
+    """Return boxes that do not overlap and hold all of a hole: its parts, each with as much again to each side.
+
+    So two specks far apart are looked at one by one, in full resolution and little memory.
+
+    Returns:
+        left, top, right and bottom of each.
+    """
+    block = -(-max(hole.shape) // BLOCKS)
+    height, width = (-(-side // block) * block for side in hole.shape)
+    filled = np.zeros((height, width), bool)
+    filled[: hole.shape[0], : hole.shape[1]] = hole
+    marked = filled.reshape(height // block, block, width // block, block).any((1, 3))
+    parts: dict[Box, Box] = {}  # each with the box around it
+    for place in np.argwhere(marked):
+        part = _measure_part(filled, place, block)
+        while True:
+            box = _widen(part, hole.shape)
+            near = [other for other, around in parts.items() if _do_overlap(box, around)]
+            if not near:
+                break
+            for other in near:
+                del parts[other]
+                part = min(part[0], other[0]), min(part[1], other[1]), max(part[2], other[2]), max(part[3], other[3])
+        parts[part] = box
+    return list(parts.values())
+
+
+def _measure_part(hole: Mask, place: Places, block: int) -> Box:
+    """Return the box of what is marked within a block, which is `block` pixels wide and at the given row and column."""
+    top, left = (int(index) * block for index in place)
+    inside = hole[top : top + block, left : left + block]
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    return int(left + columns[0]), int(top + rows[0]), int(left + columns[-1] + 1), int(top + rows[-1] + 1)
+
+
+def _widen(part: Box, size: tuple[int, ...]) -> Box:
+    """Return the box of a part and what is around it, in a picture of so many rows and columns."""
+    left, top, right, bottom = part
+    margin = max(LEAST_MARGIN, right - left, bottom - top)
+    return max(0, left - margin), max(0, top - margin), min(size[1], right + margin), min(size[0], bottom + margin)
+
+
+def _do_overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _fill(pixels: Array, hole: Mask, rng: np.random.Generator) -> Array:

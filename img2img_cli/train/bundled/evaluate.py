@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 import time
@@ -10,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,19 +19,14 @@ from img2img_cli.engines.diffusion.latents import LatentsPipeline
 from img2img_cli.engines.open import open_pipeline
 from img2img_cli.errors import ModelError
 from img2img_cli.presets.catalogue import resolve
-from img2img_cli.presets.files import list_presets, load_preset
+from img2img_cli.presets.files import load_preset
 from img2img_cli.presets.schema import Parameters
 from img2img_cli.tasks.run import transform_image
 from img2img_cli.train.bundled.classifier import classify, train_classifier
 from img2img_cli.train.bundled.styles import STYLES
 from img2img_cli.train.card import fill_card
 from img2img_cli.train.data import list_shards, read_shard
-from img2img_cli.train.metrics import (
-    correlate_structure,
-    measure_chroma,
-    measure_lightness_drift,
-    measure_psnr,
-)
+from img2img_cli.train.metrics import correlate_structure, measure_psnr
 
 SIDE, EDIT_SIDE, SHEET_SIDE = 256, 512, 256
 Row = tuple[str, float]
@@ -58,7 +51,7 @@ class Evaluation:
 
 
 class Model:
-    """One model with a method for each of its two tasks.
+    """One model with a method for what it is used for.
 
     Args:
         reference: the model, as `--model` takes it.
@@ -66,30 +59,18 @@ class Model:
 
     def __init__(self, reference: str, placement: Placement) -> None:
         self._reference = reference
-        pipeline = open_pipeline(self.parameters("edit", prompt="fog"), placement)
+        pipeline = open_pipeline(self.parameters("fog"), placement)
         if not isinstance(pipeline, LatentsPipeline):
             raise ModelError(f"{reference}: cannot be evaluated; give a Stable Diffusion model")
         self.pipeline = pipeline
 
-    def parameters(self, preset: str, **overrides: Any) -> Parameters:
-        """Return the parameters of a preset for this model."""
-        return resolve(load_preset(preset), {"model": self._reference} | overrides).parameters
-
-    def colorize(self, image: Image.Image) -> Image.Image:
-        """Convert a picture to grey and colorize it."""
-        grey = image.convert("L").convert("RGB")
-        return transform_image(grey, self.parameters("colorize"), 0, self.pipeline)
+    def parameters(self, prompt: str) -> Parameters:
+        """Return the parameters of the preset `edit` for this model and a prompt."""
+        return resolve(load_preset("edit"), {"model": self._reference, "prompt": prompt}).parameters
 
     def edit(self, image: Image.Image, prompt: str) -> Image.Image:
-        """Edit a picture, with the style preset that has this prompt or else with the preset `edit`."""
-        preset = _style_presets().get(prompt, "edit")
-        return transform_image(image, self.parameters(preset, prompt=prompt), 0, self.pipeline)
-
-
-@functools.cache
-def _style_presets() -> dict[str, str]:
-    names = [name for name in list_presets() if name.startswith("style-")]
-    return {str(resolve(load_preset(name), {}).parameters.prompt): name for name in names}
+        """Edit a picture with the preset `edit`."""
+        return transform_image(image, self.parameters(prompt), 0, self.pipeline)
 
 
 def crop_square(pixels: np.ndarray, side: int) -> Image.Image:
@@ -136,7 +117,7 @@ def evaluate_model(
     return Evaluation(
         counts={name: len(pictures) for name, pictures in sets.items()} | {"styles": len(subjects)},
         figures={key: {name: float(np.mean(v)) for name, v in row.items()} for key, row in columns.items()}
-        | _time_tasks(subjects[-1], model),
+        | _time_edit(subjects[-1], model),
         styles=_measure_styles(subjects, model, classifier, say),
         sheet=draw_sheet(subjects[-3:], model),
     )
@@ -153,12 +134,6 @@ def _load_scikit_images() -> list[np.ndarray]:
 def _measure_picture(truth: Image.Image, model: Model) -> Iterator[Row]:
     (decoded,) = model.pipeline.decode(model.pipeline.encode([truth], make_generators([0])))
     yield "autoencoder: PSNR, dB", measure_psnr(decoded, truth)
-    coloured = model.colorize(truth)
-    error, grey, chroma = measure_chroma(coloured, truth)
-    yield "colorize: chroma error", error
-    yield "grey: chroma error (the truth's mean chroma)", grey
-    yield "colorize: mean chroma", chroma
-    yield "colorize: lightness drift", measure_lightness_drift(coloured, truth.convert("L").convert("RGB"))
 
 
 def _measure_styles(
@@ -179,29 +154,18 @@ def _measure_styles(
     return rows
 
 
-def _time_tasks(picture: Image.Image, model: Model) -> Figures:
-    tasks: dict[str, Callable[[], Image.Image]] = {
-        "colorize": lambda: model.colorize(picture),
-        "edit": lambda: model.edit(picture, "oil painting"),
-    }
-    rows: Figures = {}
-    for name, run in tasks.items():
-        began = time.monotonic()
-        run()
-        rows[f"{name}: seconds for a result of 512 px, loaded"] = {"scikit-image": time.monotonic() - began}
-    return rows
+def _time_edit(picture: Image.Image, model: Model) -> Figures:
+    began = time.monotonic()
+    model.edit(picture, "oil painting")
+    return {"edit: seconds for a result of 512 px, loaded": {"scikit-image": time.monotonic() - began}}
 
 
 def draw_sheet(subjects: Sequence[Image.Image], model: Model) -> Image.Image:
     """Draw a contact sheet with the results for each picture.
 
-    Each picture takes two lines: grey, colorized, the picture itself, and then every style.
+    Each picture takes two lines: the picture itself, and then every style.
     """
-    rows = []
-    for subject in subjects:
-        view = subject.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.LANCZOS)
-        row = [view.convert("L").convert("RGB"), model.colorize(view), subject]
-        rows.append(row + [model.edit(subject, style) for style in STYLES])
+    rows = [[subject, *(model.edit(subject, style) for style in STYLES)] for subject in subjects]
     columns = -(-len(rows[0]) // 2)
     sheet = Image.new("RGB", (SHEET_SIDE * columns, SHEET_SIDE * 2 * len(rows)), "white")
     for number, row in enumerate(rows):
