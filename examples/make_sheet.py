@@ -17,9 +17,9 @@ HERE = Path(__file__).parent
 HEIGHT, GAP, LABEL = 240, 4, 16
 PAIRS = [
     {"input": "chelsea-small.png", "preset": "upscale", "scale": 4, "seed": 3},
-    {"input": "coffee-grey.jpg", "preset": "colorize", "seed": 1},
-    {"input": "chelsea-noisy.jpg", "preset": "restore", "seed": 3},
-    {"input": "coffee.jpg", "preset": "style-winter", "seed": 3},
+    {"input": "astronaut-noisy.jpg", "preset": "restore", "seed": 3},
+    {"input": "palace-grey.jpg", "preset": "colorize", "seed": 1},
+    {"input": "palace-grey.jpg", "preset": "colorize", "seed": 1, "control_image": str(HERE / "palace-hints.png")},
 ]
 STYLES = [{"input": "coffee.jpg", "preset": name, "seed": 3} for name in list_presets() if name.startswith("style-")]
 PAINTER = "gauguin.jpg"
@@ -68,8 +68,12 @@ def main() -> None:
         made = run_batch([*PAIRS, *PAINTED, *STYLES], Path(name))
         pairs = []
         for row, result in zip(PAIRS, made, strict=False):
-            source = str(row["input"])
-            pairs += [(source, load(HERE / source)), (f"{row['preset']}", load(result))]
+            source, label, view = str(row["input"]), str(row["preset"]), load(HERE / str(row["input"]))
+            if "control_image" in row:
+                source, label = Path(str(row["control_image"])).name, f"{label} --hints"
+                strokes = Image.open(HERE / source).resize(view.size)
+                view.paste(strokes, mask=strokes)
+            pairs += [(source, view), (label, load(result))]
         painted = [(name, load(HERE / name)) for name in (PAINTER, "astronaut.jpg")]
         painted += [("--style gauguin.jpg", load(path)) for path in made[len(PAIRS) :][: len(PAINTED)]]
         looks = made[len(PAIRS) + len(PAINTED) :]
