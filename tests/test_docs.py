@@ -214,6 +214,15 @@ def test_files_that_pages_name_exist(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_links_within_the_readme_lead_to_a_heading() -> None:
+    text = (ROOT / "README.md").read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    known = {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+    linked = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert len(linked) > 10
+    assert linked <= known
+
+
 def test_every_exit_code_is_explained() -> None:
     text = (ROOT / "docs/scripts.md").read_text().partition("## Exit codes")[2]
     told = {int(number) for row in re.findall(r"^\| ([\d, ]+) \|", text, re.M) for number in row.split(",")}
