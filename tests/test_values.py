@@ -135,7 +135,7 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Job:
     """Return the job of a command line, parsed by Typer."""
     seen: list[Job] = []
 
-    def plan_only(template: Job, output: Any, *, variations: int) -> list[Job]:
+    def plan_only(template: Job, output: Any, **options: Any) -> list[Job]:
         seen.append(template.model_copy(update={"output": "out.png"}))
         raise typer.Exit
 

@@ -26,10 +26,11 @@ from img2img_cli.errors import InputError, LockedError, OutputError, advise
 from img2img_cli.pictures.read import load_image
 from img2img_cli.pictures.write import BATCH_TAG, is_temporary
 from img2img_cli.system.source_files import NO_STAMP, find_special, stamp_file
+from img2img_cli.tasks.inputs import BATCH_STATE
 from img2img_cli.tasks.job import Job
 from img2img_cli.tasks.record import read_record
 
-STATE, LOCK = ".img2img.sqlite", ".img2img.lock"
+STATE, LOCK = BATCH_STATE, ".img2img.lock"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS result (
     output TEXT PRIMARY KEY, input TEXT, fingerprint TEXT,

@@ -39,6 +39,7 @@ class BatchOptions:
     inputs: Sequence[str]
     include: Sequence[str]
     exclude: Sequence[str]
+    include_results: bool
     watch: bool
     report: Path | None
     device: str
@@ -49,7 +50,7 @@ class BatchOptions:
     engine: Engine
 
 
-def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> Limits:
+def read_limits(*, batch_size: str = "auto", max_failures: str | None = None, **others: Any) -> Limits:
     """Check and convert the options that are more than a number.
 
     Raises:
@@ -64,7 +65,7 @@ def read_limits(*, batch_size: str, max_failures: str | None, **others: Any) -> 
             raise UsageError(f"--max-failures {max_failures}: must be a count such as 10 or a share such as 5%")
         allowed = int(number) if number == max_failures else int(number) / 100
     for key in ("item_timeout_s", "timeout_s"):
-        if others[key] is not None and not others[key] > 0:
+        if others.get(key) is not None and not others[key] > 0:
             raise UsageError(f"--{key.removesuffix('_s').replace('_', '-')} {others[key]:g}: must be over 0 seconds")
     size = None if batch_size == "auto" else int(batch_size)
     return Limits(batch_size=size, max_failures=allowed, **others)
@@ -86,7 +87,14 @@ def run_batch_command(choices: BatchChoices, limits: Limits, options: BatchOptio
 def find(choices: BatchChoices, options: BatchOptions, notes: list[str]) -> list[Item]:
     """Every input; `notes` takes what is left aside."""
     inputs, folder = options.inputs, choices.folder
-    return find_items(inputs, include=options.include, exclude=options.exclude, skip_folder=folder, notes=notes)
+    return find_items(
+        inputs,
+        include=options.include,
+        exclude=options.exclude,
+        skip_folder=folder,
+        include_results=options.include_results,
+        notes=notes,
+    )
 
 
 def keep_up(passes: Passes, notes: list[str]) -> int:

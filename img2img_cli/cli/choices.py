@@ -87,7 +87,7 @@ def check_format(name: str) -> Format:
     Raises:
         UsageError: no such format.
     """
-    return _check_choice("--format", name, FORMATS)
+    return _check_choice("--format", {"jpg": "jpeg", "tif": "tiff"}.get(name, name), FORMATS)
 
 
 def check_offload(name: str) -> Offload:

@@ -12,11 +12,13 @@ import typer
 
 _PRESET, _OUTPUT, _RUN = "Preset and model", "Output", "Run"
 
-InputArgument = Annotated[str, typer.Argument(metavar="INPUT", help="Picture to read; - is stdin.", show_default=False)]
-OutputArgument = Annotated[
-    Optional[str],
+PathsArgument = Annotated[
+    list[str],
     typer.Argument(
-        metavar="OUTPUT", help="File or folder to write; - is stdout. Left out: beside INPUT.", show_default=False
+        metavar="INPUT... [OUTPUT]",
+        help="Picture to read, - is stdin; and file or folder to write, - is stdout. Left out: beside INPUT. With "
+        "--output or a folder at the end, any number of pictures, folders and quoted globs.",
+        show_default=False,
     ),
 ]
 MaskOption = Annotated[
@@ -187,6 +189,35 @@ class PictureOptions(SharedOptions):
     ] = False
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Replace INPUT by the result.", rich_help_panel=_OUTPUT)
+    ] = False
+    output: Annotated[
+        Optional[str],
+        typer.Option(
+            "--output",
+            "-o",
+            help="File or folder to write; every path is an INPUT then.",
+            rich_help_panel=_OUTPUT,
+            show_default=False,
+        ),
+    ] = None
+    suffix: Annotated[
+        Optional[str],
+        typer.Option(
+            help="What a result's name adds to INPUT's, where you name none.",
+            rich_help_panel=_OUTPUT,
+            show_default="-TASK, -x2 or -PRESET",
+        ),
+    ] = None
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Do nothing where OUTPUT exists.", rich_help_panel=_OUTPUT)
+    ] = False
+    update: Annotated[
+        bool,
+        typer.Option(
+            "--update",
+            help="Do nothing where OUTPUT is newer than what is read and was made the same way; else replace it.",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = False
     seed: Annotated[
         Optional[int],

@@ -1,7 +1,8 @@
-"""From the arguments of a command for one picture to its results on the disk or on stdout."""
+"""From the arguments of a task's command to its results on the disk or on stdout."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,15 +10,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typer import Exit
+
 from img2img_cli.cli.choices import check_offload, collect_choices
 from img2img_cli.cli.options import PictureOptions, SharedOptions
-from img2img_cli.errors import UsageError
+from img2img_cli.cli.paths import Paths, split_paths
+from img2img_cli.errors import OutputError, UsageError
 from img2img_cli.presets.schema import Task
 from img2img_cli.system.interrupts import INTERRUPTS
 from img2img_cli.system.streams import STDIO
 from img2img_cli.tasks.inputs import Item
 from img2img_cli.tasks.job import Job
-from img2img_cli.tasks.plan import Choices, plan_picture
+from img2img_cli.tasks.plan import BatchChoices, Choices, choose_preset, plan_picture, resolve_parameters
+from img2img_cli.tasks.result_names import check_suffix, choose_suffix
+from img2img_cli.tasks.up_to_date import is_up_to_date
 from img2img_cli.text import printable
 
 if TYPE_CHECKING:
@@ -26,8 +32,7 @@ if TYPE_CHECKING:
 
 def run_picture_command(
     task: Task,
-    source: str,
-    output: str | None,
+    paths: Sequence[str],
     own: Mapping[str, Any],
     shared: PictureOptions,
     *,
@@ -39,17 +44,40 @@ def run_picture_command(
     """Resolve, plan, check, and only then load torch and run.
 
     Args:
+        paths: the inputs and perhaps an output, as they were typed.
         own: the command's own options by parameter name; None means not given.
         mask, style, control_image: the paths of side inputs.
     """
+    found = split_paths(task, paths, shared.output)
+    common = {**collect_choices(shared, own), "style": style, "seed": shared.seed, "force": shared.force}
+    if shared.suffix is not None:
+        check_suffix(shared.suffix)
+    if found.many:
+        for option, is_given in {
+            "--mask": mask, "--hints" if task == "colorize" else "--control KIND=PICTURE": control_image,
+            "--variations": variations > 1, "--in-place": shared.in_place, "--skip-existing": shared.skip_existing,
+        }.items():  # fmt: skip
+            if is_given:
+                raise UsageError(f"{option} is for one picture; give one, or leave it out")
+        run_several(task, found, common, shared)
+        return
     offload = check_offload(shared.offload)
-    choices = Choices(
-        **collect_choices(shared, own), style=style, seed=shared.seed, force=shared.force, in_place=shared.in_place
-    )
+    (source,), output = found.inputs, found.output
+    keeps = shared.skip_existing or shared.update
+    choices = Choices(**{**common, "force": shared.force or keeps}, in_place=shared.in_place, suffix=shared.suffix)
     if shared.json and (output == STDIO or (output is None and source == STDIO)):
         raise UsageError("--json and a picture cannot both go to stdout; name an OUTPUT file")
     item = Item(path=source, relative=Path(source).name, mask=mask, control_image=control_image)
-    jobs = plan_picture(item, choices, output, task=task, variations=variations)
+    try:
+        jobs = plan_picture(item, choices, output, task=task, variations=variations)
+    except OutputError as error:
+        if shared.output is None and output is not None and output != STDIO and Path(output).is_file():
+            raise OutputError(f"{error}; results of both pictures go into a folder with -o FOLDER") from None
+        raise
+    if keeps:
+        jobs = leave_out_done(jobs, shared)
+        if not jobs:
+            return
     if shared.dry_run:
         print_jobs(jobs)
         return
@@ -71,6 +99,53 @@ def run_picture_command(
         print(f"img2img: {printable(note)}", file=sys.stderr)
     for result in results:
         report(result, shared)
+
+
+def run_several(task: Task, paths: Paths, common: Mapping[str, Any], shared: PictureOptions) -> None:
+    """Run a batch over several pictures, with the names that one would have in the folder of the results.
+
+    Args:
+        common: the arguments of `Choices`.
+    """
+    from img2img_cli.cli.batch_run import BatchOptions, read_limits, run_batch_command
+    from img2img_cli.cli.open_engine import Engine
+
+    preset = choose_preset(task, shared.preset, common["overrides"])
+    choices = BatchChoices(**{**common, "preset": preset}, folder=Path(str(paths.output)))
+    parameters = resolve_parameters(preset, choices.overrides, choices, task=task)
+    added = choose_suffix(parameters, shared.preset) if shared.suffix is None else shared.suffix
+    name = "{stem}" + added.replace("{", "{{").replace("}", "}}") + "{ext}"
+    options = BatchOptions(
+        inputs=paths.inputs,
+        include=(),
+        exclude=(),
+        include_results=False,
+        watch=False,
+        report=None,
+        device=shared.device,
+        offload=check_offload(shared.offload),
+        dry_run=shared.dry_run,
+        json=shared.json,
+        quiet=shared.quiet,
+        engine=Engine(server=not shared.no_server, keep_warm=shared.keep_warm, quiet=shared.quiet),
+    )
+    code = run_batch_command(dataclasses.replace(choices, name=name), read_limits(), options)
+    if code:
+        raise Exit(code)
+
+
+def leave_out_done(jobs: Sequence[Job], shared: PictureOptions) -> list[Job]:
+    """Return the jobs that are still to be done, with `--skip-existing` or `--update`, and tell the others."""
+    left = []
+    for job in jobs:
+        exists = job.output != STDIO and Path(job.output).exists()
+        if exists and (shared.skip_existing or is_up_to_date(job, seeded=shared.seed is not None)):
+            if not shared.quiet:
+                print(f"img2img: {printable(job.output)}: {'exists' if shared.skip_existing else 'is up to date'}; "
+                      "left as it is", file=sys.stderr)  # fmt: skip
+        else:
+            left.append(job if shared.update else job.model_copy(update={"force": shared.force}))
+    return left
 
 
 def print_jobs(jobs: Sequence[Job]) -> None:

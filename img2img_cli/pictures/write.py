@@ -189,7 +189,7 @@ def _place(data: bytes, output: str, *, replace: bool, tag: str, verify: bool) -
             _verify(temporary)
         if replace:
             if target.exists():
-                os.chmod(temporary, target.stat().st_mode & 0o7777)
+                keep_owner(target.stat(), temporary)
             os.replace(temporary, target)
         else:
             _place_new(temporary, target)
@@ -203,6 +203,15 @@ def _place(data: bytes, output: str, *, replace: bool, tag: str, verify: bool) -
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def keep_owner(before: os.stat_result, path: Path) -> None:
+    """Give a file the owner, group and mode of the one that it replaces, as far as the system allows it."""
+    if hasattr(os, "chown"):
+        for owner, group in ((before.st_uid, -1), (-1, before.st_gid)):
+            with contextlib.suppress(PermissionError):
+                os.chown(path, owner, group)
+    os.chmod(path, before.st_mode & 0o7777)
 
 
 def _place_new(temporary: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +28,13 @@ from img2img_cli.system.streams import STDIO
 # Extensions picked up from folders. Files of other formats must be named.
 PICTURES = (*EXTENSIONS, ".gif", ".ppm", ".pgm", ".pnm", ".jp2", ".mpo")
 NAMED_PICTURES = (".tga", ".pcx", ".ico", ".psd", ".dds")  # picked up by globs that end with the extension
+# Pictures and films that are not read; what else lies in a folder is no input that anybody would miss.
+_OTHER_MEDIA = """.heic .heif .jxl .svg .svgz .pdf .eps .ai .xcf .exr .hdr
+.dng .raw .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw
+.mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .mts .3gp"""
+OTHER_MEDIA = frozenset(_OTHER_MEDIA.split())
 MANIFESTS = (".csv", ".jsonl")
+BATCH_STATE = ".img2img.sqlite"  # lies in the output folder of a batch
 ROW_KEYS = ("input", "output", "mask", "style", "control_image", "preset", "seed")
 PATH_KEYS = ("input", "output", "mask", "style", "control_image", "preset")
 GLOB_CHARACTERS = frozenset("*?[")
@@ -69,12 +76,40 @@ class Item:
         return os.path.abspath(self.path), self.origin
 
 
+@dataclass
+class Aside:
+    """What a search leaves aside.
+
+    Attributes:
+        extensions: of pictures and films that folders hold and that are not read.
+        folders: output folders of a batch below an input folder.
+        results: results that lie beside their inputs.
+    """
+
+    extensions: Counter[str] = field(default_factory=Counter)
+    folders: list[str] = field(default_factory=list)
+    results: int = 0
+
+    def tell(self) -> list[str]:
+        """Return a line for each kind."""
+        lines = []
+        if self.extensions:
+            counts = ", ".join(f"{count} {extension}" for extension, count in sorted(self.extensions.items()))
+            lines.append(f"left aside, as their formats are not looked for in folders: {counts}")
+        what = [f"{self.results} of img2img's own results beside their inputs"] if self.results else []
+        what += [f"{folder}, the output folder of a batch" for folder in self.folders]
+        if what:
+            lines.append(f"left aside: {'; '.join(what)}; --include-results takes them")
+        return lines
+
+
 def find_items(
     inputs: Sequence[str],
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     skip_folder: Path | None = None,
+    include_results: bool = False,
     notes: list[str] | None = None,
 ) -> list[Item]:
     """Find all inputs, in a stable order. A file that is found twice counts once.
@@ -86,17 +121,27 @@ def find_items(
         include, exclude: globs. An input must match one of `include`, if any, and none of `exclude`, by its name or by
             its path below the input folder. They do not apply to rows of manifests.
         skip_folder: a folder whose files are never inputs, such as an output folder inside an input folder.
-        notes: takes a message for each FIFO, socket or device that was found by scanning and is ignored.
+        include_results: whether to take results of earlier runs too: those beside their inputs, as their record tells,
+            and the output folders of batches below an input folder. Results that are named, and an output folder that
+            is itself an input, are always taken.
+        notes: takes a message for each FIFO, socket or device that was found by scanning and is ignored, and for what
+            else is left aside.
 
     Raises:
         InputError: a manifest cannot be read.
         NothingMatchedError: there is no input.
         UsageError: a manifest is malformed or has an unknown column.
     """
-    found = [item for name in inputs for item in _expand(name, skip_folder)]
+    left = Aside()
+    found = [item for name in inputs for item in _expand(name, skip_folder, None if include_results else left, left)]
+    if not include_results:
+        stems = _list_stems(found)
+        own = {item.path for item in found if item.scanned and _lies_beside_its_input(item.path, stems)}
+        left.results = len(own)
+        found = [item for item in found if item.path not in own]
     kept = [item for item in found if item.origin or item.error or _is_wanted(item.relative, include, exclude)]
     special = {item.path: kind for item in kept if item.scanned and (kind := find_special(item.path))}
-    aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()]
+    aside = [f"{path}: is {kind}, no regular file; left aside" for path, kind in special.items()] + left.tell()
     if notes is not None:
         notes += aside
     kept = [item for item in kept if not (item.scanned and item.path in special)]
@@ -120,10 +165,45 @@ def _is_wanted(relative: str, include: Sequence[str], exclude: Sequence[str]) ->
     return (not include or matches(include)) and not matches(exclude)
 
 
-def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
+def _list_stems(items: Sequence[Item]) -> dict[str, set[str]]:
+    """Return the names without extension of the items in each folder."""
+    stems: dict[str, set[str]] = defaultdict(set)
+    for item in items:
+        folder, name = os.path.split(item.path)
+        stems[folder].add(os.path.splitext(name)[0])
+    return stems
+
+
+def _lies_beside_its_input(path: str, stems: Mapping[str, set[str]]) -> bool:
+    """Return whether a picture says of itself that it was made of another one in its folder.
+
+    Args:
+        stems: what `_list_stems` returns.
+    """
+    folder, name = os.path.split(path)
+    stem = os.path.splitext(name)[0]
+    # Opening every file would take long: only a name that goes on from another one's can be such a result.
+    if not any(stem[:end] in stems[folder] for end in range(1, len(stem))):
+        return False
+    from img2img_cli.tasks.record import read_record
+
+    try:
+        source = str(read_record(path)["input"])
+    except Img2ImgError:
+        return False
+    return source != name and os.path.lexists(os.path.join(folder, source))
+
+
+def _expand(name: str, skip_folder: Path | None, outputs: Aside | None, left: Aside) -> Iterator[Item]:
+    """Yield the items of an input.
+
+    Args:
+        outputs: takes output folders of batches, which are then left aside; None to take their pictures.
+        left: takes the extensions of what is not read.
+    """
     if name == STDIO:
         for line in read_names(sys.stdin.buffer.read()):
-            for item in _expand_path(line, skip_folder):
+            for item in _expand_path(line, skip_folder, outputs, left):
                 yield replace(item, scanned=True)
     elif Path(name).suffix.lower() in MANIFESTS:
         yield from read_manifest(Path(name))
@@ -135,15 +215,22 @@ def _expand(name: str, skip_folder: Path | None) -> Iterator[Item]:
             if Path(match).suffix.lower() in suffixes and not (os.path.isdir(match) or _is_below(match, skip_folder)):
                 yield Item(path=match, relative=_mirror(os.path.relpath(match, root)), scanned=True)
     else:
-        yield from _expand_path(name, skip_folder)
+        yield from _expand_path(name, skip_folder, outputs, left)
 
 
-def _expand_path(name: str, skip_folder: Path | None) -> Iterator[Item]:
+def _expand_path(name: str, skip_folder: Path | None, outputs: Aside | None, left: Aside) -> Iterator[Item]:
     if os.path.isdir(name):
-        yield from _walk(name, skip_folder)
+        yield from _walk(name, skip_folder, outputs, left)
     else:
         # A missing file fails as one item and does not stop the batch, because names from `find` can be out of date.
         yield Item(path=name, relative=os.path.basename(name))
+
+
+def is_folder_or_glob(name: str) -> bool:
+    """Return whether a name stands for a folder, or for files that match it as a glob, rather than for a file."""
+    if os.path.isdir(name):
+        return True
+    return bool(GLOB_CHARACTERS & set(name)) and not os.path.lexists(name) and bool(glob.glob(name, recursive=True))
 
 
 def glob_root(pattern: str) -> str:
@@ -159,7 +246,7 @@ def _mirror(source: str) -> str:
     return os.path.normpath(name)
 
 
-def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
+def _walk(folder: str, skip_folder: Path | None, outputs: Aside | None, left: Aside) -> Iterator[Item]:
     """Yield the pictures below a folder. Each linked folder is followed only once, so that loops end."""
     visited: set[tuple[int, int]] = set()
     unreadable: list[OSError] = []
@@ -174,11 +261,20 @@ def _walk(folder: str, skip_folder: Path | None) -> Iterator[Item]:
             folders.clear()
             continue
         visited.add((status.st_dev, status.st_ino))
+        if outputs is not None and parent != folder and BATCH_STATE in files:
+            outputs.folders.append(parent)
+            folders.clear()
+            continue
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not _is_below(f"{parent}/{f}", skip_folder))
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURES:
+            extension = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if extension in PICTURES:
                 path = os.path.join(parent, name)
                 yield Item(path=path, relative=os.path.relpath(path, folder), scanned=True)
+            elif extension in OTHER_MEDIA or extension in NAMED_PICTURES:
+                left.extensions[extension] += 1
     for failed in unreadable:
         reason = f"{failed.filename}: the folder cannot be read ({failed.strerror}); check its permissions"
         yield Item(path=str(failed.filename), relative="", error=InputError(reason))

@@ -26,7 +26,9 @@ from img2img_cli.tasks.output_folder import NameLimits, check_folder
 from img2img_cli.tasks.result_names import (
     DEFAULT_NAME,
     check_template,
+    choose_suffix,
     fill_template,
+    find_other_format,
     find_unknown_extension,
     name_output,
     number_name,
@@ -45,6 +47,7 @@ class Choices:
         seed: None to choose one: at random for a single picture, by the input's name in a batch.
         fast: whether the preset is sped up (`resolve_preset`).
         metadata: whether results get EXIF and the record.
+        suffix: what the name of a single result adds to the input's, if none is given; by task or preset if None.
     """
 
     preset: str | None = None
@@ -60,6 +63,7 @@ class Choices:
     fast: bool = False
     metadata: bool = True
     truncated: Truncated = "refuse"
+    suffix: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,28 +107,37 @@ def plan_picture(item: Item, choices: Choices, output: str | None, *, task: Task
     Raises:
         InputError, OutputError, UsageError, PresetError, ModelError: before anything was written.
     """
-    preset = choices.preset
-    if preset is None:
-        # The bundled presets are tuned for small models; another checkpoint starts from Stable Diffusion's.
-        model = choices.overrides.get("model", BUNDLED)
-        preset = task if model == BUNDLED or is_network(model) else f"sd15-{task}"
+    preset = choose_preset(task, choices.preset, choices.overrides)
     overrides = choices.overrides
     if choices.preset is None and overrides.get("model") == BUNDLED:  # the task's own preset has its bundled model
         overrides = {key: value for key, value in overrides.items() if key != "model"}
     parameters = resolve_parameters(preset, overrides, choices, task=task)
     seed = choose_seed() if choices.seed is None else choices.seed
     job = make_job(item, choices, output=STDIO, preset=preset, parameters=parameters, seed=seed)
-    jobs = plan_variations(job, output, variations=variations)
+    suffix = choose_suffix(parameters, choices.preset) if choices.suffix is None else choices.suffix
+    jobs = plan_variations(job, output, variations=variations, suffix=suffix)
     parameters.check_references()
     return jobs
 
 
-def plan_variations(template: Job, output: str | None, *, variations: int = 1) -> list[Job]:
+def choose_preset(task: Task, preset: str | None, overrides: Mapping[str, Any]) -> str:
+    """Return the preset that was named, or the one that a task has for a model.
+
+    The bundled presets are tuned for small models; another checkpoint starts from Stable Diffusion's.
+    """
+    if preset is not None:
+        return preset
+    model = overrides.get("model", BUNDLED)
+    return task if model == BUNDLED or is_network(model) else f"sd15-{task}"
+
+
+def plan_variations(template: Job, output: str | None, *, variations: int = 1, suffix: str | None = None) -> list[Job]:
     """Give each variation its seed and output, and refuse what cannot be read or written.
 
     Args:
         template: the job; its own output does not matter.
         output, variations: as for `plan_picture`.
+        suffix: as for `name_output`.
 
     Raises:
         InputError, OutputError, UsageError: before anything was written.
@@ -141,7 +154,7 @@ def plan_variations(template: Job, output: str | None, *, variations: int = 1) -
         if path is not None:
             check_input(path)
     _check_side_inputs(template, f"preset '{template.preset}'")
-    base = name_output(template, output)
+    base = name_output(template, output, suffix)
     if base == STDIO and variations > 1:
         raise UsageError("several variations cannot go to stdout; name an OUTPUT file or folder")
     outputs = [number_name(base, index) for index in range(variations)] if variations > 1 else [base]
@@ -164,6 +177,8 @@ def _check_output(job: Job) -> None:
     if (unknown := find_unknown_extension(path, job.format)) is not None:
         known = ", ".join(sorted(EXTENSIONS))
         raise OutputError(f"{path}: unknown picture format '{unknown}'; use one of {known} or --format")
+    if (other := find_other_format(path, job.format)) is not None:
+        raise OutputError(f"{path}: '{other}' does not go with --format {job.format}; leave out one of the two")
     if not target.parent.is_dir():
         raise OutputError(f"{path}: the folder {target.parent} does not exist; create it first")
     if not os.access(target.parent, os.W_OK):
@@ -348,6 +363,9 @@ class Planner:
     def _check_extension(self, relative: str, where: str) -> None:
         if (unknown := find_unknown_extension(relative, self._choices.format)) is not None:
             raise UsageError(f"{where}: {relative}: unknown picture format '{unknown}'; use --name or --format")
+        if (other := find_other_format(relative, self._choices.format)) is not None:
+            what = f"'{other}' does not go with --format {self._choices.format}"
+            raise UsageError(f"{where}: {relative}: {what}; leave out one of the two")
 
 
 def _check_side_inputs(job: Job, where: str) -> None:

@@ -33,17 +33,41 @@ def find_unknown_extension(path: str, format_: Format) -> str | None:
     return extension if format_ == "keep" and extension.lower() not in EXTENSIONS else None
 
 
-def choose_suffix(parameters: Parameters) -> str:
-    """Return what a single result's name adds to the input's: `-edit`, `-colorize`, `-x2`."""
-    return f"-x{parameters.scale:g}" if parameters.task == "upscale" else f"-{parameters.task}"
+def choose_suffix(parameters: Parameters, preset: str | None = None) -> str:
+    """Return what a result's name adds to the input's: `-x2`, `-style-night`, `-edit`.
+
+    Args:
+        preset: the preset's name or file, if the user has named it.
+    """
+    if parameters.task == "upscale":
+        return f"-x{parameters.scale:g}"
+    return f"-{parameters.task if preset is None else Path(preset).stem}"
 
 
-def name_output(job: Job, output: str | None) -> str:
+def find_other_format(path: str, format_: Format) -> str | None:
+    """Return the extension of a result's name if it stands for another format than the one asked for, else None."""
+    extension = os.path.splitext(path)[1]
+    known = EXTENSIONS.get(extension.lower(), format_)
+    return extension if format_ != "keep" and known != format_ else None
+
+
+def check_suffix(suffix: str) -> None:
+    """Refuse a `--suffix` that would lead into another folder.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if any(character in suffix for character in "/\\\0"):
+        raise UsageError(f"--suffix {suffix!r}: must be a part of a file's name, such as -final")
+
+
+def name_output(job: Job, output: str | None, suffix: str | None = None) -> str:
     """Return the path of a single result, or `-` for stdout.
 
     Args:
         job: the job; its own output does not matter.
         output: a file, a folder, `-`, or None for a name beside the input.
+        suffix: what the name adds to the input's; `choose_suffix` for the task if None.
 
     Raises:
         UsageError: `in_place` with a picture from stdin.
@@ -61,7 +85,8 @@ def name_output(job: Job, output: str | None) -> str:
         return output
     source = Path("stdin.png" if job.input == STDIO else job.input)
     folder = source.parent if output is None else Path(output)
-    return str(folder / f"{source.stem}{choose_suffix(job.parameters)}{choose_extension(source.name, job.format)}")
+    added = choose_suffix(job.parameters) if suffix is None else suffix
+    return str(folder / f"{source.stem}{added}{choose_extension(source.name, job.format)}")
 
 
 def number_name(path: str, index: int) -> str:

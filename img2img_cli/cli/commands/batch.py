@@ -34,6 +34,10 @@ def batch(
     exclude: Annotated[
         list[str], typer.Option(metavar="GLOB", help="No names or paths like this; repeatable.", rich_help_panel=_FIND)
     ] = [],  # noqa: B006
+    include_results: Annotated[
+        bool,
+        typer.Option("--include-results", help="Take results of earlier runs in folders too.", rich_help_panel=_FIND),
+    ] = False,
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on with what arrives, until interrupted.", rich_help_panel=_FIND)
     ] = False,
@@ -102,6 +106,7 @@ def batch(
         inputs=inputs,
         include=include,
         exclude=exclude,
+        include_results=include_results,
         watch=watch,
         report=report,
         device=shared.device,

@@ -8,8 +8,7 @@ import typer
 
 from img2img_cli.cli.options import (
     HintsOption,
-    InputArgument,
-    OutputArgument,
+    PathsArgument,
     PictureOptions,
     VariationsOption,
     with_options,
@@ -21,8 +20,7 @@ VARIETY = 0.5  # of several results, if the user says nothing
 @with_options(PictureOptions)
 def colorize(
     *,
-    source: InputArgument,
-    output: OutputArgument = None,
+    paths: PathsArgument,
     saturation: Annotated[
         Optional[float],
         typer.Option(help="Factor on the colours: 0 is grey, 1 as the model made them.", show_default=False),
@@ -45,8 +43,7 @@ def colorize(
         variety = VARIETY
     run_picture_command(
         "colorize",
-        source,
-        output,
+        paths,
         {"saturation": saturation, "variety": variety},
         shared,
         control_image=hints,

@@ -9,9 +9,8 @@ import typer
 
 from img2img_cli.cli.options import (
     STYLE,
-    InputArgument,
     MaskOption,
-    OutputArgument,
+    PathsArgument,
     PictureOptions,
     StyleOption,
     VariationsOption,
@@ -25,8 +24,7 @@ ERASE = "erase"  # the preset for a mask without a prompt
 @with_options(PictureOptions)
 def edit(
     *,
-    source: InputArgument,
-    output: OutputArgument = None,
+    paths: PathsArgument,
     mask: MaskOption = None,
     mask_feather: Annotated[
         Optional[float], typer.Option(help="Pixels over which the mask fades in.", show_default=False)
@@ -61,8 +59,7 @@ def edit(
     own = {"mask_feather": mask_feather, "control": "picture" if kind == "tile" else kind}
     run_picture_command(
         "edit",
-        source,
-        output,
+        paths,
         own,
         shared,
         mask=mask,

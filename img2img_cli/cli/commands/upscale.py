@@ -6,14 +6,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from img2img_cli.cli.options import InputArgument, OutputArgument, PictureOptions, with_options
+from img2img_cli.cli.options import PathsArgument, PictureOptions, with_options
 
 
 @with_options(PictureOptions)
 def upscale(
     *,
-    source: InputArgument,
-    output: OutputArgument = None,
+    paths: PathsArgument,
     scale: Annotated[Optional[float], typer.Option(help="Any factor from 1 to 8.", show_default="2")] = None,
     upscaler: Annotated[
         Optional[str],
@@ -28,4 +27,4 @@ def upscale(
     """Make a picture larger, with detail. Scaled down again, the result gives the input back."""
     from img2img_cli.cli.single_run import run_picture_command
 
-    run_picture_command("upscale", source, output, {"scale": scale, "upscaler": upscaler}, shared)
+    run_picture_command("upscale", paths, {"scale": scale, "upscaler": upscaler}, shared)
