@@ -217,3 +217,26 @@ def test_what_is_not_read_is_counted_once(here, folder: Path) -> None:
     assert told.endswith("2 .heic, 1 .mp4, 1 .tga")
     done = here("batch", "sub", "-o", "out2", *INK)
     assert done.code == 4 and "1 .heic, 1 .mp4" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["edit", "a.jpg", "--set", "steps=4"], 2, "did you mean 'num_inference_steps'?"),
+        (["edit", "a.jpg", "--set", "cfg-scale=4"], 2, "did you mean 'guidance_scale'?"),
+        (["edit", "a.jpg", "-p", "fog", "--size", "128"], 2, 'WIDTHxHEIGHT such as 128x128, not "128"'),
+        (["edit", "https://example.org/a.jpg", "-p", "fog"], 3, "curl -L https://example.org/a.jpg | img2img ... -"),
+        (["batch", "a.jpg", "out/", *INK], 2, "img2img batch a.jpg -o out/"),
+        (["batch", "a.jpg", *INK], 2, "img2img batch a.jpg -o FOLDER"),
+        (["edit", "a.jpg", "--quality", "200"], 2, "try 'img2img edit --help'"),
+        (["--frobnicate"], 2, "try 'img2img --help'"),
+        (["edit", "drawing.svg", *INK], 3, "SVG; draw it first, as `rsvg-convert"),
+        (["edit", "pointer.jpg", *INK], 3, "git lfs pull"),
+    ],
+)
+def test_messages_say_what_to_type_next(here, folder: Path, words: list[str], code: int, said: str) -> None:
+    (folder / "drawing.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    (folder / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    done = here(*words)
+    assert (done.code, done.err.count("\n")) == (code, 1), done.err
+    assert said in done.err

@@ -97,7 +97,9 @@ def _run() -> int:
     except Img2ImgError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(error.format_message(), ExitCode.USAGE)
+        command = sys.argv[1] if sys.argv[1:] and sys.argv[1] in (*COMMANDS, *GROUPS) else ""
+        advice = f"img2img {command} --help".replace("  ", " ")
+        return _fail(f"{error.format_message().rstrip('.')}; try '{advice}'", ExitCode.USAGE)
     except Interrupted as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):

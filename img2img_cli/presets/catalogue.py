@@ -169,12 +169,21 @@ def _lengthen_schedule(merged: Mapping[str, Any]) -> Any:
     return max(steps, fewest_steps(strength)) if sound else steps
 
 
+# What the regular expressions of some keys demand, in words.
+_PATTERNS = {
+    "size": "should be original, model or WIDTHxHEIGHT such as 128x128",
+    "prompt_template": "should have {prompt} in it",
+}
+
+
 def _describe(error: Any, preset: Preset, overrides: Mapping[str, Any]) -> str:
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not error["loc"]:
         return message if overrides else f"preset {preset.name}: {message}"
     key = str(error["loc"][0])
+    if error["type"] == "string_pattern_mismatch":
+        message = _PATTERNS.get(key, message)
     where = COMMAND_LINE if key in overrides else str(preset.sources[key])
     hint = ""
     expected = error.get("ctx", {}).get("expected")

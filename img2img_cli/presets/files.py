@@ -82,9 +82,35 @@ def list_cards() -> dict[str, SimpleNamespace]:
     return {name: SimpleNamespace(**{**list_keys(), **load_preset(name).values}) for name in list_presets()}
 
 
+# What other tools, and this one's options, call a parameter.
+OTHER_NAMES = {
+    "steps": "num_inference_steps",
+    "cfg": "guidance_scale",
+    "cfg_scale": "guidance_scale",
+    "guidance": "guidance_scale",
+    "denoise": "strength",
+    "denoising_strength": "strength",
+    "sampler": "scheduler",
+    "sampler_name": "scheduler",
+    "checkpoint": "model",
+    "loras": "lora",
+    "upscale": "scale",
+    "factor": "scale",
+    "resolution": "image_size",
+    "width": "size",
+    "height": "size",
+    "control_strength": "controlnet_conditioning_scale",
+    "control_weight": "controlnet_conditioning_scale",
+    "style_strength": "ip_adapter_scale",
+    "feather": "mask_feather",
+}
+
+
 def suggest(word: str, candidates: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with up to three similar candidates, or an empty text if there are none."""
-    near = difflib.get_close_matches(word, list(candidates), n=3, cutoff=0.5)
+    known = list(candidates)
+    meant = OTHER_NAMES.get(word.lower().replace("-", "_"))
+    near = [meant] if meant in known else difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(f"'{name}'" for name in near) + "?" if near else ""
 
 

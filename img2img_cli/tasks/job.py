@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 import sys
@@ -107,6 +108,8 @@ def check_input(name: str) -> None:
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError):
+        if re.match(r"\w+://", name):
+            raise InputError(f"{name}: is an address, no file; pipe it: curl -L {name} | img2img ... -") from None
         raise InputError(f"{name}: no such file; check the name") from None
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror}); check the name and the folder") from None

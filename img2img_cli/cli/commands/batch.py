@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 import typer
 
 from img2img_cli.cli.options import STYLE, SharedOptions, StyleOption, with_options
+from img2img_cli.errors import UsageError
 
 _FIND, _OUTPUT, _RUN = "Inputs", "Output", "Run"
 
@@ -25,8 +26,9 @@ def batch(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder for the results; folders are mirrored.", show_default=False)
-    ],
+        Optional[Path],
+        typer.Option("--output", "-o", help="Folder for the results; folders are mirrored.", show_default=False),
+    ] = None,
     include: Annotated[
         list[str],
         typer.Option(metavar="GLOB", help="Only names or paths like this; repeatable.", rich_help_panel=_FIND),
@@ -91,6 +93,10 @@ def batch(
     from img2img_cli.cli.open_engine import Engine
     from img2img_cli.tasks.plan import BatchChoices
 
+    if output is None:
+        *names, last = inputs
+        told = " ".join([*(names or [last]), "-o", last if names else "FOLDER"][-6:])
+        raise UsageError(f"--output: name a folder for the results with -o, as in img2img batch {told}")
     if style is not None and leaves_preset_open(shared):
         shared = dataclasses.replace(shared, preset=STYLE)
     choices = BatchChoices(**collect_choices(shared), folder=output, name=name, style=style, seed=seed, force=force)

@@ -36,6 +36,21 @@ OTHERS = (
     (rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf|Rar!", "archive"),
     (rb"version https://git-lfs", "Git LFS pointer"),
 )
+# What makes a picture of them.
+ADVICE = {
+    "HEIF": "convert it first, as `heif-convert FILE.heic FILE.jpg` does",
+    "Canon raw": "develop it first, as `dcraw_emu -T FILE` or darktable does",
+    "Fujifilm raw": "develop it first, as `dcraw_emu -T FILE` or darktable does",
+    "raw": "develop it first, as `dcraw_emu -T FILE` or darktable does",
+    "film": "take a frame of it first, as `ffmpeg -i FILE -frames:v 1 FILE.png` does",
+    "JPEG XL": "convert it first, as `djxl FILE.jxl FILE.png` does",
+    "PDF": "draw a page of it first, as `pdftoppm -png FILE.pdf page` does",
+    "PostScript": "draw it first, as `gs -sDEVICE=png16m -o page.png FILE` does",
+    "SVG": "draw it first, as `rsvg-convert FILE.svg -o FILE.png` does",
+    "web page": "look whether its address leads to a picture",
+    "archive": "unpack it first",
+    "Git LFS pointer": "get the file itself with `git lfs pull`",
+}
 
 
 def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
@@ -45,7 +60,8 @@ def explain_refusal(data: bytes, formats: tuple[str, ...]) -> str:
             return f"the picture begins as {name} does but cannot be opened ({reason}); get a good copy or convert it"
     for pattern, kind in OTHERS:
         if re.match(pattern, data[:HEAD_BYTES], re.DOTALL | re.IGNORECASE):
-            return f"not a picture in a format that can be read, but {kind}; convert it first, to PNG for example"
+            advice = ADVICE.get(kind, "convert it first, to PNG for example")
+            return f"not a picture in a format that can be read, but {kind}; {advice}"
     return f"not a picture in a format that can be read ({', '.join(formats)}); convert it first"
 
 
