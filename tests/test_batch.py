@@ -275,7 +275,7 @@ def test_the_second_run_on_a_folder_is_told_who_holds_it(here, folder: Path) -> 
         (["nothing-*.png", "-o", "out", "--preset", "colorize"], 4, "nothing-*.png"),
         (["in", "-o", "out"], 2, "--preset"),
         (["in", "-o", "out", "--preset", "colorise"], 2, "'colorize'"),
-        (["in", "-o", "out", "--preset", "colorize", "--format", "jpg"], 2, "'jpeg'"),
+        (["in", "-o", "out", "--preset", "colorize", "--format", "jepg"], 2, "'jpeg'"),
         (["in", "-o", "out", "--preset", "colorize", "--batch-size", "many"], 2, "--batch-size"),
         (["in", "-o", "out", "--preset", "colorize", "--max-failures", "x%"], 2, "--max-failures"),
         (["in", "-o", "out", "--preset", "colorize", "--timeout", "-1"], 2, "--timeout"),

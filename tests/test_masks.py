@@ -186,8 +186,9 @@ def test_a_mask_from_a_pipe_is_read_once(here, tmp_path: Path, bits: int) -> Non
 def test_style_and_control_pictures_come_from_pipes_too(tmp_path: Path) -> None:
     job = Job(input="in.png", output="out.png", preset="edit", parameters=Parameters(prompt="fog"), seed=1)
     content = encode(make_picture("coffee", SIZE), "PNG")
+    picture = load_image("in.png", content)
     with pipe(tmp_path / "style", content) as style, pipe(tmp_path / "control", content) as control:
-        side_inputs = load_side_inputs(job.model_copy(update={"style": style, "control_image": control}), SIZE)
+        side_inputs = load_side_inputs(job.model_copy(update={"style": style, "control_image": control}), picture)
     assert isinstance(side_inputs, SideInputs)
     assert side_inputs.style is not None
     assert side_inputs.control is not None
